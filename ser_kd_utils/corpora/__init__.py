@@ -1,0 +1,194 @@
+"""Corpora: one manifest per corpus, whatever its layout on disk, checked against the published counts."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pandas as pd
+
+from ser_kd_utils.corpora import folds
+from ser_kd_utils.corpora.emodb import EMODB
+from ser_kd_utils.corpora.folds import Split, split
+from ser_kd_utils.corpora.iemocap import IEMOCAP
+from ser_kd_utils.corpora.manifest import COLUMNS, MANIFEST, Source, exclusions, protocols_of, tidy
+from ser_kd_utils.corpora.meld import MELD
+from ser_kd_utils.corpora.ravdess import RAVDESS
+
+__all__ = ["COLUMNS", "CORPORA", "Corpus", "Split", "cache_root", "load_corpus", "split"]
+
+CORPORA = ("demo", "iemocap", "meld", "emodb", "ravdess", "manifest")
+
+# Written in IEMOCAP's layout by demo.py, so that the demo runs through the same reader as the licensed corpus.
+_DEMO = replace(
+    IEMOCAP,
+    name="demo",
+    licence="made on this machine by this package; same licence",
+    access="open: made in the cache folder on first use",
+    citation="Synthetic speech made with Praat (Boersma & Weenink); its numbers say nothing about human speech.",
+    counts={},
+    synthetic=True,
+)
+_SOURCES = {source.name: source for source in (_DEMO, IEMOCAP, MELD, EMODB, RAVDESS, MANIFEST)}
+
+
+def cache_root() -> Path:
+    """Folder for everything that can be made again: $SER_KD_CACHE, or ~/.cache/ser-kd."""
+    return Path(os.environ.get("SER_KD_CACHE") or Path.home() / ".cache" / "ser-kd")
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """What the rest of the package knows of a corpus.
+
+    `manifest` has one row per utterance, sorted by utterance, with exactly the columns COLUMNS: `path` is absolute,
+    `seconds` is what the annotation or else the file's header says (NaN where neither does), text that does not apply
+    is "". `labels` fixes the order of the classes; `protocols` are those `split` takes, the default first. `notes`
+    says what differs from the published counts. `bad_audio` says what an unusable file means: "error", or "exclude"
+    where the release is known to hold such files.
+    """
+
+    name: str
+    manifest: pd.DataFrame
+    labels: tuple[str, ...]
+    protocols: tuple[str, ...]
+    licence: str
+    access: str
+    citation: str
+    synthetic: bool = False
+    bad_audio: str = "error"
+    notes: tuple[str, ...] = ()
+    excluded: pd.DataFrame = field(default_factory=exclusions)
+
+    def card(self) -> pd.DataFrame:
+        """The corpus in plain words: a table of two columns, item and value."""
+        rows = self.manifest
+        counts = rows.label.value_counts()
+        unknown = f" and {n} files of unknown length" if (n := int(rows.seconds.isna().sum())) else ""
+        reasons = self.excluded.reason.value_counts(sort=False)
+        items = {
+            "name": self.name,
+            "speech": "synthetic" if self.synthetic else "recorded",
+            "utterances": str(len(rows)),
+            "speakers": str(rows.speaker.nunique()),
+            "classes": ", ".join(f"{label} {counts.get(label, 0)}" for label in self.labels),
+            "hours": f"{rows.seconds.sum() / 3600:.2f}{unknown}",
+            "protocols": ", ".join(self.protocols),
+            "left out": "; ".join(f"{count} ({reason})" for reason, count in reasons.items()) or "none",
+            "differs from published": "; ".join(self.notes) or "no",
+            "licence": self.licence,
+            "access": self.access,
+            "citation": self.citation,
+        }
+        return pd.DataFrame(list(items.items()), columns=["item", "value"])
+
+    def fold_count(self, protocol: str | None = None) -> int:
+        """Number of folds of `protocol` (default: the first). ValueError if the corpus has no such protocol."""
+        return folds.fold_count(self, protocol)
+
+    def without(self, excluded: pd.DataFrame) -> Corpus:
+        """The same corpus less the utterances of `excluded` (columns utterance, reason)."""
+        kept = self.manifest[~self.manifest.utterance.isin(excluded.utterance)].reset_index(drop=True)
+        extended = pd.concat([self.excluded, excluded[["utterance", "reason"]]], ignore_index=True)
+        return replace(self, manifest=kept, excluded=extended)
+
+
+def load_corpus(name: str, root: str | Path | None = None, classes: int | None = None) -> Corpus:
+    """Read the corpus `name` from its folder `root` ("manifest": its CSV file; "demo" takes none and makes itself).
+
+    `classes`: 7 (default) or 4 for MELD, 4 for the other named corpora. Raises ValueError (unknown name, no such
+    number of classes, contradictory content) or FileNotFoundError (no root given, nothing or another corpus there,
+    files missing). Warns when counts differ from the published ones.
+    """
+    if name not in _SOURCES:
+        raise ValueError(f"unknown corpus {name!r}; choose one of {', '.join(CORPORA)}")
+    source = _SOURCES[name]
+    home = _demo_root() if source.synthetic else _root(source, root)
+    rows, excluded = source.read(home)
+    labels = _labels(source, rows, classes)
+    dropped = rows[~rows.label.isin(labels)]
+    rows = rows.drop(dropped.index)
+    _check_rows(rows, labels, f"{name} at {home}")
+    rows = tidy(rows)
+    notes = _differences(rows, labels, source)
+    if notes:
+        warnings.warn(f"{name} differs from the published counts: {'; '.join(notes)}", stacklevel=2)
+    excluded = excluded[~excluded.utterance.isin(dropped.utterance)].reset_index(drop=True)
+    return Corpus(
+        name=name,
+        manifest=rows[~rows.utterance.isin(excluded.utterance)].reset_index(drop=True),
+        labels=labels,
+        protocols=source.protocols or protocols_of(rows),
+        licence=source.licence,
+        access=source.access,
+        citation=source.citation,
+        synthetic=source.synthetic,
+        bad_audio=source.bad_audio,
+        notes=notes,
+        excluded=excluded,
+    )
+
+
+def _demo_root() -> Path:
+    from ser_kd_utils.corpora.demo import ensure_demo
+
+    return ensure_demo()
+
+
+def _root(source: Source, root: str | Path | None) -> Path:
+    """The absolute root, once the corpus is recognised there."""
+    if not root:
+        raise FileNotFoundError(
+            f"{source.name}: no place of the data given; access: {source.access}. Pass with --data-root "
+            f"(in Python load_corpus({source.name!r}, root=...)) the place of {source.layout}"
+        )
+    home = Path(root).expanduser().resolve()
+    if home.exists() and source.recognises(home):
+        return home
+    raise FileNotFoundError(f"no {source.name} at {home}: looked for {source.layout}; found {_found(home)}")
+
+
+def _found(home: Path) -> str:
+    if not home.exists():
+        return "nothing: the path does not exist"
+    others = [other.name for other in _SOURCES.values() if not other.synthetic and other.recognises(home)]
+    if others:
+        return f"{others[0]}: choose that corpus or pass another --data-root"
+    if home.is_file():
+        return "a file"
+    names = sorted(path.name for path in home.iterdir() if not path.name.startswith("."))
+    return f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}" if names else "an empty folder"
+
+
+def _labels(source: Source, rows: pd.DataFrame, classes: int | None) -> tuple[str, ...]:
+    choices = source.classes or (tuple(sorted(set(rows.label))),)
+    for labels in choices:
+        if classes in (None, len(labels)):
+            return labels
+    raise ValueError(f"{source.name} has {' or '.join(str(len(labels)) for labels in choices)} classes, not {classes}")
+
+
+def _check_rows(rows: pd.DataFrame, labels: tuple[str, ...], where: str) -> None:
+    if rows.empty:
+        raise ValueError(f"{where}: no utterance labelled {', '.join(labels)}")
+    twice = rows[rows.utterance.duplicated(keep=False)].sort_values(["utterance", "path"])
+    if len(twice):
+        raise ValueError(f"{where}: utterance {twice.utterance.iloc[0]} occurs twice: {' and '.join(twice.path[:2])}")
+
+
+def _differences(rows: pd.DataFrame, labels: tuple[str, ...], source: Source) -> tuple[str, ...]:
+    """What differs from the published counts, one note each."""
+    if not source.counts:
+        return ()
+    found = pd.crosstab(rows[source.counted_by], rows.label)
+    published = pd.DataFrame(source.counts, index=list(labels)).T
+    found, published = found.align(published, fill_value=0)
+    return tuple(
+        f"{f'{source.counted_by} {group}, ' if group else ''}{label}: {found.at[group, label]:.0f} utterances, "
+        f"published {published.at[group, label]:.0f}"
+        for group in found.index
+        for label in labels
+        if found.at[group, label] != published.at[group, label]
+    )

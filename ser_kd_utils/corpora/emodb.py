@@ -1,0 +1,48 @@
+"""EMO-DB (Berlin, acted, German) with four classes: boredom (L), disgust (E) and fear (A) are dropped."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from ser_kd_utils.corpora.manifest import Source, exclusions
+
+LABELS = {"W": "angry", "F": "happy", "N": "neutral", "T": "sad"}  # Wut, Freude, neutral, Trauer
+GENDERS = {"03": "M", "08": "F", "09": "F", "10": "M", "11": "M", "12": "M", "13": "F", "14": "F", "15": "M", "16": "F"}
+
+# 03a01Wa.wav: speaker, text, emotion, version
+NAME = re.compile(rf"({'|'.join(GENDERS)})[ab]\d\d([WLEAFTN])[a-z]\.(?:wav|flac)", re.IGNORECASE)
+
+
+def _files(root: Path) -> list[tuple[Path, re.Match[str]]]:
+    folder = root / "wav" if (root / "wav").is_dir() else root
+    return [(path, name) for path in sorted(folder.glob("*")) if (name := NAME.fullmatch(path.name))]
+
+
+def recognises(root: Path) -> bool:
+    return bool(_files(root))
+
+
+def read(root: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Read the file names, which hold everything."""
+    rows = [
+        (path.stem, str(path), LABELS[name[2]], name[1], GENDERS[name[1]])
+        for path, name in _files(root)
+        if name[2] in LABELS
+    ]
+    return pd.DataFrame(rows, columns=["utterance", "path", "label", "speaker", "gender"]), exclusions()
+
+
+EMODB = Source(
+    name="emodb",
+    layout="files as 03a01Wa.wav (or .flac), in it or in its folder wav",
+    recognises=recognises,
+    read=read,
+    licence="CC0-1.0 (as github.com/audeering/emodb states)",
+    access="open download: emodb.bilderbar.info",
+    citation="Burkhardt et al., A database of German emotional speech, Interspeech 2005",
+    protocols=("speaker-groups", "random"),
+    counts={"": {"angry": 127, "happy": 71, "neutral": 79, "sad": 62}},
+)

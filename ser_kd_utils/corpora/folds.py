@@ -1,0 +1,170 @@
+"""Protocols: which utterances train, choose and test a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from ser_kd_utils.corpora.manifest import PARTS
+
+if TYPE_CHECKING:
+    from ser_kd_utils.corpora import Corpus
+
+GENDER_GROUPS = {"emodb": 5, "ravdess": 4}  # one woman and one man each, three and three
+OWN_GROUPS = 5
+RANDOM_FOLDS = 5
+RANDOM_DEV = 8  # dev is one in 8 of what is not tested
+RANDOM_LEAST = 10  # utterances of a class, so that all three parts of every fold get some
+
+RULES = {
+    "leave-one-session-out": "test: one session; dev: the next session (after the last the first); train: the others",
+    "speaker-groups": "test: one group of speakers; dev: the next group (after the last the first); train: the others",
+    "official": "train, dev and test as the corpus itself names them",
+    "random": "test: a fifth of the utterances, whoever speaks; dev: an eighth of the rest; train: the others; "
+    "stratified by class, shuffled with the seed",
+}
+SPEAKER_INDEPENDENT = ("leave-one-session-out", "speaker-groups")
+
+
+@dataclass(frozen=True)
+class Split:
+    """One fold: the utterances of its three parts, each in the manifest's order, and the speakers heard in them.
+
+    `optimistic` marks a protocol that tests on speakers heard in training by design ("random").
+    """
+
+    corpus: str
+    protocol: str
+    fold: int
+    seed: int
+    train: tuple[str, ...]
+    dev: tuple[str, ...]
+    test: tuple[str, ...]
+    optimistic: bool
+    speakers: dict[str, tuple[str, ...]]
+
+    def card(self) -> dict[str, object]:
+        """The protocol in plain words, ready for JSON."""
+        heard = {*self.speakers["train"], *self.speakers["dev"]}
+        return {
+            "corpus": self.corpus,
+            "protocol": self.protocol,
+            "rule": RULES[self.protocol],
+            "fold": self.fold,
+            "seed": self.seed,
+            "speaker_independent": heard.isdisjoint(self.speakers["test"]),
+            "optimistic": self.optimistic,
+            "speakers": {part: list(names) for part, names in self.speakers.items()},
+            "sizes": {part: len(getattr(self, part)) for part in PARTS},
+        }
+
+
+def fold_count(corpus: Corpus, protocol: str | None = None) -> int:
+    """Number of folds of a protocol (default: the corpus's first)."""
+    protocol = _protocol(corpus, protocol)
+    if protocol in SPEAKER_INDEPENDENT:
+        return int(_groups(corpus, protocol).max())
+    return RANDOM_FOLDS if protocol == "random" else 1
+
+
+def split(corpus: Corpus, protocol: str | None, fold: int, seed: int) -> Split:
+    """Train, dev and test utterances of a fold (from 1) of a protocol (None: the corpus's first).
+
+    Only "random" uses the seed. Raises ValueError for a protocol or fold the corpus does not have, for too few
+    utterances, and when a speaker-independent protocol would let a speaker into two parts.
+    """
+    protocol = _protocol(corpus, protocol)
+    folds = fold_count(corpus, protocol)
+    if not 1 <= fold <= folds:
+        there = "1" if folds == 1 else f"1 to {folds}"
+        raise ValueError(f"{corpus.name}, {protocol}: no fold {fold}; folds: {there}")
+    rows = corpus.manifest
+    if protocol in SPEAKER_INDEPENDENT:
+        parts = _held_out(_groups(corpus, protocol), fold)
+    else:
+        parts = _random(corpus, fold, seed) if protocol == "random" else rows.split
+    members = {part: rows[parts == part] for part in PARTS}
+    if empty := [part for part in PARTS if members[part].empty]:
+        raise ValueError(f"{corpus.name}, {protocol}, fold {fold}: nothing to put in {' and '.join(empty)}")
+    speakers = {part: tuple(sorted(set(members[part].speaker))) for part in PARTS}
+    if protocol in SPEAKER_INDEPENDENT:
+        _check_disjoint(speakers, f"{corpus.name}, {protocol}, fold {fold}")
+    return Split(
+        corpus=corpus.name,
+        protocol=protocol,
+        fold=fold,
+        seed=seed,
+        train=tuple(members["train"].utterance),
+        dev=tuple(members["dev"].utterance),
+        test=tuple(members["test"].utterance),
+        optimistic=protocol == "random",
+        speakers=speakers,
+    )
+
+
+def _protocol(corpus: Corpus, protocol: str | None) -> str:
+    if protocol is None:
+        return corpus.protocols[0]
+    if protocol not in corpus.protocols:
+        raise ValueError(f"{corpus.name} has no protocol {protocol!r}; it has {', '.join(corpus.protocols)}")
+    return protocol
+
+
+def _groups(corpus: Corpus, protocol: str) -> pd.Series:
+    """Number (from 1) of the session or speaker group of every utterance."""
+    rows = corpus.manifest
+    if protocol == "leave-one-session-out":
+        groups = pd.Series(pd.factorize(rows.session, sort=True)[0] + 1, index=rows.index)
+    else:
+        groups = rows.speaker.map(_speaker_groups(corpus))
+    if groups.max() < len(PARTS):
+        kind = "sessions" if protocol == "leave-one-session-out" else "speaker groups"
+        raise ValueError(f"{corpus.name}, {protocol}: needs at least 3 {kind}, has {groups.max()}")
+    return groups
+
+
+def _speaker_groups(corpus: Corpus) -> dict[str, int]:
+    """Group (from 1) of every speaker: women and men alike in number where that is named, else even in utterances."""
+    rows = corpus.manifest
+    if corpus.name in GENDER_GROUPS:
+        genders = [sorted(set(rows.speaker[rows.gender == gender])) for gender in "FM"]
+        count = max(1, min(GENDER_GROUPS[corpus.name], *map(len, genders)))
+        return {name: place * count // len(names) + 1 for names in genders for place, name in enumerate(names)}
+    sizes = rows.speaker.value_counts()
+    loads = dict.fromkeys(range(1, min(OWN_GROUPS, len(sizes)) + 1), 0)
+    groups = {}
+    for name in sorted(sizes.index, key=lambda name: (-sizes[name], name)):  # by name too: the same everywhere
+        groups[name] = min(loads, key=loads.__getitem__)
+        loads[groups[name]] += int(sizes[name])
+    return groups
+
+
+def _held_out(groups: pd.Series, fold: int) -> pd.Series:
+    following = fold % groups.max() + 1
+    return groups.map({fold: "test", following: "dev"}).fillna("train")
+
+
+def _random(corpus: Corpus, fold: int, seed: int) -> pd.Series:
+    from sklearn.model_selection import StratifiedKFold
+
+    labels = corpus.manifest.label
+    counts = labels.value_counts()
+    if counts.min() < RANDOM_LEAST:
+        least = f"{counts.min()} {counts.idxmin()}"
+        raise ValueError(f"{corpus.name}, random: needs {RANDOM_LEAST} utterances of every class, has {least}")
+    folds = list(StratifiedKFold(RANDOM_FOLDS, shuffle=True, random_state=seed).split(labels, labels))
+    rest, test = folds[fold - 1]
+    _, dev = next(StratifiedKFold(RANDOM_DEV, shuffle=True, random_state=seed).split(rest, labels.iloc[rest]))
+    parts = np.full(len(labels), "train", dtype=object)
+    parts[test], parts[rest[dev]] = "test", "dev"
+    return pd.Series(parts, index=labels.index)
+
+
+def _check_disjoint(speakers: dict[str, tuple[str, ...]], where: str) -> None:
+    for one, other in combinations(PARTS, 2):
+        if shared := sorted({*speakers[one]} & {*speakers[other]}):
+            raise ValueError(f"{where}: speaker {shared[0]} is in {one} and in {other}; correct speaker or session")

@@ -1,0 +1,81 @@
+"""IEMOCAP with four classes: excited counts as happy; all labels but angry, happy, neutral and sad are dropped."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from ser_kd_utils.corpora.manifest import Source, exclusions
+
+LABELS = {"ang": "angry", "hap": "happy", "exc": "happy", "neu": "neutral", "sad": "sad"}
+
+# [6.2901 - 8.2357]<TAB>Ses01F_impro01_F000<TAB>neu<TAB>[2.5, ...: start and end in s, utterance, label, ratings
+SUMMARY = re.compile(r"^\[(\d+\.?\d*) - (\d+\.?\d*)\]\t(Ses\d\d[FM]_\S+_[FM]\w+)\t(?P<label>\w+)\t\[", re.MULTILINE)
+
+
+def home(root: Path) -> Path:
+    """The folder that holds Session1 to Session5: `root` or the release's own folder in it."""
+    release = root / "IEMOCAP_full_release"
+    return release if release.is_dir() else root
+
+
+def recognises(root: Path) -> bool:
+    return any(home(root).glob("Session*/dialog/EmoEvaluation"))
+
+
+def read(root: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Read the summary lines of dialog/EmoEvaluation/*.txt. FileNotFoundError if wav files of kept utterances miss."""
+    rows = pd.DataFrame(
+        [
+            _row(session, *summary.groups())
+            for session in sorted(home(root).glob("Session*"))
+            for table in sorted((session / "dialog" / "EmoEvaluation").glob("[!.]*.txt"))  # ._Ses*.txt are macOS files
+            for summary in SUMMARY.finditer(table.read_text(encoding="latin-1"))
+            if summary["label"] in LABELS
+        ],
+        columns=["utterance", "path", "label", "speaker", "gender", "session", "style", "seconds"],
+    )
+    missing = [path.stem for path in map(Path, rows.path) if not path.is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{root}: {len(missing)} of {len(rows)} wav files of IEMOCAP are missing ({', '.join(missing[:3])}"
+            f"{', ...' if len(missing) > 3 else ''}); unpack Session*/sentences/wav completely"
+        )
+    return rows, exclusions()
+
+
+def _row(session: Path, start: str, end: str, utterance: str, label: str) -> tuple[str | float, ...]:
+    dialog, turn = utterance.rsplit("_", 1)
+    # Ses01F_impro01_M000: the F after Ses01 wore the markers, the M before the number speaks
+    return (
+        utterance,
+        str(session / "sentences" / "wav" / dialog / f"{utterance}.wav"),
+        LABELS[label],
+        utterance[:5] + turn[0],
+        turn[0],
+        str(int(utterance[3:5])),
+        "impro" if "_impro" in dialog else "script",
+        float(end) - float(start),
+    )
+
+
+IEMOCAP = Source(
+    name="iemocap",
+    layout="Session1 to Session5, each with dialog/EmoEvaluation/*.txt and sentences/wav/*/*.wav",
+    recognises=recognises,
+    read=read,
+    licence="USC SAIL release agreement: research only, no redistribution",
+    access="restricted: apply at sail.usc.edu/iemocap",
+    citation="Busso et al., IEMOCAP: interactive emotional dyadic motion capture database, "
+    "Language Resources and Evaluation 42, 2008",
+    protocols=("leave-one-session-out", "random"),
+    counts={
+        "1": {"angry": 229, "happy": 278, "neutral": 384, "sad": 194},
+        "2": {"angry": 137, "happy": 327, "neutral": 362, "sad": 197},
+        "3": {"angry": 240, "happy": 286, "neutral": 320, "sad": 305},
+        "4": {"angry": 327, "happy": 303, "neutral": 258, "sad": 143},
+        "5": {"angry": 170, "happy": 442, "neutral": 384, "sad": 245},
+    },
+)

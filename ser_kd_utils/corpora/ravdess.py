@@ -1,0 +1,52 @@
+"""RAVDESS speech, audio only, with four classes: calm, fearful, disgust and surprised are dropped."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from ser_kd_utils.corpora.manifest import Source, exclusions
+
+LABELS = {"01": "neutral", "03": "happy", "04": "sad", "05": "angry"}
+
+# 03-01-05-01-02-01-16.wav: audio only (03), speech (01), emotion, intensity, statement, repetition, actor
+NAME = re.compile(r"(\d\d-\d\d)-(\d\d)-\d\d-\d\d-\d\d-(\d\d)\.(?:wav|flac)", re.IGNORECASE)
+SPEECH = "03-01"
+DUPLICATE, ORIGINAL = "03-01-03-01-02-02-07", "03-01-03-01-02-01-07"  # the same samples twice in the release
+
+
+def _files(root: Path) -> list[tuple[Path, re.Match[str]]]:
+    folders = sorted(root.glob("Actor_*")) or [root]
+    paths = (path for folder in folders for path in sorted(folder.glob("*")))
+    return [(path, name) for path in paths if (name := NAME.fullmatch(path.name))]
+
+
+def recognises(root: Path) -> bool:
+    return bool(_files(root))
+
+
+def read(root: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Read the file names, which hold everything; actors with an even number are women."""
+    rows = [
+        (path.stem, str(path), LABELS[name[2]], name[3], "F" if int(name[3]) % 2 == 0 else "M")
+        for path, name in _files(root)
+        if name[1] == SPEECH and name[2] in LABELS
+    ]
+    table = pd.DataFrame(rows, columns=["utterance", "path", "label", "speaker", "gender"])
+    duplicate = table.utterance.eq(DUPLICATE)
+    return table[~duplicate], exclusions((name, f"same samples as {ORIGINAL}") for name in table.utterance[duplicate])
+
+
+RAVDESS = Source(
+    name="ravdess",
+    layout="files as 03-01-05-01-02-01-16.wav (or .flac), in it or in its folders Actor_01 to Actor_24",
+    recognises=recognises,
+    read=read,
+    licence="CC BY-NC-SA 4.0",
+    access="open download: zenodo.org/records/1188976, Audio_Speech_Actors_01-24.zip",
+    citation="Livingstone & Russo, The Ryerson audio-visual database of emotional speech and song, PLoS ONE 13, 2018",
+    protocols=("speaker-groups", "random"),
+    counts={"": {"angry": 192, "happy": 191, "neutral": 96, "sad": 192}},  # published: 192 happy, with the duplicate
+)
