@@ -1,0 +1,328 @@
+"""Noise recordings, which piece of them an utterance gets, and mixing at an exact signal-to-noise ratio.
+
+Nothing here keeps a random state: what an utterance gets is a function of its name, the condition, the seed and the
+epoch, whatever the batch, the order or the number of workers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ser_kd_utils.audio import SAMPLE_RATE, SILENCE, SOUNDFILE_SUFFIXES, AudioError, read, to_mono
+
+# file names of NOISEX-92 (Varga & Steeneken 1993) and what was recorded
+NOISEX92 = {
+    "babble": "100 people in a canteen",
+    "buccaneer1": "Buccaneer cockpit at 190 knots",
+    "buccaneer2": "Buccaneer cockpit at 450 knots",
+    "destroyerengine": "destroyer engine room",
+    "destroyerops": "destroyer operations room",
+    "f16": "F-16 cockpit",
+    "factory1": "factory floor 1",
+    "factory2": "factory floor 2",
+    "hfchannel": "HF radio channel",
+    "leopard": "Leopard tank",
+    "m109": "M109 tank",
+    "machinegun": "machine gun",
+    "pink": "pink noise",
+    "volvo": "Volvo 340 car",
+    "white": "white noise",
+}
+NOISEX92_STUDY = ("babble", "f16", "factory1", "hfchannel", "volvo")  # the five types assumed for MLKD
+TYPES_GENERATED = ("babble", "white", "pink", "low-band", "high-band")
+PARTS = ("train", "test")
+
+FRAME = SAMPLE_RATE // 50  # 20 ms
+ACTIVE_RANGE = 10 ** (40 / 10)  # frames within 40 dB of the loudest are speech (STOI, Taal et al. 2011)
+
+_SUFFIXES = (*SOUNDFILE_SUFFIXES, ".mp3", ".m4a", ".mp4")
+_CLIPPED_SHARE, _CLIPPED_FROM = 0.01, 0.999
+_TALKERS = 12
+_RMS = 0.1  # of generated noise
+
+
+class NoiseBank:
+    """Recordings by noise type; each is halved in time, the first half for training and the second for testing.
+
+    types: names in order. source: "folder" or "generated". excluded: DataFrame recording, type, reason.
+    fingerprint: SHA-256 of types and samples.
+    """
+
+    def __init__(self, recordings: dict[str, list[np.ndarray]], source: str, excluded: Sequence[tuple] = ()):
+        self._recordings = recordings
+        self.types = tuple(recordings)
+        self.source = source
+        self.excluded = pd.DataFrame(excluded, columns=["recording", "type", "reason"])
+        digest = hashlib.sha256()
+        for kind, pieces in recordings.items():
+            digest.update(f"{kind} {[len(piece) for piece in pieces]}".encode())
+            for piece in pieces:
+                digest.update(np.rint(piece * 2**15).astype("<i4").tobytes())
+        self.fingerprint = digest.hexdigest()
+
+    @classmethod
+    def from_folder(cls, folder: str | Path, types: Sequence[str] | None = None, most: int = 5) -> NoiseBank:
+        """All usable recordings of the asked `types` in `folder`.
+
+        A file's type is the sub-folder it lies in, or else its name up to the first "_", in lower case; where five or
+        more file names are those of NOISEX-92 (in any case, with or without punctuation), it is that name and other
+        files are not used. Without `types`: NOISEX92_STUDY if all five are there, otherwise the `most` types with
+        most seconds (ties: by name).
+
+        A recording is left out if it is unreadable, empty, holds NaN, is silent (all under -80 dBFS), is clipped (over
+        1 % of its samples, before resampling, at 0.999 of full scale or above), or is under 1 s long once stretches
+        of 20 ms or more under -80 dBFS are cut away.
+        Raises FileNotFoundError (no recordings) or ValueError (unknown type; nothing usable).
+        """
+        folder = Path(folder)
+        labels = _labels(folder)
+        if unknown := sorted(set(types or ()) - set(labels.values())):
+            there = ", ".join(sorted(set(labels.values())))
+            raise ValueError(f"no noise of type {', '.join(unknown)} in {folder}; there are: {there}.")
+        recordings, excluded = {}, []
+        for path, kind in labels.items():
+            if types and kind not in types:
+                continue
+            loaded = _load(path)
+            if isinstance(loaded, str):
+                excluded.append((path.relative_to(folder).as_posix(), kind, loaded))
+            else:
+                recordings.setdefault(kind, []).append(loaded)
+        chosen = set(types) if types else _default_types(recordings, most)
+        if lost := sorted((chosen or set(labels.values())) - set(recordings)):
+            reasons = "; ".join(f"{name}: {reason}" for name, kind, reason in excluded if kind in lost)
+            raise ValueError(f"no usable recording of {', '.join(lost)} in {folder} ({reasons}).")
+        return cls({kind: recordings[kind] for kind in sorted(chosen)}, "folder", excluded)
+
+    @classmethod
+    def generated(cls, speech: Sequence[np.ndarray], seed: int = 0, seconds: float = 30.0) -> NoiseBank:
+        """One recording of `seconds` of each of TYPES_GENERATED, all at the same RMS.
+
+        babble: 12 talkers at once, each a chain of utterances of `speech` (float32 arrays at 16 kHz, training speakers
+        only) cut to its words (within 40 dB of the peak) and brought to the same active level; the halves share no
+        utterance. pink: power falls by 3 dB an octave from 20 Hz up. low-band: below 500 Hz. high-band: above 2 kHz.
+        Raises ValueError under 24 utterances.
+        """
+        if len(speech) < 2 * _TALKERS:
+            raise ValueError(f"babble needs at least {2 * _TALKERS} utterances, not {len(speech)}.")
+        samples = round(seconds * SAMPLE_RATE)
+        rng = keyed_rng("generated", seed)
+        shapes = {
+            "white": np.ones_like,
+            "pink": lambda hertz: np.maximum(hertz, 20) ** -0.5,
+            "low-band": lambda hertz: hertz < 500,
+            "high-band": lambda hertz: hertz > 2000,
+        }
+        recordings = {"babble": _babble(speech, samples, rng)}
+        recordings |= {kind: _shaped(shape, samples, rng) for kind, shape in shapes.items()}
+        return cls({kind: [_levelled(piece)] for kind, piece in recordings.items()}, "generated")
+
+    def report(self) -> pd.DataFrame:
+        """Columns type, recordings, seconds, left out."""
+        rows = [
+            (kind, len(pieces), round(sum(map(len, pieces)) / SAMPLE_RATE, 1), int((self.excluded.type == kind).sum()))
+            for kind, pieces in self._recordings.items()
+        ]
+        return pd.DataFrame(rows, columns=["type", "recordings", "seconds", "left out"])
+
+    def segment(self, kind: str, part: str, samples: int, *key: object) -> np.ndarray:
+        """float32 (samples,) from the `part` half ("train", "test") of one recording of `kind`.
+
+        Recording and start are a pure function of kind, part and `key` (as text). A half that is too short is repeated
+        from a random start.
+        """
+        if kind not in self._recordings or part not in PARTS:
+            raise ValueError(
+                f"no {part!r} part of {kind!r}; types: {', '.join(self.types)}; parts: {', '.join(PARTS)}."
+            )
+        rng = keyed_rng(kind, part, *key)
+        pieces = self._recordings[kind]
+        piece = pieces[rng.integers(len(pieces))]
+        half = piece[: len(piece) // 2] if part == "train" else piece[len(piece) // 2 :]
+        if len(half) < samples:
+            return np.resize(np.roll(half, -rng.integers(len(half))), samples)
+        start = rng.integers(len(half) - samples + 1)
+        return half[start : start + samples].copy()
+
+
+def keyed_rng(*key: object) -> np.random.Generator:
+    """A random generator that depends on nothing but the text of `key`."""
+    text = "\x1f".join(map(str, key))
+    return np.random.default_rng(int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little"))
+
+
+def draw(
+    utterance: str, seed: int, epoch: int | str, types: Sequence[str], snr_range: tuple[float, float]
+) -> tuple[str, float]:
+    """Noise type and SNR in dB, both uniform, as a pure function of utterance, seed and epoch."""
+    rng = keyed_rng("draw", utterance, seed, epoch)
+    return types[rng.integers(len(types))], float(rng.uniform(*snr_range))
+
+
+def mix(
+    clean: Tensor, noise: Tensor, snr_db: Tensor | float, level: str = "active", lengths: Tensor | None = None
+) -> Tensor:
+    """clean + g noise, with g such that each item has exactly `snr_db` over its own length.
+
+    clean, noise: (B, T); clean is zero beyond `lengths` (B,), and stays so. snr_db: scalar or (B,); inf gives clean.
+    The level of the speech is its `active_power` or its `overall_power`, that of the noise its overall power. Nothing
+    is clipped or rescaled; a silent item is returned as it is. The rest of the batch and padding do not change a bit of
+    an item's result. Raises ValueError: shapes, unknown level, NaN, silent noise.
+    """
+    snr = torch.as_tensor(snr_db, dtype=torch.float64, device="cpu")
+    if clean.ndim != 2 or clean.shape != noise.shape or snr.shape not in ((), clean.shape[:1]):
+        shapes = f"{tuple(clean.shape)}, {tuple(noise.shape)} and {tuple(snr.shape)}"
+        raise ValueError(f"clean, noise and snr_db must be (B, T), (B, T) and () or (B,), not {shapes}.")
+    if level not in LEVELS:
+        raise ValueError(f"unknown level {level!r}; choose one of {', '.join(LEVELS)}.")
+    speech_power, noise_power = LEVELS[level](clean, lengths), overall_power(noise, lengths)
+    if not (speech_power + noise_power).isfinite().all():
+        raise ValueError("NaN or infinite samples in clean or noise.")
+    if not (snr > -torch.inf).all():
+        raise ValueError("snr_db must be a number, or inf for clean speech.")
+    needed = (speech_power > 0) & (snr < torch.inf)
+    if (needed & (noise_power == 0)).any():
+        raise ValueError("silent noise: no gain brings it to an SNR.")
+    gain = torch.where(needed, (speech_power / noise_power * 10 ** (-snr / 10)).sqrt(), 0)
+    scaled = noise * gain.to(noise)[:, None]
+    if lengths is not None:
+        time = torch.arange(noise.shape[1], dtype=torch.int32, device=noise.device)
+        scaled.masked_fill_(time >= lengths.to(time)[:, None], 0)
+    return scaled.add_(clean)  # not fused with the product, which devices round differently
+
+
+def overall_power(x: Tensor, lengths: Tensor | None = None) -> Tensor:
+    """Mean square of each item of (B, T) over its own length. Returns float64 (B,) on the CPU."""
+    energy, samples = _frames(x, lengths)
+    return _total(energy) / samples.sum(1).clamp_min(1)
+
+
+def active_power(x: Tensor, lengths: Tensor | None = None) -> Tensor:
+    """Mean square over the 20 ms frames whose power is within 40 dB of the loudest frame's.
+
+    Frames do not overlap; a shorter last one counts with the samples it has. Shapes as in `overall_power`.
+    """
+    energy, samples = _frames(x, lengths)
+    power = energy / samples.clamp_min(1)
+    active = power * ACTIVE_RANGE >= power.amax(1, keepdim=True)
+    return _total(energy * active) / (samples * active).sum(1).clamp_min(1)
+
+
+LEVELS: dict[str, Callable[..., Tensor]] = {"active": active_power, "overall": overall_power}
+
+
+def _frames(x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Sum of squares of each 20 ms frame and its number of samples: float64 and int64 (B, frames), on the CPU.
+
+    The last column is what is left of each item after its whole frames; frames beyond an item's length hold 0 samples.
+    """
+    items, longest = x.shape
+    lengths = torch.full((items,), longest, device=x.device) if lengths is None else lengths.to(x.device)
+    whole, count = lengths // FRAME, longest // FRAME
+    position = whole[:, None] * FRAME + torch.arange(FRAME, device=x.device)
+    rest = x.gather(1, position.clamp_max(longest - 1)).masked_fill(position >= lengths[:, None], 0)
+    frames = x[:, : count * FRAME].unflatten(1, (count, FRAME))
+    energy = torch.cat([_energy(frames), _energy(rest[:, None])], dim=1)
+    inside = torch.arange(count, device=x.device) < whole[:, None]
+    samples = torch.cat([inside * FRAME, (lengths - whole * FRAME)[:, None]], dim=1)
+    return energy.masked_fill(samples == 0, 0).cpu().double(), samples.cpu()
+
+
+def _energy(frames: Tensor) -> Tensor:
+    """Sum of squares over the last axis, in an order that neither the batch nor its padding can change."""
+    if frames.device.type == "cpu":  # takes the rows one by one
+        return torch.linalg.vector_norm(frames, dim=-1).square()
+    return _folded(frames)
+
+
+def _folded(frames: Tensor) -> Tensor:
+    """The same by element-wise additions only, for devices whose reductions are ordered by the shape of the whole."""
+    sums = frames.square()
+    while sums.shape[-1] % 2 == 0:
+        first, second = sums.chunk(2, dim=-1)
+        sums = first.add_(second)
+    return sum(sums.unbind(-1))
+
+
+def _total(energy: Tensor) -> Tensor:
+    """Sum over frames in integers of 2^-40 of the loudest frame: exact, hence the same in any order and padding."""
+    unit = energy.amax(1).clamp_min(torch.finfo(torch.float32).tiny) * 2.0**-40
+    return (energy / unit[:, None]).round().long().sum(1) * unit
+
+
+def _labels(folder: Path) -> dict[Path, str]:
+    """Noise type of every recording under `folder`, sorted by path."""
+    paths = sorted(path for path in folder.rglob("[!.]*") if path.suffix.lower() in _SUFFIXES)
+    if not paths:
+        raise FileNotFoundError(f"no recordings ({', '.join(_SUFFIXES)}) in {folder}.")
+    plain = {path: re.sub("[^a-z0-9]", "", path.stem.lower()) for path in paths}
+    if len(set(plain.values()) & set(NOISEX92)) >= 5:
+        return {path: name for path, name in plain.items() if name in NOISEX92}
+    return {path: (path.stem.split("_")[0] if path.parent == folder else path.parent.name).lower() for path in paths}
+
+
+def _default_types(recordings: dict[str, list[np.ndarray]], most: int) -> set[str]:
+    if set(NOISEX92_STUDY) <= set(recordings):
+        return set(NOISEX92_STUDY)
+    samples = {kind: sum(map(len, pieces)) for kind, pieces in recordings.items()}
+    return set(sorted(samples, key=lambda kind: (-samples[kind], kind))[:most])
+
+
+def _load(path: Path) -> np.ndarray | str:
+    """A recording without its digital silence, or the reason why it is left out."""
+    try:
+        samples, rate = read(path)
+    except AudioError as error:
+        return error.reason
+    if np.mean(np.abs(samples) >= _CLIPPED_FROM) > _CLIPPED_SHARE:
+        return "clipped"
+    mono = to_mono(samples, rate)
+    quiet = np.abs(mono) < SILENCE
+    if quiet.all():
+        return "silent"
+    stretches = np.flatnonzero(np.diff(quiet, prepend=False, append=False)).reshape(-1, 2)
+    for start, stop in stretches[stretches[:, 1] - stretches[:, 0] >= FRAME]:
+        mono[start:stop] = np.nan
+    sounding = mono[~np.isnan(mono)]
+    return sounding if len(sounding) >= SAMPLE_RATE else "under 1 s of sound"
+
+
+def _babble(speech: Sequence[np.ndarray], samples: int, rng: np.random.Generator) -> np.ndarray:
+    halves = []
+    for part, length in enumerate((samples // 2, samples - samples // 2)):
+        order = rng.permutation(np.arange(part, len(speech), 2))
+        talkers = [_talker(speech, order[talker::_TALKERS], length, rng) for talker in range(_TALKERS)]
+        halves.append(np.sum(talkers, axis=0))
+    return np.concatenate(halves)
+
+
+def _talker(speech: Sequence[np.ndarray], order: np.ndarray, samples: int, rng: np.random.Generator) -> np.ndarray:
+    """One voice from a random point of its chain on, so that the talkers do not begin together."""
+    chain, length = [], 0
+    for index in order:
+        utterance = speech[index]
+        loud = np.flatnonzero(np.abs(utterance) >= np.abs(utterance).max() / 100)
+        words = torch.from_numpy(utterance[loud[0] : loud[-1] + 1])[None]
+        chain.append((words / active_power(words).sqrt())[0].numpy())
+        length += len(chain[-1])
+        if length >= samples:
+            break
+    voice = np.concatenate(chain)
+    return np.resize(np.roll(voice, rng.integers(len(voice))), samples)
+
+
+def _shaped(shape: Callable[[np.ndarray], np.ndarray], samples: int, rng: np.random.Generator) -> np.ndarray:
+    hertz = np.fft.rfftfreq(samples, 1 / SAMPLE_RATE)
+    return np.fft.irfft(np.fft.rfft(rng.standard_normal(samples)) * shape(hertz), samples)
+
+
+def _levelled(samples: np.ndarray) -> np.ndarray:
+    return (samples * (_RMS / np.sqrt(np.mean(np.square(samples))))).astype(np.float32)

@@ -1,0 +1,306 @@
+"""Decoding and the audio cache, on files made here."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import av
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+import soundfile
+
+from ser_kd_utils import audio
+from ser_kd_utils.audio import SAMPLE_RATE, AudioError, cache_audio, decode
+from ser_kd_utils.corpora import COLUMNS, Corpus, cache_root
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SER_KD_CACHE", str(tmp_path / "cache"))
+
+
+def tone(seconds: float, rate: int = SAMPLE_RATE, hertz: float = 440.0, amplitude: float = 0.5) -> np.ndarray:
+    return amplitude * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)
+
+
+def loudest_hertz(samples: np.ndarray) -> float:
+    return np.abs(np.fft.rfft(samples)).argmax() * SAMPLE_RATE / len(samples)
+
+
+def write_aac(path: Path, seconds: float, rate: int = 48_000, hertz: float = 440.0) -> None:
+    """An MP4 with 5.1 AAC sound, the tone in the centre channel only, as MELD has it."""
+    with av.open(path, "w") as container:
+        stream = container.add_stream("aac", rate=rate, layout="5.1")
+        channels = np.zeros((6, round(seconds * rate)), np.float32)
+        channels[2] = tone(seconds, rate, hertz)
+        frame = av.AudioFrame.from_ndarray(channels, format="fltp", layout="5.1")
+        frame.sample_rate = rate
+        container.mux([*stream.encode(frame), *stream.encode(None)])
+
+
+def write_video(path: Path) -> None:
+    with av.open(path, "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width = stream.height = 32
+        frame = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")
+        container.mux([*stream.encode(frame), *stream.encode(None)])
+
+
+def write_corpus(folder: Path, files: dict[str, np.ndarray], bad_audio: str = "error") -> Corpus:
+    """A corpus of 16-bit FLAC files `folder`/<utterance>.flac."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for utterance, samples in files.items():
+        soundfile.write(folder / f"{utterance}.flac", samples, SAMPLE_RATE)
+    return corpus_of({utterance: folder / f"{utterance}.flac" for utterance in files}, bad_audio)
+
+
+def corpus_of(paths: dict[str, Path], bad_audio: str = "error") -> Corpus:
+    rows = [(u, str(path), "sad", "s1", "f", "", "", "", np.nan) for u, path in paths.items()]
+    manifest = pd.DataFrame(rows, columns=COLUMNS)
+    return Corpus("little", manifest, ("sad",), ("random",), "CC0", "open", "none", bad_audio=bad_audio)
+
+
+def integers(seed: int, samples: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(-20_000, 20_000, samples, dtype=np.int16)
+
+
+# ---- decode
+
+
+def test_sixteen_bit_samples_are_read_exactly(tmp_path):
+    samples = integers(0, 5000)
+    for suffix in ("wav", "flac"):
+        soundfile.write(tmp_path / f"a.{suffix}", samples, SAMPLE_RATE)
+        decoded = decode(tmp_path / f"a.{suffix}")
+        assert decoded.dtype == np.float32
+        np.testing.assert_array_equal(decoded, samples / 2**15)
+
+
+@pytest.mark.parametrize("rate", [8_000, 19_980, 22_050, 44_100, 48_000])
+def test_stereo_at_any_rate_becomes_mono_at_16_khz(tmp_path, rate):
+    left, right = tone(1, rate, 440, 0.6), tone(1, rate, 1000, 0.2)
+    soundfile.write(tmp_path / "a.wav", np.stack([left, right], axis=1), rate, "FLOAT")
+    expected = (tone(1, hertz=440, amplitude=0.6) + tone(1, hertz=1000, amplitude=0.2)) / 2
+    decoded = decode(tmp_path / "a.wav")
+    assert len(decoded) == SAMPLE_RATE
+    np.testing.assert_allclose(decoded[500:-500], expected[500:-500], atol=2e-3)
+
+
+@pytest.mark.parametrize("seconds", [1.0, 0.1])
+def test_six_channel_mp4(tmp_path, seconds):
+    write_aac(tmp_path / "a.mp4", seconds)
+    decoded = decode(tmp_path / "a.mp4")
+    assert decoded.dtype == np.float32 and decoded.ndim == 1
+    assert len(decoded) / SAMPLE_RATE == pytest.approx(seconds, abs=0.05)
+    middle = decoded[200:1400] if seconds < 1 else decoded[4000:12000]
+    assert loudest_hertz(middle) == pytest.approx(440, abs=SAMPLE_RATE / len(middle))
+    assert 0.05 < np.abs(decoded).max() <= 1
+
+
+def test_files_without_usable_samples_say_why(tmp_path):
+    made = {}
+    for name, samples in {"empty": [], "NaN": [0.1, np.nan] * 4000, "infinite": [0.1, np.inf] * 4000}.items():
+        made[name] = tmp_path / f"{name}.wav"
+        soundfile.write(made[name], np.array(samples), SAMPLE_RATE, "FLOAT")
+    for name in ("zero_bytes.wav", "zero_bytes.mp4"):
+        made[name] = tmp_path / name
+        made[name].touch()
+    for name in ("text.flac", "text.mp4"):
+        made[name] = tmp_path / name
+        made[name].write_text("this is not sound " * 100)
+    soundfile.write(tmp_path / "whole.flac", integers(0, 50_000), SAMPLE_RATE)
+    made["cut.flac"] = tmp_path / "cut.flac"
+    made["cut.flac"].write_bytes((tmp_path / "whole.flac").read_bytes()[:30_000])
+    made["video.mp4"] = tmp_path / "video.mp4"
+    write_video(made["video.mp4"])
+    made["damaged.ogg"] = tmp_path / "damaged.ogg"
+    soundfile.write(made["damaged.ogg"], integers(0, 160_000), SAMPLE_RATE)
+    damaged = bytearray(made["damaged.ogg"].read_bytes())
+    damaged[len(damaged) // 2 : len(damaged) // 2 + 200] = bytes(200)
+    made["damaged.ogg"].write_bytes(damaged)
+    made["missing"] = tmp_path / "missing.wav"
+
+    reasons = {}
+    for name, path in made.items():
+        with pytest.raises(AudioError, match=path.name) as raised:
+            decode(path)
+        reasons[name] = raised.value.reason
+    assert reasons.pop("empty") == "empty"
+    assert reasons.pop("NaN") == reasons.pop("infinite") == "NaN or infinite samples"
+    assert set(reasons.values()) == {"unreadable"} and len(reasons) == 8
+
+
+# ---- cache
+
+
+def test_cache_returns_what_was_decoded(tmp_path):
+    files = {f"u{k:03d}": integers(k, 1600 + 37 * k) for k in range(300)}  # more than two batches
+    cache = cache_audio(write_corpus(tmp_path / "c", files))
+    assert len(cache) == 300 and cache.excluded.empty and list(cache.excluded.columns) == ["utterance", "reason"]
+    for utterance, samples in files.items():
+        assert cache[utterance].dtype == np.float32
+        np.testing.assert_array_equal(cache[utterance], samples / 2**15)
+        assert cache.seconds(utterance) == len(samples) / SAMPLE_RATE
+    with pytest.raises(KeyError):
+        cache["u999"]
+
+
+def test_samples_beyond_full_scale_are_clipped(tmp_path):
+    soundfile.write(tmp_path / "a.wav", tone(0.5, amplitude=1.5), SAMPLE_RATE, "FLOAT")
+    samples = cache_audio(corpus_of({"a": tmp_path / "a.wav"}))["a"]
+    np.testing.assert_allclose(samples, tone(0.5, amplitude=1.5).clip(-1, 1), atol=2**-15)
+    assert samples.min() == -1 and samples.max() == 1 - 2**-15
+
+
+def test_second_call_opens_without_decoding(tmp_path, monkeypatch):
+    corpus = write_corpus(tmp_path / "c", {"a": integers(0, 3200), "b": integers(1, 4800)})
+    first = cache_audio(corpus)
+
+    def refuse(*_):
+        raise AssertionError("decoded twice")
+
+    monkeypatch.setattr(audio, "decode", refuse)
+    second = cache_audio(corpus)
+    np.testing.assert_array_equal(first["b"], second["b"])
+    assert first.fingerprint == second.fingerprint
+    shutil.copytree(tmp_path / "c", tmp_path / "moved" / "with" / "its times")
+    moved = corpus_of({name: tmp_path / "moved" / "with" / "its times" / f"{name}.flac" for name in "ab"})
+    assert cache_audio(moved).fingerprint == first.fingerprint
+    with pytest.raises(AssertionError, match="decoded twice"):
+        cache_audio(corpus, shortest=0.05)
+
+
+def test_opened_cache_is_memory_mapped_and_small_to_send(tmp_path):
+    corpus = write_corpus(tmp_path / "c", {f"u{k}": integers(k, 160_000) for k in range(10)})
+    cache_audio(corpus)
+    before = pa.total_allocated_bytes()
+    cache = cache_audio(corpus)
+    stored = sum(len(cache[f"u{k}"]) * 2 for k in range(10))
+    assert pa.total_allocated_bytes() - before < stored / 100
+    assert str(cache_root()) in cache.dataset.cache_files[0]["filename"]
+    sent = pickle.dumps(cache)
+    assert len(sent) < stored / 100
+    np.testing.assert_array_equal(pickle.loads(sent)["u3"], cache["u3"])
+
+
+def test_reading_an_utterance_is_fast(tmp_path):
+    cache = cache_audio(write_corpus(tmp_path / "c", {"a": integers(0, 4 * SAMPLE_RATE)}))
+    durations = []
+    for _ in range(200):
+        start = time.perf_counter()
+        cache["a"]
+        durations.append(time.perf_counter() - start)
+    assert min(durations) < 100e-6
+
+
+BAD = {
+    "corrupted": "unreadable",
+    "empty": "empty",
+    "nan": "NaN or infinite samples",
+    "silent": "silent",
+    "short": "shorter than 0.1 s",
+    "long": "longer than 60 s",
+}
+
+
+def corpus_with_bad_files(folder: Path, bad_audio: str) -> Corpus:
+    folder.mkdir()
+    made = {
+        "empty": [],
+        "nan": np.full(8000, np.nan),
+        "silent": tone(1, amplitude=0.9e-4),
+        "short": tone(0.0999),
+        "long": tone(60.001),
+        "fine-1": tone(0.1),
+        "fine-2": tone(1, amplitude=1.2e-4),
+        "fine-3": tone(60),
+    }
+    for name, samples in made.items():
+        soundfile.write(folder / f"{name}.wav", np.asarray(samples), SAMPLE_RATE, "FLOAT")
+    (folder / "corrupted.wav").write_bytes(b"RIFF" + bytes(1000))
+    return corpus_of({name: folder / f"{name}.wav" for name in [*BAD, "fine-1", "fine-2", "fine-3"]}, bad_audio)
+
+
+def test_bad_files_are_left_out_and_reported_where_the_corpus_allows_it(tmp_path):
+    corpus = corpus_with_bad_files(tmp_path / "c", "exclude")
+    cache = cache_audio(corpus)
+    assert dict(cache.excluded.itertuples(index=False)) == BAD
+    assert len(cache) == 3
+    pd.testing.assert_frame_equal(cache_audio(corpus).excluded, cache.excluded)
+    remaining = corpus.without(cache.excluded)
+    assert set(remaining.manifest.utterance) == {"fine-1", "fine-2", "fine-3"}
+    assert cache_audio(remaining).fingerprint == cache.fingerprint
+
+
+def test_bad_files_stop_everything_where_it_does_not(tmp_path):
+    tolerant = corpus_with_bad_files(tmp_path / "c", "exclude")
+    cache_audio(tolerant)
+    before = sorted(cache_root().rglob("*"))
+    corpus = replace(tolerant, bad_audio="error")
+    named = r"little: 6 of 9 .*: corrupted \(unreadable\), empty \(empty\), nan \(NaN.*\) and 3 more; .*without"
+    for _ in range(2):
+        with pytest.raises(ValueError, match=named):
+            cache_audio(corpus)
+    assert sorted(cache_root().rglob("*")) == before
+
+
+def test_a_corpus_without_any_usable_file_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match=r"1 of 1 .*: a \(silent\); "):
+        cache_audio(write_corpus(tmp_path / "c", {"a": np.zeros(8000)}, bad_audio="exclude"))
+
+
+def test_nothing_is_left_of_an_interrupted_write(tmp_path, monkeypatch):
+    corpus = write_corpus(tmp_path / "c", {"a": integers(0, 3200)})
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(audio, "_check", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        cache_audio(corpus)
+    assert list((cache_root() / "audio").iterdir()) == []
+    assert len(cache_audio(corpus)) == 1
+
+
+def test_two_processes_may_write_the_same_cache(tmp_path, monkeypatch):
+    corpus = write_corpus(tmp_path / "c", {"a": integers(0, 3200)})
+    check = audio._check
+
+    def other_process_is_faster(*args):
+        monkeypatch.setattr(audio, "_check", check)
+        cache_audio(corpus)
+
+    monkeypatch.setattr(audio, "_check", other_process_is_faster)
+    np.testing.assert_array_equal(cache_audio(corpus)["a"], integers(0, 3200) / 2**15)
+    assert len(list((cache_root() / "audio").iterdir())) == 1
+
+
+def test_a_changed_file_is_decoded_again(tmp_path):
+    corpus = write_corpus(tmp_path / "c", {"a": integers(0, 3200), "b": integers(1, 3200)})
+    first = cache_audio(corpus)
+    write_corpus(tmp_path / "c", {"b": integers(2, 3200)})
+    second = cache_audio(corpus)
+    np.testing.assert_array_equal(second["b"], integers(2, 3200) / 2**15)
+    np.testing.assert_array_equal(first["b"], integers(1, 3200) / 2**15)
+    assert first.fingerprint != second.fingerprint
+
+
+def test_fingerprint_is_that_of_the_content(tmp_path):
+    files = {"a": integers(0, 3200), "b": integers(1, 3200)}
+    here = write_corpus(tmp_path / "here", files)
+    fingerprint = cache_audio(here).fingerprint
+    shutil.copytree(tmp_path / "here", tmp_path / "else" / "where", copy_function=shutil.copyfile)
+    there = corpus_of({name: tmp_path / "else" / "where" / f"{name}.flac" for name in "ba"})
+    assert cache_audio(there).fingerprint == fingerprint
+    assert len(fingerprint) == 64
+
+    files["b"] = files["b"].copy()
+    files["b"][1700] += 1
+    assert cache_audio(write_corpus(tmp_path / "changed", files)).fingerprint != fingerprint
+    for column in ("label", "speaker", "split"):
+        here.manifest.loc[1, column] = "other"
+        changed = cache_audio(here).fingerprint
+        assert changed != fingerprint
+        fingerprint = changed
