@@ -1,0 +1,244 @@
+"""The demo corpus: short English sentences spoken by Praat's synthesizer, in IEMOCAP's folder layout.
+
+Praat (through praat-parselmouth) speaks a sentence, and overlap-add resynthesis (PSOLA, Moulines & Charpentier 1990)
+gives it the prosody of an emotion. The directions of the effects follow the literature (Murray & Arnott 1993; Juslin &
+Laukka 2003; Scherer 2003): anger is high, wide, fast, loud and bright and falls at the end; happiness is high and wide,
+a little fast and bright, and rises; sadness is low, narrow, slow, soft and dull. The sizes are chosen here, and every
+utterance draws its own, so that the emotions overlap. All emotions share the same sentences.
+
+The corpus is synthetic: it shows that the suite works, and says nothing about people.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import uuid
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+CHECKSUM = "94f61c54eaa43df3c44e2e706d2c1d7857efcc20cb0b3d1dd5917a1e33011a66"
+RATE = 16_000
+SESSIONS = 5
+# Utterances per voice, in about IEMOCAP's shares (ang 20, hap + exc 30, neu 31, sad 20 %); readers drop the last two.
+COUNTS = {"ang": 8, "hap": 9, "exc": 3, "neu": 12, "sad": 8, "fru": 1, "xxx": 1}
+SENTENCES = (
+    "The letter is on the table.",
+    "They come back on Sunday.",
+    "I will call you tomorrow.",
+    "We leave at half past seven.",
+    "She put it in the kitchen.",
+    "My brother has the keys.",
+    "It was under the window.",
+    "He told me about the job.",
+    "You can see it from here.",
+    "The train is at the station.",
+    "That is where we used to live.",
+    "There are two more of them.",
+)
+
+
+@dataclass(frozen=True)
+class Prosody:
+    """What an emotion does to a voice on average; an utterance draws around it (SPREAD)."""
+
+    shift: float  # mean F0, semitones from the speaker's own
+    width: float  # F0 excursions, natural log of a factor
+    tempo: float  # speaking rate, natural log of a factor
+    level: float  # dB
+    tilt: float  # spectral tilt above 300 Hz, dB per octave
+    final: float  # F0 movement over the last 40 %, semitones
+    affect: tuple[int, int, int]  # valence, activation, dominance, 1 to 5: what the raters say
+
+
+PROSODY = {
+    "ang": Prosody(3.0, 0.35, 0.16, 4.0, 3.2, -5.0, (2, 4, 4)),
+    "hap": Prosody(6.0, 0.60, 0.04, 2.0, 1.1, 5.0, (4, 3, 3)),
+    "exc": Prosody(7.0, 0.70, 0.10, 4.0, 1.4, 5.0, (5, 4, 3)),
+    "neu": Prosody(0.0, 0.00, 0.00, 0.0, 0.0, -1.0, (3, 2, 3)),
+    "sad": Prosody(-2.5, -0.60, -0.18, -4.0, -3.2, -1.0, (2, 2, 2)),
+    "fru": Prosody(1.5, 0.20, 0.05, 2.0, 1.2, -2.0, (2, 3, 3)),
+    "xxx": Prosody(1.0, 0.10, 0.00, 0.0, 0.0, 0.0, (3, 3, 3)),
+}
+SPREAD = {"shift": 1.2, "width": 0.20, "tempo": 0.08, "level": 3.0, "tilt": 0.7, "final": 1.2}  # standard deviations
+
+
+@dataclass(frozen=True)
+class Voice:
+    """A speaker: an espeak voice of Praat, its language, median F0 in Hz, formant factor and tempo factor."""
+
+    language: str
+    name: str
+    f0: float
+    formants: float
+    tempo: float
+
+
+US, GB = "English (America)", "English (Great Britain)"
+VOICES = {  # session: its female and its male speaker
+    1: {"F": Voice(US, "Female1", 195, 1.00, 1.00), "M": Voice(US, "Male1", 105, 1.00, 1.00)},
+    2: {"F": Voice(GB, "Female2", 215, 1.02, 1.06), "M": Voice(GB, "Andy", 122, 1.02, 0.95)},
+    3: {"F": Voice(US, "Female3", 180, 0.98, 0.94), "M": Voice(US, "Max", 98, 0.98, 1.05)},
+    4: {"F": Voice(GB, "Auntie", 205, 0.99, 1.03), "M": Voice(GB, "Gene2", 114, 1.03, 0.98)},
+    5: {"F": Voice(US, "Female5", 225, 1.03, 0.98), "M": Voice(US, "Lee", 128, 0.97, 1.02)},
+}
+RATINGS = {  # the raters' words for the codes
+    "ang": "Anger",
+    "hap": "Happiness",
+    "exc": "Excited",
+    "neu": "Neutral",
+    "sad": "Sadness",
+    "fru": "Frustration",
+}
+
+
+def ensure_demo(root: Path | None = None) -> Path:
+    """The demo corpus's folder inside `root` (default: the cache folder), made on first use (10 s on two idle cores).
+
+    Two processes may call this at once: each makes its own copy under another name, and the first to finish wins.
+    Warns if the corpus is not the one this version was tested with (another Praat, another platform); the checksum of
+    the corpus made stands in demo.json.
+    """
+    if root is None:
+        from ser_kd_utils.corpora import cache_root
+
+        root = cache_root()
+    folder = Path(root) / f"demo-{CHECKSUM[:12]}"
+    if not folder.exists():
+        scratch = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
+        try:
+            _make(scratch)
+            scratch.rename(folder)
+        except OSError:
+            if not folder.exists():
+                raise
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    made = json.loads((folder / "demo.json").read_text())
+    if made["checksum"] != CHECKSUM:
+        warnings.warn(
+            f"the demo corpus made here (Praat {made['praat']}) has checksum {made['checksum']}, not {CHECKSUM}: "
+            "scores on it may differ slightly from those in results/",
+            stacklevel=2,
+        )
+    return folder
+
+
+def checksum(folder: Path) -> str:
+    """sha256 over the names and contents of all files of the sessions, in order of name."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.glob("Session*/**/*") if p.is_file()):
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _make(folder: Path) -> None:
+    import parselmouth
+
+    folder.mkdir(parents=True)
+
+    def session(number: int) -> None:
+        # A fresh process for each: a voice carries state from one utterance to the next.
+        command = [sys.executable, "-P", __file__, str(folder), str(number)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"Praat could not make session {number} of the demo corpus:\n{done.stderr}")
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(session, range(1, SESSIONS + 1)))
+    made = {"checksum": checksum(folder), "praat": parselmouth.PRAAT_VERSION, "parselmouth": parselmouth.__version__}
+    (folder / "demo.json").write_text(json.dumps(made, indent=1) + "\n")
+
+
+def make_session(folder: Path, number: int) -> None:
+    """Speak and write one session (its female and its male speaker in turns) under `folder`."""
+    import soundfile
+    from parselmouth.praat import call, run
+
+    run(f"random_initializeWithSeedUnsafelyButPredictably ({number})")  # PSOLA draws where it takes voiceless stretches
+    rng = np.random.default_rng([2003, number])
+    room = {"gain": rng.normal(0, 2.0), "tilt": rng.normal(0, 0.2), "floor": rng.uniform(-66, -58)}
+    synthesizers = {sex: call("Create SpeechSynthesizer", v.language, v.name) for sex, v in VOICES[number].items()}
+    labels = {sex: rng.permutation([k for k, n in COUNTS.items() for _ in range(n)]) for sex in "FM"}
+    base = folder / f"Session{number}"
+    for index, scene in enumerate(("impro01", "impro02", "script01_1", "script02_1")):
+        dialog = f"Ses{number:02d}{'FM'[index % 2]}_{scene}"
+        wavs = base / "sentences/wav" / dialog
+        wavs.mkdir(parents=True)
+        clock, blocks = 5.0, []
+        for turn, (female, male) in enumerate(zip(*(np.array_split(labels[s], 4)[index] for s in "FM"), strict=True)):
+            for sex, label in (("F", female), ("M", male)):
+                name = f"{dialog}_{sex}{turn:03d}"
+                samples = speak(synthesizers[sex], VOICES[number][sex], str(label), room, rng)
+                soundfile.write(wavs / f"{name}.wav", samples, RATE, subtype="PCM_16")
+                end = clock + len(samples) / RATE
+                blocks.append(evaluation(name, str(label), clock, end, rng))
+                clock = end + rng.uniform(0.2, 1.0)
+        text = "% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]\n\n" + "\n".join(blocks)
+        notes = base / "dialog/EmoEvaluation"
+        notes.mkdir(parents=True, exist_ok=True)
+        (notes / f"{dialog}.txt").write_text(text, newline="\n")
+
+
+def speak(synthesizer, voice: Voice, label: str, room: dict[str, float], rng: np.random.Generator) -> np.ndarray:
+    """One utterance, float64 (samples,) at 16 kHz, 0.9 to 1.8 s."""
+    from parselmouth.praat import call
+
+    drawn = {name: rng.normal(getattr(PROSODY[label], name), spread) for name, spread in SPREAD.items()}
+    (sound,) = call(synthesizer, "To Sound", SENTENCES[rng.integers(len(SENTENCES))], "no")
+    loud = np.nonzero(np.abs(sound.values[0]) > 0.01 * np.abs(sound.values).max())[0] / sound.sampling_frequency
+    sound = call(sound, "Extract part", loud[0], loud[-1], "rectangular", 1, "no")
+    # Played faster by the formant factor, then stretched back by PSOLA, which leaves the formants where they are.
+    call(sound, "Override sampling frequency", sound.sampling_frequency * voice.formants)
+    length = call(sound, "Get total duration")
+    pads = rng.uniform(0.04, 0.12, 2)
+    target = length * voice.formants / (1.25 * voice.tempo * np.exp(drawn["tempo"]))
+    target = np.clip(target, 0.9 - pads.sum() + 0.01, 1.79 - pads.sum())
+    manipulation = call(sound, "To Manipulation", 0.01, 60, 400)
+    tier = call(manipulation, "Extract pitch tier")
+    own = call(tier, "Get mean (points)", 0, 0)
+    excursion = f"min (5, max (-5, 12 * log2 (self / {own}))) * {1.5 * np.exp(drawn['width'])}"
+    final = f"{drawn['final']} * max (0, (x / {length} - 0.6) / 0.4)"
+    call(tier, "Formula", f"min (550, max (60, {voice.f0} * 2 ^ (({excursion} + {drawn['shift']} + {final}) / 12)))")
+    stretch = call("Create DurationTier", "tempo", 0, length)
+    call(stretch, "Add point", 0, target / length)
+    call([tier, manipulation], "Replace pitch tier")
+    call([stretch, manipulation], "Replace duration tier")
+    spoken = call(call(manipulation, "Get resynthesis (overlap-add)"), "Resample", RATE, 50).values[0]
+    return record(spoken, drawn["tilt"] + room["tilt"], drawn["level"] + room["gain"], room["floor"], pads, rng)
+
+
+def record(spoken: np.ndarray, tilt: float, level: float, floor: float, pads: np.ndarray, rng) -> np.ndarray:
+    """Tilt the spectrum (dB per octave above 300 Hz), set the level (dB re -26 dBFS), add a noise floor (dBFS)."""
+    spectrum = np.fft.rfft(spoken)
+    octaves = np.log2(np.fft.rfftfreq(len(spoken), 1 / RATE).clip(300) / 300)
+    spoken = np.fft.irfft(spectrum * 10 ** (tilt * octaves / 20), len(spoken))
+    spoken *= 10 ** ((level - 26) / 20) / np.sqrt(np.mean(spoken**2))
+    before, after = (int(RATE * p) for p in pads)
+    samples = np.pad(spoken, (before, after))
+    samples += 10 ** (floor / 20) * rng.standard_normal(len(samples))
+    return samples / max(1.0, np.abs(samples).max() / 0.99)
+
+
+def evaluation(name: str, label: str, start: float, end: float, rng: np.random.Generator) -> str:
+    """A block of an EmoEvaluation file: summary line, three raters' categories (C-E), two raters' affect (A-E)."""
+    agreeing = 0 if label == "xxx" else rng.integers(2, 4)
+    others = rng.permutation([rating for code, rating in RATINGS.items() if code != label])
+    votes = [RATINGS.get(label)] * agreeing + list(others[: 3 - agreeing])
+    scores = np.clip(np.array(PROSODY[label].affect) + rng.integers(-1, 2, (2, 3)), 1, 5)
+    mean = ", ".join(f"{v:.4f}" for v in scores.mean(0))
+    lines = [f"[{start:.4f} - {end:.4f}]\t{name}\t{label}\t[{mean}]"]
+    lines += [f"C-E{i}:\t{vote};\t()" for i, vote in enumerate(votes, 2)]
+    lines += [f"A-E{i}:\tval {v}; act {a}; dom  {d};\t()" for i, (v, a, d) in enumerate(scores, 3)]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    make_session(Path(sys.argv[1]), int(sys.argv[2]))

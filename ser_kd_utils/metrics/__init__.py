@@ -1,0 +1,161 @@
+"""Scores, their bootstrap intervals and paired tests, from tables of predictions.
+
+A table has the columns utterance, label and prediction (class names). The unit is the utterance: where it occurs
+several times (seeds, conditions), its occurrences share its weight of one, so that repetitions never pass for
+independent data.
+WA, UA, macro_f1 and WF1 as in `ser_metrics/ser_metrics.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+METRICS = ("WA", "UA", "macro_f1", "WF1")
+_BATCH = 250  # resamples at a time: bounds the memory
+
+
+@cache
+def ser_metrics():
+    """The `evaluate` module with WA, UA, macro_f1 and WF1; needs neither network nor cache files for its scores."""
+    import evaluate
+
+    return evaluate.load(str(Path(__file__).with_name("ser_metrics")), keep_in_memory=True)
+
+
+def score(table: pd.DataFrame, metric: str = "UA") -> float:
+    """`metric` of the table, in [0, 1]."""
+    (pairs,), classes = _pairs(table)
+    return float(_metric(pairs.sum(0), classes, metric))
+
+
+def interval(
+    table: pd.DataFrame, metric: str = "UA", level: float = 0.95, resamples: int = 1000, seed: int = 0
+) -> tuple[float, float, float]:
+    """Value of `metric` and the ends of its percentile bootstrap interval over utterances (Efron & Tibshirani 1993)."""
+    (pairs,), classes = _pairs(table)
+    ends = _bootstrap(len(pairs), lambda times: _metric(times @ pairs, classes, metric), level, resamples, seed)
+    return score(table, metric), *ends
+
+
+def paired_test(
+    a: pd.DataFrame,
+    b: pd.DataFrame,
+    metric: str = "UA",
+    level: float = 0.95,
+    resamples: int = 9999,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Difference of `metric`, a minus b, over the same utterances, with its bootstrap interval and two-sided p.
+
+    Paired permutation test: under the null hypothesis a and b may be exchanged utterance by utterance; all 2^n
+    exchanges when they are at most `resamples`. Raises ValueError if utterances, labels or conditions differ.
+    """
+    from scipy.stats import permutation_test
+
+    _same(a, b)
+    (first, second), classes = _pairs(a, b)
+    change = second - first
+
+    def exchanged(swap: np.ndarray, _: np.ndarray, axis: int = -1) -> np.ndarray:
+        """The difference where `swap` (..., n) is 1 for each utterance whose two predictions are exchanged."""
+        moved = swap @ change
+        return _metric(first.sum(0) + moved, classes, metric) - _metric(second.sum(0) - moved, classes, metric)
+
+    def resampled(times: np.ndarray) -> np.ndarray:
+        return _metric(times @ first, classes, metric) - _metric(times @ second, classes, metric)
+
+    n = len(first)
+    test = permutation_test(
+        (np.zeros(n), np.ones(n)),
+        exchanged,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=resamples,
+        batch=_BATCH,
+        rng=np.random.default_rng(seed),
+    )
+    low, high = _bootstrap(n, resampled, level, 1000, seed)
+    return {"difference": float(test.statistic), "low": low, "high": high, "p": float(test.pvalue)}
+
+
+def holm(p_values: Sequence[float]) -> np.ndarray:
+    """p-values adjusted for their number by Holm's (1979) step-down rule, in the order given."""
+    p = np.asarray(p_values, dtype=float)
+    order = np.argsort(p)
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1)
+    return adjusted
+
+
+def _same(a: pd.DataFrame, b: pd.DataFrame) -> None:
+    keys = [k for k in ("utterance", "label", "condition", "snr_db") if k in a and k in b]
+    left, right = (t[keys].drop_duplicates().sort_values(keys).reset_index(drop=True).astype(str) for t in (a, b))
+    if not left.equals(right):
+        both = left.merge(right, how="outer", indicator=True)
+        odd = both[both["_merge"] != "both"].iloc[0]
+        raise ValueError(
+            f"a paired test needs the same {', '.join(keys)} on both sides; "
+            f"{' '.join(odd[keys])} is only in the {'first' if odd['_merge'] == 'left_only' else 'second'} table"
+        )
+
+
+def _pairs(*tables: pd.DataFrame) -> tuple[list[np.ndarray], int]:
+    """Per table, its utterances' (by name) weights on (label, prediction), (utterances, classes^2); classes."""
+    names = pd.Index(sorted(set().union(*(set(t[c]) for t in tables for c in ("label", "prediction")))))
+    found = []
+    for table in tables:
+        utterance, units = pd.factorize(table["utterance"], sort=True)
+        label, prediction = names.get_indexer(table["label"]), names.get_indexer(table["prediction"])
+        pairs = np.zeros((len(units), len(names) ** 2))
+        np.add.at(pairs, (utterance, label * len(names) + prediction), 1 / np.bincount(utterance)[utterance])
+        found.append(pairs)
+    return found, len(names)
+
+
+def _metric(sums: np.ndarray, classes: int, metric: str) -> np.ndarray:
+    """`metric` of confusion matrices (..., classes^2), rows = labels."""
+    if metric not in METRICS:
+        raise ValueError(f"unknown metric {metric!r}; choose one of {', '.join(METRICS)}")
+    confusion = sums.reshape(*sums.shape[:-1], classes, classes)
+    hits, actual, guessed = np.einsum("...ii->...i", confusion), confusion.sum(-1), confusion.sum(-2)
+    if metric == "WA":
+        return hits.sum(-1) / actual.sum(-1)
+    if metric == "UA":
+        return _share(hits, actual).sum(-1) / (actual > 0).sum(-1)
+    f1 = _share(2 * hits, actual + guessed)
+    if metric == "WF1":
+        return (f1 * actual).sum(-1) / actual.sum(-1)
+    return f1.sum(-1) / (actual + guessed > 0).sum(-1)
+
+
+def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """part / whole, 0 where there is nothing."""
+    return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
+
+
+def _bootstrap(units: int, statistic: Callable, level: float, resamples: int, seed: int) -> tuple[float, float]:
+    """Ends of the percentile interval; `statistic` takes how often each unit was drawn: (resamples, units)."""
+    from scipy.stats import bootstrap
+
+    def of_drawn(drawn: np.ndarray, axis: int = -1) -> np.ndarray:
+        rows = np.atleast_2d(drawn)
+        places = rows + units * np.arange(len(rows))[:, None]
+        times = np.bincount(places.ravel(), minlength=rows.size).reshape(rows.shape)
+        return statistic(times.astype(float)).reshape(drawn.shape[:-1])
+
+    found = bootstrap(
+        (np.arange(units),),
+        of_drawn,
+        vectorized=True,
+        method="percentile",
+        confidence_level=level,
+        n_resamples=resamples,
+        batch=_BATCH,
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(found.low), float(found.high)
