@@ -134,7 +134,7 @@ def load_corpus(name: str, root: str | Path | None = None, classes: int | None =
 def _demo_root() -> Path:
     from ser_kd_utils.corpora.demo import ensure_demo
 
-    return ensure_demo()
+    return ensure_demo(cache_root())
 
 
 def _root(source: Source, root: str | Path | None) -> Path:

@@ -99,17 +99,13 @@ RATINGS = {  # the raters' words for the codes
 }
 
 
-def ensure_demo(root: Path | None = None) -> Path:
-    """The demo corpus's folder inside `root` (default: the cache folder), made on first use (10 s on two idle cores).
+def ensure_demo(root: Path) -> Path:
+    """The demo corpus's folder inside `root`, made on first use (10 s on two idle cores).
 
     Two processes may call this at once: each makes its own copy under another name, and the first to finish wins.
     Warns if the corpus is not the one this version was tested with (another Praat, another platform); the checksum of
     the corpus made stands in demo.json.
     """
-    if root is None:
-        from ser_kd_utils.corpora import cache_root
-
-        root = cache_root()
     folder = Path(root) / f"demo-{CHECKSUM[:12]}"
     if not folder.exists():
         scratch = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")

@@ -1,0 +1,90 @@
+"""Scores of a network on clean and noisy speech."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from ser_kd_utils.audio import SAMPLE_RATE, AudioCache
+from ser_kd_utils.models.wav2vec2 import normalise
+from ser_kd_utils.noise import NoiseBank, draw, mix
+
+CLEAN = ("clean", math.nan)
+"""The condition without noise; a condition is (noise type, SNR in dB)."""
+
+SECONDS_PER_BATCH = 40
+"""Most audio in one forward pass: bounds the memory, never the score."""
+
+
+def grid(types: Sequence[str], snr_db: Sequence[float]) -> list[tuple[str, float]]:
+    """Clean, then every noise type at every SNR."""
+    return [CLEAN, *((kind, float(snr)) for kind in types for snr in snr_db)]
+
+
+def dev_condition(seed: int, types: Sequence[str], snr_db: tuple[float, float]) -> Callable[[str], list]:
+    """One fixed noisy condition per dev utterance, drawn as in training, for choosing the epoch."""
+    return lambda utterance: [draw(utterance, seed, "dev", types, snr_db)]
+
+
+def noisy_views(
+    clean: np.ndarray,
+    utterance: str,
+    conditions: Sequence[tuple[str, float]],
+    noise: NoiseBank | None,
+    part: str,
+    seed: int,
+    level: str,
+) -> Tensor:
+    """The utterance under each condition, (conditions, samples).
+
+    All SNRs of a noise type get the same noise samples, so a curve over SNR changes nothing but the SNR.
+    """
+    views = torch.from_numpy(clean).repeat(len(conditions), 1)
+    noisy = [i for i, (kind, _) in enumerate(conditions) if kind != "clean"]
+    if noisy:
+        kinds = [conditions[i][0] for i in noisy]
+        pool = {kind: noise.segment(kind, part, len(clean), utterance, seed, "eval") for kind in set(kinds)}
+        segments = torch.from_numpy(np.stack([pool[kind] for kind in kinds]))
+        snr_db = torch.tensor([conditions[i][1] for i in noisy], dtype=torch.float64)
+        views[noisy] = mix(views[noisy], segments, snr_db, level)
+    return views
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module,
+    audio: AudioCache,
+    utterances: Iterable[str],
+    conditions: Callable[[str], Sequence[tuple[str, float]]],
+    noise: NoiseBank | None,
+    *,
+    part: str,
+    seed: int,
+    level: str,
+) -> pd.DataFrame:
+    """Logits of whole utterances: columns utterance, condition, snr_db, logits (float16, in the order of the labels).
+
+    A batch holds one utterance under its conditions: all items have one length, nothing is padded, and a score cannot
+    depend on what else is in the batch (wav2vec2-base's group norm would see the padding). part: the half of the noise
+    recordings, "train" or "test".
+    """
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    rows = []
+    for utterance in utterances:
+        clean, wanted = audio[utterance], list(conditions(utterance))
+        size = max(1, int(SECONDS_PER_BATCH * SAMPLE_RATE / len(clean)))
+        for first in range(0, len(wanted), size):
+            some = wanted[first : first + size]
+            views = noisy_views(clean, utterance, some, noise, part, seed, level).to(device)
+            lengths = torch.full((len(views),), views.shape[1], device=device)
+            logits = model(normalise(views, lengths)).logits.float().cpu().numpy().astype(np.float16)
+            rows += [(utterance, kind, snr, row) for (kind, snr), row in zip(some, logits, strict=True)]
+    model.train(was_training)
+    return pd.DataFrame(rows, columns=["utterance", "condition", "snr_db", "logits"])

@@ -1,0 +1,119 @@
+"""Teacher and student of MLKD: transformers' own Wav2Vec2ForSequenceClassification, built with the guards it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForSequenceClassification
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from ser_kd_utils.settings import TeacherSettings
+
+# layerdrop (0.1 by default) would drop the very layers that are distilled; SpecAugment fails under 3,280 samples.
+GUARDS = {"layerdrop": 0.0, "apply_spec_augment": False}
+
+
+def build_teacher(settings: TeacherSettings, labels: Sequence[str]) -> Wav2Vec2ForSequenceClassification:
+    """A classifier over `labels`, from a checkpoint (hub name or folder) or from random weights.
+
+    Raises ValueError when the checkpoint's depth is not the declared one.
+    """
+    classes = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+    if settings.checkpoint:
+        model = Wav2Vec2ForSequenceClassification.from_pretrained(
+            settings.checkpoint, dtype=torch.float32, **GUARDS, **classes
+        )
+    else:
+        model = Wav2Vec2ForSequenceClassification(Wav2Vec2Config(**settings.network, **GUARDS, **classes))
+    depth = model.config.num_hidden_layers
+    if depth != settings.layers:
+        raise ValueError(
+            f"{settings.checkpoint or 'The network'} has {depth} layers, the settings say {settings.layers}: "
+            "pass the checkpoint that the settings name, or change `layers`."
+        )
+    return model
+
+
+def build_student(teacher: Wav2Vec2ForSequenceClassification, layers: int) -> Wav2Vec2ForSequenceClassification:
+    """The teacher's CNN, projection, positional convolution and first `layers` layers, copied (DistilHuBERT).
+
+    The classifier is copied too. With all of the teacher's layers this is a copy of the teacher.
+    """
+    if not 1 <= layers <= teacher.config.num_hidden_layers:
+        raise ValueError(f"A student of {layers} layers cannot be cut from {teacher.config.num_hidden_layers} layers.")
+    config = Wav2Vec2Config.from_dict({**teacher.config.to_dict(), "num_hidden_layers": layers})
+    student = Wav2Vec2ForSequenceClassification(config)
+    kept = student.state_dict().keys()
+    student.load_state_dict({name: value for name, value in teacher.state_dict().items() if name in kept})
+    return student
+
+
+def freeze(teacher: nn.Module) -> nn.Module:
+    """Eval mode, no gradients. Kept outside the student's module tree, or `.train()` would undo it."""
+    return teacher.eval().requires_grad_(False)
+
+
+def scale_cnn_gradient(model: Wav2Vec2ForSequenceClassification, factor: float) -> None:
+    """Multiply the gradient that enters the convolutional encoder by `factor` (DistilHuBERT: 0.1)."""
+
+    def scale(_module, _inputs, features: Tensor) -> None:
+        if features.requires_grad:
+            features.register_hook(lambda gradient: gradient * factor)
+
+    model.wav2vec2.feature_extractor.register_forward_hook(scale)
+
+
+def hidden_states(output: SequenceClassifierOutput, levels: Sequence[int], layers: int) -> list[Tensor]:
+    """The (batch, frames, width) states after the given transformer layers, counted from 1."""
+    if output.hidden_states is None or len(output.hidden_states) != layers + 1:
+        found = 0 if output.hidden_states is None else len(output.hidden_states)
+        raise RuntimeError(f"Expected {layers + 1} hidden states, the network returned {found}.")
+    return [output.hidden_states[level] for level in levels]
+
+
+class DistilledStudent(nn.Module):
+    """A student with one prediction head per teacher level; every head reads the student's last layer.
+
+    A head is linear, GELU, linear, all of the teacher's width (DistilHuBERT). The heads serve training only: what is
+    saved and used afterwards is `.student`.
+    """
+
+    def __init__(self, student: Wav2Vec2ForSequenceClassification, levels: Sequence[int], width: int):
+        super().__init__()
+        self.student = student
+        own = student.config.hidden_size
+        self.heads = nn.ModuleDict(
+            {str(level): nn.Sequential(nn.Linear(own, width), nn.GELU(), nn.Linear(width, width)) for level in levels}
+        )
+
+    def forward(self, input_values: Tensor, attention_mask: Tensor | None = None) -> SequenceClassifierOutput:
+        """Logits, and as `hidden_states` each level's (batch, frames, width) prediction, in the order of `levels`."""
+        output = self.student(input_values, attention_mask=attention_mask, output_hidden_states=True)
+        output.hidden_states = tuple(head(output.hidden_states[-1]) for head in self.heads.values())
+        return output
+
+
+def normalise(waves: Tensor, lengths: Tensor) -> Tensor:
+    """Zero mean and unit variance over each item's own samples, zeros beyond, as Wav2Vec2FeatureExtractor does.
+
+    waves: (batch, samples) on any device; lengths: (batch,).
+    """
+    mask = torch.arange(waves.shape[1], device=waves.device) < lengths[:, None]
+    mean = (waves * mask).sum(1, keepdim=True) / lengths[:, None]
+    centred = (waves - mean) * mask
+    variance = centred.square().sum(1, keepdim=True) / lengths[:, None]
+    return centred / (variance + 1e-7).sqrt()
+
+
+def frame_mask(model: Wav2Vec2ForSequenceClassification, frames: int, attention_mask: Tensor) -> Tensor:
+    """(batch, frames) booleans: which of the network's 20 ms frames hold samples of the item."""
+    return model._get_feature_vector_attention_mask(frames, attention_mask)
+
+
+def save(model: Wav2Vec2ForSequenceClassification, folder: Path) -> None:
+    """As any transformers model, with its feature extractor: `pipeline("audio-classification", folder)` works."""
+    model.save_pretrained(folder)
+    Wav2Vec2FeatureExtractor(return_attention_mask=model.config.feat_extract_norm == "layer").save_pretrained(folder)

@@ -1,0 +1,242 @@
+"""Plan notebook runs, execute them headlessly with papermill, and keep an account of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+from argparse import Namespace
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ser_kd_utils.corpora import Corpus, load_corpus, split
+from ser_kd_utils.records import PACKAGE, fingerprint, results_folder, results_root, run_name
+from ser_kd_utils.settings import PROFILES
+
+NOTEBOOKS = PACKAGE.parent / "notebooks"
+
+ONCE = ("00_corpora_and_noise",)
+EACH_FOLD_AND_SEED = {"01_teacher_finetuning": "teacher", "02_noisy_student_distillation": "mlkd"}
+"""Notebooks of every fold and seed, with the method whose records they write."""
+LAST = ("09_paper_tables",)
+"""Notebook 09 reads records only; it runs every time, in seconds."""
+
+DONE, FAILED, OUT_OF_TIME = 0, 1, 3
+
+
+@dataclass(frozen=True)
+class Step:
+    """One notebook with the parameters papermill gives it."""
+
+    notebook: str
+    parameters: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        where = (
+            "" if self.notebook in ONCE + LAST else f"__fold-{self.parameters['fold']}__seed-{self.parameters['seed']}"
+        )
+        return self.notebook + where
+
+    @property
+    def source(self) -> Path:
+        return NOTEBOOKS / f"{self.notebook}.ipynb"
+
+
+def plan(options: Namespace, corpus: Corpus) -> list[Step]:
+    """The steps in reading order.
+
+    Raises ValueError for an unknown profile, a fold the corpus does not have, or a notebook number that is not in the
+    plan; FileNotFoundError when the notebooks are not beside the package.
+    """
+    if options.profile not in PROFILES:
+        raise ValueError(f"Unknown profile {options.profile!r}: choose one of {', '.join(PROFILES)}.")
+    if not NOTEBOOKS.is_dir():
+        raise FileNotFoundError(
+            "The notebooks are not beside the package: install it from a clone with `pip install -e .`"
+        )
+    every = tuple(range(1, corpus.fold_count() + 1))
+    folds = every if options.folds is None else options.folds or ((1,) if corpus.synthetic else every)
+    for fold in folds:
+        split(corpus, None, fold, 0)
+    common = {
+        "corpus": options.corpus,
+        "profile": options.profile,
+        "data_root": options.data_root,
+        "noise_dir": options.noise_dir,
+        "results": options.results,
+        "changes": options.changes,
+    }
+    first = {"fold": folds[0], "seed": options.seeds[0]}
+    steps = [Step(name, common | first) for name in ONCE]
+    for fold in folds:
+        for seed in options.seeds:
+            steps += [Step(name, common | {"fold": fold, "seed": seed}) for name in EACH_FOLD_AND_SEED]
+    reading = {key: common[key] for key in ("corpus", "profile", "results", "changes")}
+    steps += [Step(name, reading) for name in LAST]
+    return _only(steps, options.only)
+
+
+def _only(steps: list[Step], numbers: str) -> list[Step]:
+    wanted = [number.strip().zfill(2) for number in numbers.split(",") if number.strip()]
+    known = sorted({step.notebook[:2] for step in steps})
+    unknown = [number for number in wanted if number not in known]
+    if unknown:
+        raise ValueError(f"No notebook {', '.join(unknown)} in the plan: choose among {', '.join(known)}.")
+    return [step for step in steps if not wanted or step.notebook[:2] in wanted]
+
+
+def check_parameters(step: Step) -> None:
+    """papermill only warns about a parameter the notebook does not declare: refuse it, and a value of another type."""
+    import papermill
+
+    declared = papermill.inspect_notebook(str(step.source))
+    for name, value in step.parameters.items():
+        if name not in declared:
+            raise ValueError(f"{step.notebook} has no parameter {name!r}: it takes {', '.join(declared)}.")
+        wanted = declared[name]["inferred_type_name"]
+        if type(value).__name__ != wanted:
+            raise ValueError(f"{step.notebook}: {name} is declared {wanted}, got {value!r}.")
+
+
+def step_fingerprint(step: Step, corpus: Corpus) -> str:
+    """Of the notebook's code, the package's code, the parameters, the corpus and the noise files; no path counts."""
+    cells = json.loads(step.source.read_text(encoding="utf-8"))["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    package = {str(p.relative_to(PACKAGE)): _sha256(p) for p in sorted(PACKAGE.rglob("*.py"))}
+    noise_dir = step.parameters.get("noise_dir")
+    noise = [_sha256(p) for p in sorted(Path(noise_dir).rglob("*")) if p.is_file()] if noise_dir else "generated"
+    table = corpus.manifest.assign(size=[Path(p).stat().st_size for p in corpus.manifest["path"]])
+    manifest = table.drop(columns="path").to_csv(index=False)
+    values = {k: v for k, v in step.parameters.items() if k not in ("data_root", "noise_dir", "results")}
+    return fingerprint([code, package, noise, manifest, values])
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+class Account:
+    """`reproduce.json`: what was run, when, for how long, and how it ended. Ours, since papermill's metadata can call
+    cells after a timeout completed."""
+
+    def __init__(self, folder: Path):
+        self.path = folder / "reproduce.json"
+
+    @property
+    def steps(self) -> dict[str, dict[str, Any]]:
+        return json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
+
+    def set(self, step: Step, **entry: Any) -> None:
+        entry["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=self.path.parent, delete=False, suffix=".json") as file:
+            json.dump(dict(sorted((self.steps | {step.name: entry}).items())), file, indent=1)
+            file.write("\n")
+        Path(file.name).chmod(0o644)
+        Path(file.name).replace(self.path)
+
+
+def reproduce(options: Namespace) -> int:
+    """Run the plan. Returns 0 when all is done, 1 after a failure, 3 when the time limit came first."""
+    corpus = load_corpus(options.corpus, options.data_root or None)
+    options.results = str(results_root(options.results).resolve())
+    steps = plan(options, corpus)
+    for step in steps:
+        check_parameters(step)
+    folder = results_folder(options.results, options.corpus, options.profile, changes=options.changes)
+    account, started = Account(folder), time.monotonic()
+    print(f"{len(steps)} notebook runs, results in {_short(folder)}", flush=True)
+    for number, step in enumerate(steps, 1):
+        label = f"[{number}/{len(steps)}] {step.name}"
+        wanted = step_fingerprint(step, corpus)
+        output = folder / "notebooks" / f"{step.name}.ipynb"
+        before = account.steps.get(step.name, {})
+        recorded = before.get("status") == "done" and before.get("fingerprint") == wanted and output.exists()
+        if recorded and not options.force and step.notebook not in LAST:
+            print(f"{label}  already recorded, skipped", flush=True)
+            continue
+        if options.dry_run:
+            print(f"{label}  would run", flush=True)
+            continue
+        left = None if options.time_limit is None else options.time_limit * 60 - (time.monotonic() - started)
+        if left is not None and left <= 0:
+            print(f"{label}  not started: the time limit is reached; the same command goes on from here", flush=True)
+            return OUT_OF_TIME
+        print(f"{label}  running ...", flush=True)
+        if options.force:
+            _forget(step, folder)
+        status = _execute(step, output, account, wanted, left)
+        if status != DONE:
+            return status
+    if not options.dry_run:
+        _summary(folder, time.monotonic() - started)
+    return DONE
+
+
+def _forget(step: Step, folder: Path) -> None:
+    """Drop the weights a step would find: it trains again, and the old record stays until the new one is whole."""
+    if method := EACH_FOLD_AND_SEED.get(step.notebook):
+        for model in folder.glob(
+            f"runs/{run_name(method, '*', step.parameters['fold'], step.parameters['seed'])}/model"
+        ):
+            shutil.rmtree(model)
+
+
+def _execute(step: Step, output: Path, account: Account, wanted: str, left: float | None) -> int:
+    import papermill
+    from nbclient.exceptions import CellTimeoutError
+    from papermill.exceptions import PapermillExecutionError
+
+    output.parent.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    try:
+        papermill.execute_notebook(
+            str(step.source),
+            str(output),
+            parameters=step.parameters,
+            kernel_name="python3",
+            progress_bar=sys.stderr.isatty(),
+            extra_arguments=["--log-level=ERROR"],  # of the kernel, whose notices would land in the terminal
+            execution_timeout=None if left is None else max(1, int(left)),
+        )
+    except PapermillExecutionError as error:
+        account.set(step, status="failed", fingerprint=wanted, error=f"{error.ename}: {error.evalue}")
+        message = re.sub(r"\x1b\[[0-9;]*m", "", f"{error.ename}: {error.evalue}")
+        print(f"ser-kd: {step.name} failed in cell {error.cell_index}: {message}", file=sys.stderr)
+        print(f"The notebook as far as it came: {_short(output)}", file=sys.stderr)
+        return FAILED
+    except CellTimeoutError:
+        account.set(step, status="out of time", fingerprint=wanted)
+        print(
+            f"{step.name} was stopped by the time limit; what was recorded stays, the same command goes on", flush=True
+        )
+        return OUT_OF_TIME
+    seconds = round(time.monotonic() - began, 1)
+    account.set(step, status="done", fingerprint=wanted, seconds=seconds, parameters=_public(step))
+    print(f"    done in {seconds:.0f} s", flush=True)
+    return DONE
+
+
+def _public(step: Step) -> dict[str, Any]:
+    """The parameters less the paths of this machine."""
+    return {k: v for k, v in step.parameters.items() if k not in ("data_root", "noise_dir", "results")}
+
+
+def _short(path: Path) -> str:
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _summary(folder: Path, seconds: float) -> None:
+    table = folder / "tables" / "mlkd.md"
+    if table.exists():
+        print(f"\n{table.read_text(encoding='utf-8')}")
+    print(f"Done in {seconds / 60:.1f} min. In {_short(folder)}: tables/, figures/, runs/ (predictions and settings)")
+    print(f"and notebooks/ (executed: open {_short(folder / 'notebooks')}/*.ipynb)", flush=True)

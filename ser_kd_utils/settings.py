@@ -1,0 +1,152 @@
+"""Every number an experiment depends on, each with its value per profile and where it comes from.
+
+`tiny` trains small networks from random weights on two CPU cores in minutes; `paper` starts from wav2vec2-base and
+wants a GPU. Any corpus goes with any profile. Notebooks print `table()`, so that no setting is hidden.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
+
+import pandas as pd
+
+PROFILES = ("tiny", "paper")
+
+PUBLISHED = "published"
+CODE = "code of cited work"
+ASSUMED = "assumed"
+
+
+def setting(tiny: Any, paper: Any, source: str, note: str) -> Any:
+    """A field whose value depends on the profile; `source` is PUBLISHED, CODE or ASSUMED and `note` says from where."""
+    return field(metadata={"values": {"tiny": tiny, "paper": paper}, "source": source, "note": note})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Base of all settings: build with `of(profile)`, change single values by keyword."""
+
+    title: ClassVar[str]
+
+    @classmethod
+    def of(cls, profile: str, **changes: Any) -> Self:
+        """The settings of a profile with some values changed.
+
+        Raises ValueError for an unknown profile or an unknown setting.
+        """
+        if profile not in PROFILES:
+            raise ValueError(f"Unknown profile {profile!r}: choose one of {', '.join(PROFILES)}.")
+        fields = {f.name: f.metadata["values"][profile] for f in dataclasses.fields(cls)}
+        unknown = sorted(set(changes) - set(fields))
+        if unknown:
+            raise ValueError(f"Unknown setting {', '.join(unknown)} for {cls.title}: choose among {', '.join(fields)}.")
+        return cls(**fields | changes)
+
+    def table(self) -> pd.DataFrame:
+        """What a notebook prints: setting, value, source, note."""
+        rows = [
+            (f.name, getattr(self, f.name), f.metadata["source"], f.metadata["note"]) for f in dataclasses.fields(self)
+        ]
+        return pd.DataFrame(rows, columns=["setting", "value", "source", "note"]).set_index("setting")
+
+
+def parse_changes(text: str) -> dict[str, Any]:
+    """`"epochs=2, levels=(6,)"` -> {"epochs": 2, "levels": (6,)}; values are Python literals.
+
+    Raises ValueError for what is not a list of NAME=VALUE.
+    """
+    try:
+        call = ast.parse(f"f({text})", mode="eval").body
+        changes = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+        if call.args or None in changes or len(changes) < len(call.keywords):
+            raise ValueError
+        return changes
+    except (SyntaxError, ValueError, AttributeError):
+        message = f"{text!r} is not a list of settings such as epochs=2, teacher__checkpoint='folder' (text in quotes)."
+        raise ValueError(message) from None
+
+
+_TINY_NETWORK = {
+    "hidden_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 288,
+    "conv_dim": (32, 32, 32, 32, 32, 32),
+    "conv_kernel": (20, 3, 3, 3, 3, 2),
+    "conv_stride": (10, 2, 2, 2, 2, 2),
+    "feat_extract_norm": "layer",
+    "do_stable_layer_norm": True,
+    "num_conv_pos_embeddings": 32,
+    "num_conv_pos_embedding_groups": 4,
+    "classifier_proj_size": 64,
+    "hidden_dropout": 0.05,
+    "attention_dropout": 0.05,
+    "feat_proj_dropout": 0.05,
+    "final_dropout": 0.05,
+}
+
+
+@dataclass(frozen=True)
+class TeacherSettings(Settings):
+    """The clean-speech teacher (notebook 01), shared by the methods."""
+
+    title = "the teacher"
+
+    checkpoint: str = setting("", "facebook/wav2vec2-base", ASSUMED, "hub name or folder; empty: random weights")
+    network: dict = setting(
+        _TINY_NETWORK, {}, ASSUMED, "tiny: sized on dev speakers of EMO-DB folds 1 and 2; a checkpoint brings its own"
+    )
+    layers: int = setting(3, 12, ASSUMED, "transformer layers; a checkpoint of another depth is refused")
+    freeze_cnn: bool = setting(False, True, CODE, "SpeechBrain IEMOCAP recipe; random weights cannot be frozen")
+    epochs: int = setting(22, 30, CODE, "SpeechBrain IEMOCAP recipe (30)")
+    batch_size: int = setting(8, 24, ASSUMED, "utterances a step")
+    lr_encoder: float = setting(2e-3, 1e-5, CODE, "SpeechBrain IEMOCAP recipe (1e-5)")
+    lr_head: float = setting(2e-3, 1e-4, CODE, "SpeechBrain IEMOCAP recipe (1e-4)")
+    weight_decay: float = setting(1e-2, 1e-6, ASSUMED, "AdamW")
+    betas: tuple = setting((0.9, 0.98), (0.9, 0.98), CODE, "AdamW, as DistilHuBERT")
+    warmup: float = setting(0.1, 0.07, CODE, "share of the steps, linear; then linear decay (DistilHuBERT 7 %)")
+    clip: float = setting(5.0, 5.0, ASSUMED, "gradient norm")
+    seconds: float = setting(
+        2.0, 10.0, ASSUMED, "longest training piece, cropped at random; tests take whole utterances"
+    )
+    precision: str = setting("float32", "bf16", ASSUMED, "bf16: mixed precision where the GPU has it")
+
+
+@dataclass(frozen=True)
+class NoiseSettings(Settings):
+    """Noise in training and test (notebook 00), shared by the methods."""
+
+    title = "the noise"
+
+    train_snr_db: tuple = setting((0.0, 20.0), (0.0, 20.0), CODE, "drawn uniformly, as RobustDistiller")
+    test_snr_db: tuple = setting((20, 15, 10, 5, 0), (20, 15, 10, 5, 0), ASSUMED, "EUSIPCO 2019 IEMOCAP noise study")
+    level: str = setting("active", "active", ASSUMED, "speech level over active frames; RobustDistiller: overall")
+
+
+@dataclass(frozen=True)
+class MLKDSettings(Settings):
+    """Multi-level distillation into a small student in noise (notebook 02)."""
+
+    title = "MLKD"
+
+    student_layers: int = setting(1, 2, CODE, "DistilHuBERT (2 of 12)")
+    levels: tuple = setting(
+        (1, 2, 3), (4, 8, 12), CODE, "RobustDistiller 4, 8, 12 of 12; the same thirds of a tiny teacher"
+    )
+    gamma: float = setting(1.0, 1.0, ASSUMED, "weight of the feature loss beside cross-entropy")
+    cosine_weight: float = setting(1.0, 1.0, CODE, "lambda of DistilHuBERT")
+    cnn_gradient: float = setting(0.1, 0.1, CODE, "gradient into the student's CNN is scaled by it (DistilHuBERT)")
+    epochs: int = setting(16, 30, ASSUMED, "students start from the teacher's weights")
+    batch_size: int = setting(8, 24, CODE, "DistilHuBERT (24)")
+    lr: float = setting(1e-3, 1e-4, ASSUMED, "AdamW, all weights of students and of the teacher-size baseline")
+    weight_decay: float = setting(1e-2, 1e-6, CODE, "DistilHuBERT (1e-6)")
+    betas: tuple = setting((0.9, 0.98), (0.9, 0.98), CODE, "DistilHuBERT")
+    warmup: float = setting(0.07, 0.07, CODE, "share of the steps, linear; then linear decay (DistilHuBERT)")
+    clip: float = setting(5.0, 5.0, ASSUMED, "gradient norm")
+    seconds: float = setting(
+        2.0, 10.0, ASSUMED, "longest training piece, cropped at random; tests take whole utterances"
+    )
+    precision: str = setting("float32", "bf16", ASSUMED, "bf16: mixed precision where the GPU has it")

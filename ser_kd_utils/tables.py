@@ -1,0 +1,170 @@
+"""Paper tables from records: one function per table, each written as CSV, Markdown and LaTeX.
+
+An interval is a 95 % percentile bootstrap over the test utterances of all folds, an utterance's correctness averaged
+over seeds first. It says how much the choice of utterances matters; the choice of speakers and, with one seed, the luck
+of a training are not in it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from ser_kd_utils.metrics import holm, interval, paired_test, score
+from ser_kd_utils.recipes import ROWS
+from ser_kd_utils.records import PACKAGE, Run, predictions, results_root
+
+README = PACKAGE.parent / "README.md"
+COMPARISONS = (("e", "d"), ("e", "c"), ("d", "c"), ("e", "b"), ("c", "a"), ("e", "a"))
+"""(d) > (c) and (e) > (d) are MLKD's claims, (e) near (b) its promise; against (a): what noisy training is worth."""
+
+
+def _by_row(runs: Sequence[Run], checkpoint: str = "best") -> dict[str, pd.DataFrame]:
+    """Predictions per row letter, in the order of ROWS."""
+    letters = {(row.method, row.variant): letter for letter, row in ROWS.items()}
+    grouped: dict[str, list[Run]] = {}
+    for run in runs:
+        grouped.setdefault(letters[run.info["method"], run.info["variant"]], []).append(run)
+    return {letter: predictions(grouped[letter], checkpoint) for letter in ROWS if letter in grouped}
+
+
+def _percent(value: tuple[float, float, float]) -> str:
+    """`61.2 [55.0, 67.1]`: mean and interval in percent."""
+    return "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * part for part in value))
+
+
+def _noisy(table: pd.DataFrame) -> pd.DataFrame:
+    return table[table["condition"] != "clean"]
+
+
+def _design(table: pd.DataFrame) -> str:
+    return f"{table['fold'].nunique()} x {table['seed'].nunique()}"
+
+
+def _command(run: Run, table: pd.DataFrame) -> str:
+    """What makes these records; DATA and NOISE stand for folders on the reader's machine."""
+    info = run.info
+    data = "" if info["corpus"] == "demo" else f" --corpus {info['corpus']} --data-root DATA"
+    noise = " --noise-dir NOISE" if info["protocol"]["noise"].startswith("folder") else ""
+    profile = "" if info["profile"] == "tiny" else f" --profile {info['profile']}"
+    folds = ",".join(str(fold) for fold in sorted(table["fold"].unique()))
+    seeds = ",".join(str(seed) for seed in sorted(table["seed"].unique()))
+    return f"ser-kd reproduce{data}{noise}{profile} --folds {folds} --seeds {seeds}"
+
+
+def _published(metric: str) -> str:
+    """MLKD's published value, with its source; the paper's numbers are not in any text we can read."""
+    reference = pd.read_csv(PACKAGE.parent / "results" / "reference" / "mlkd_results.csv")
+    value = reference.loc[reference["metric"] == metric, "value"].squeeze()
+    return "not published" if pd.isna(value) else f"{value:.1f}"
+
+
+def mlkd_table(runs: Sequence[Run]) -> pd.DataFrame:
+    """Rows (a) to (e): UA and WA in percent, clean, over the whole noise grid, and at the lowest SNR."""
+    sizes = {(run.info["method"], run.info["variant"]): run.info["parameters"] for run in runs}
+    records = []
+    for letter, table in _by_row(runs).items():
+        row, noisy = ROWS[letter], _noisy(table)
+        lowest = noisy["snr_db"].min()
+        records.append(
+            {
+                "row": f"({letter})",
+                "model": row.title,
+                "parameters": f"{sizes[row.method, row.variant] / 1e6:.2f}M",
+                "UA clean": _percent(interval(table[table["condition"] == "clean"])),
+                "UA noisy": _percent(interval(noisy)),
+                f"UA {lowest:.0f} dB": _percent(interval(noisy[noisy["snr_db"] == lowest])),
+                "WA clean": _percent(interval(table[table["condition"] == "clean"], metric="WA")),
+                "WA noisy": _percent(interval(noisy, metric="WA")),
+                "published UA": _published("UA") if letter == "e" else "",
+                "folds x seeds": _design(table),
+                "protocol": _protocol(runs[0]),
+                "command": _command(runs[0], table),
+            }
+        )
+    return pd.DataFrame(records)
+
+
+def _protocol(run: Run) -> str:
+    protocol = run.info["protocol"]
+    marks = [protocol["protocol"]]
+    marks += ["optimistic"] * protocol["optimistic"] + ["synthetic speech"] * protocol["synthetic"]
+    return ", ".join(marks)
+
+
+def comparison_table(runs: Sequence[Run]) -> pd.DataFrame:
+    """Differences of UA over the noise grid in points, with paired permutation tests, Holm-corrected over the table."""
+    tables = {letter: _noisy(table) for letter, table in _by_row(runs).items()}
+    records = []
+    for first, second in COMPARISONS:
+        if first in tables and second in tables:
+            test = paired_test(tables[first], tables[second])
+            records.append(
+                {"rows": f"({first}) - ({second})", "UA noisy, points": 100 * test["difference"], "p": test["p"]}
+            )
+    result = pd.DataFrame(records)
+    result["p (Holm)"] = holm(result["p"])
+    result["reading"] = [
+        "undecided" if p >= 0.05 else "first is better" if points > 0 else "second is better"
+        for points, p in zip(result["UA noisy, points"], result["p (Holm)"], strict=True)
+    ]
+    return result.round({"UA noisy, points": 1, "p": 4, "p (Holm)": 4})
+
+
+def selection_table(runs: Sequence[Run]) -> pd.DataFrame:
+    """UA of the epoch chosen on dev and of the last epoch, in percent: what the choice of the epoch is worth."""
+    best, last = _by_row(runs, "best"), _by_row(runs, "last")
+    records = []
+    for letter in best:
+        for name, keep in (("clean", lambda t: t[t["condition"] == "clean"]), ("noisy", _noisy)):
+            values = [_percent(interval(keep(table[letter]))) for table in (best, last)]
+            records.append({"row": f"({letter})", "speech": name, "chosen on dev": values[0], "last epoch": values[1]})
+    return pd.DataFrame(records)
+
+
+def condition_table(runs: Sequence[Run], metric: str = "UA") -> pd.DataFrame:
+    """Percent by noise type, SNR and row, in the paper's shape (noise type x SNR x method)."""
+    records = []
+    for letter, table in _by_row(runs).items():
+        for (condition, snr_db), part in table.groupby(["condition", "snr_db"], dropna=False):
+            value = 100 * score(part, metric)
+            records.append({"noise": condition, "SNR": snr_db, "row": f"({letter})", "value": value})
+    wide = pd.DataFrame(records).pivot_table(index=["noise", "SNR"], columns="row", values="value", dropna=False)
+    wide = wide.dropna(how="all").reset_index().sort_values(["noise", "SNR"], ascending=[True, False])
+    first = wide["noise"] == "clean"
+    return pd.concat([wide[first], wide[~first]]).round(1).rename_axis(columns=None)
+
+
+def write_table(table: pd.DataFrame, folder: Path, name: str, caption: str) -> None:
+    """`name`.csv, .md and .tex below `folder`/tables; the caption says what kind of speech the numbers are about."""
+    target = folder / "tables"
+    target.mkdir(parents=True, exist_ok=True)
+    (target / f"{name}.csv").write_text(table.to_csv(index=False), encoding="utf-8")
+    (target / f"{name}.md").write_text(f"{caption}\n\n{table.to_markdown(index=False)}\n", encoding="utf-8")
+    latex = table.to_latex(index=False, escape=True, caption=caption, label=f"tab:{name}")
+    (target / f"{name}.tex").write_text(latex, encoding="utf-8")
+
+
+def readme_with_tables(text: str) -> str:
+    """The README's text with each `<!-- table PATH -->` ... `<!-- end -->` filled from results/PATH."""
+
+    def fill(match: re.Match) -> str:
+        table = (results_root(str(PACKAGE.parent / "results")) / match[1]).read_text(encoding="utf-8")
+        return f"<!-- table {match[1]} -->\n{table}<!-- end -->"
+
+    return re.sub(r"<!-- table (\S+) -->\n.*?<!-- end -->", fill, text, flags=re.DOTALL)
+
+
+def update_readme(check: bool = False) -> int:
+    """Write the README's tables from results/, or with `check` only compare. Returns 0 when they agree."""
+    old = README.read_text(encoding="utf-8")
+    new = readme_with_tables(old)
+    if new != old and not check:
+        README.write_text(new, encoding="utf-8")
+    if new != old and check:
+        print("The README's tables differ from results/: run `ser-kd readme`.")
+        return 1
+    return 0
