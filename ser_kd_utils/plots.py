@@ -33,7 +33,7 @@ def use_style() -> None:
     """One look for all figures, and tables whose text is not cut."""
     pd.set_option("display.max_colwidth", None)
     sns.set_theme(context="notebook", style="whitegrid", font_scale=0.9, palette="colorblind")
-    plt.rcParams.update({"figure.dpi": 80, "savefig.dpi": 150, "savefig.bbox": "tight", "axes.titleweight": "bold"})
+    plt.rcParams.update({"figure.dpi": 72, "savefig.dpi": 150, "savefig.bbox": "tight", "axes.titleweight": "bold"})
 
 
 def player(wave: np.ndarray, label: str):
@@ -52,7 +52,7 @@ def player(wave: np.ndarray, label: str):
     )
 
 
-def log_mel(wave: np.ndarray, bands: int = 64) -> np.ndarray:
+def log_mel(wave: np.ndarray, bands: int = 40) -> np.ndarray:
     """Log-mel spectrogram in dB, (bands, frames): 25 ms Hann windows every 10 ms, 0 to 8 kHz."""
     from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
