@@ -21,7 +21,7 @@ from ser_kd_utils.evaluation import CLEAN, dev_condition, grid, predict
 from ser_kd_utils.metrics import ser_metrics
 from ser_kd_utils.models import wav2vec2
 from ser_kd_utils.noise import NoiseBank
-from ser_kd_utils.settings import MLKDSettings, NoiseSettings, TeacherSettings, parse_changes
+from ser_kd_utils.settings import settings_of
 from ser_kd_utils.training import CrossEntropy, Fitted, MultiLevel, Pieces, fit
 
 
@@ -79,13 +79,7 @@ class Experiment:
         changes: settings by name, `"epochs=2"` for MLKD's and `"teacher__epochs=2"` for the teacher's. Records of
         another protocol or other settings go to a folder of their own.
         """
-        changed = parse_changes(changes)
-        own = {name.removeprefix("teacher__"): v for name, v in changed.items() if name.startswith("teacher__")}
-        self.teacher_settings = TeacherSettings.of(profile, **own)
-        rest = {name: value for name, value in changed.items() if not name.startswith("teacher__")}
-        self.settings = MLKDSettings.of(profile, **rest)
-        self.noise_settings = NoiseSettings.of(profile)
-        self._check_depths()
+        self.teacher_settings, self.settings, self.noise_settings = settings_of(profile, changes)
         loaded = load_corpus(corpus, data_root or None)
         self.split = split(loaded, protocol or None, fold, seed)
         self.audio = cache_audio(loaded)
@@ -99,13 +93,6 @@ class Experiment:
         self.noise = NoiseBank.from_folder(noise_dir) if noise_dir else self._generated_noise()
         self.profile, self.fold, self.seed = profile, fold, seed
         self.folder = records.results_folder(results, corpus, profile, protocol, changes)
-
-    def _check_depths(self) -> None:
-        """Before an hour of training, not after it."""
-        layers = self.teacher_settings.layers
-        wrong = [depth for depth in (*self.settings.levels, self.settings.student_layers) if not 1 <= depth <= layers]
-        if wrong:
-            raise ValueError(f"The teacher has layers 1 to {layers}; `levels` or `student_layers` ask for {wrong[0]}.")
 
     def _generated_noise(self) -> NoiseBank:
         """Babble is made of training speakers, so that no test voice is heard before the test."""

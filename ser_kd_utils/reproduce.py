@@ -18,7 +18,7 @@ from typing import Any
 
 from ser_kd_utils.corpora import Corpus, load_corpus, split
 from ser_kd_utils.records import PACKAGE, fingerprint, results_folder, results_root, run_name
-from ser_kd_utils.settings import PROFILES
+from ser_kd_utils.settings import settings_of
 
 NOTEBOOKS = PACKAGE.parent / "notebooks"
 
@@ -53,11 +53,10 @@ class Step:
 def plan(options: Namespace, corpus: Corpus) -> list[Step]:
     """The steps in reading order.
 
-    Raises ValueError for an unknown profile, a fold the corpus does not have, or a notebook number that is not in the
-    plan; FileNotFoundError when the notebooks are not beside the package.
+    Raises ValueError for an unknown profile or setting, a fold the corpus does not have, or a notebook number that is
+    not in the plan; FileNotFoundError when the notebooks are not beside the package.
     """
-    if options.profile not in PROFILES:
-        raise ValueError(f"Unknown profile {options.profile!r}: choose one of {', '.join(PROFILES)}.")
+    settings_of(options.profile, options.changes)
     if not NOTEBOOKS.is_dir():
         raise FileNotFoundError(
             "The notebooks are not beside the package: install it from a clone with `pip install -e .`"

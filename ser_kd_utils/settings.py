@@ -103,12 +103,12 @@ class TeacherSettings(Settings):
     freeze_cnn: bool = setting(False, True, CODE, "SpeechBrain IEMOCAP recipe; random weights cannot be frozen")
     epochs: int = setting(22, 30, CODE, "SpeechBrain IEMOCAP recipe (30)")
     batch_size: int = setting(8, 24, ASSUMED, "utterances a step")
-    lr_encoder: float = setting(2e-3, 1e-5, CODE, "SpeechBrain IEMOCAP recipe (1e-5)")
-    lr_head: float = setting(2e-3, 1e-4, CODE, "SpeechBrain IEMOCAP recipe (1e-4)")
+    lr_encoder: float = setting(1e-3, 1e-5, CODE, "SpeechBrain IEMOCAP recipe (1e-5)")
+    lr_head: float = setting(1e-3, 1e-4, CODE, "SpeechBrain IEMOCAP recipe (1e-4)")
     weight_decay: float = setting(1e-2, 1e-6, ASSUMED, "AdamW")
     betas: tuple = setting((0.9, 0.98), (0.9, 0.98), CODE, "AdamW, as DistilHuBERT")
     warmup: float = setting(0.1, 0.07, CODE, "share of the steps, linear; then linear decay (DistilHuBERT 7 %)")
-    clip: float = setting(5.0, 5.0, ASSUMED, "gradient norm")
+    clip: float = setting(1.0, 5.0, ASSUMED, "gradient norm")
     seconds: float = setting(
         2.0, 10.0, ASSUMED, "longest training piece, cropped at random; tests take whole utterances"
     )
@@ -145,8 +145,23 @@ class MLKDSettings(Settings):
     weight_decay: float = setting(1e-2, 1e-6, CODE, "DistilHuBERT (1e-6)")
     betas: tuple = setting((0.9, 0.98), (0.9, 0.98), CODE, "DistilHuBERT")
     warmup: float = setting(0.07, 0.07, CODE, "share of the steps, linear; then linear decay (DistilHuBERT)")
-    clip: float = setting(5.0, 5.0, ASSUMED, "gradient norm")
+    clip: float = setting(1.0, 5.0, ASSUMED, "gradient norm")
     seconds: float = setting(
         2.0, 10.0, ASSUMED, "longest training piece, cropped at random; tests take whole utterances"
     )
     precision: str = setting("float32", "bf16", ASSUMED, "bf16: mixed precision where the GPU has it")
+
+
+def settings_of(profile: str, changes: str = "") -> tuple[TeacherSettings, MLKDSettings, NoiseSettings]:
+    """The settings of a profile; changes: MLKD's by name, the teacher's as `teacher__epochs=2`.
+
+    Raises ValueError for an unknown profile or setting, and for levels or a student deeper than the teacher.
+    """
+    changed = parse_changes(changes)
+    own = {name.removeprefix("teacher__"): value for name, value in changed.items() if name.startswith("teacher__")}
+    teacher = TeacherSettings.of(profile, **own)
+    mlkd = MLKDSettings.of(profile, **{k: value for k, value in changed.items() if not k.startswith("teacher__")})
+    wrong = [depth for depth in (*mlkd.levels, mlkd.student_layers) if not 1 <= depth <= teacher.layers]
+    if wrong:
+        raise ValueError(f"The teacher has layers 1 to {teacher.layers}; levels or student_layers ask for {wrong[0]}.")
+    return teacher, mlkd, NoiseSettings.of(profile)

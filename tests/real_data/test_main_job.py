@@ -1,0 +1,61 @@
+"""The main job on recorded speech and recorded noise, from the command line to the tables, with few epochs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pandas as pd
+import pytest
+
+from ser_kd_utils.cli import main
+from ser_kd_utils.records import read_runs
+
+
+@pytest.fixture(scope="module")
+def small_emodb(shared_data, tmp_path_factory):
+    """Two recordings of each emotion and speaker of EMO-DB, where there are two."""
+    folder = tmp_path_factory.mktemp("emodb")
+    seen: dict[str, int] = {}
+    for path in sorted((shared_data / "emodb").glob("*.flac")):
+        kind = path.stem[:2] + path.stem[5]
+        if seen.setdefault(kind, 0) < 2:
+            seen[kind] += 1
+            shutil.copy(path, folder)
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore:emodb differs from the published counts")
+def test_reproduce_on_recorded_speech_and_noise(small_emodb, shared_data, tmp_path, capsys):
+    options = ["--data-root", str(small_emodb), "--noise-dir", str(shared_data / "noise"), "--results", str(tmp_path)]
+    changes = ["--changes", "epochs=1, teacher__epochs=1"]
+    assert main(["reproduce", "--corpus", "emodb", *options, "--folds", "2", *changes]) == 0
+    (folder,) = tmp_path.iterdir()
+    runs = read_runs(folder)
+    assert [run.info["row"] for run in runs] == ["d", "e", "c", "b", "a"]
+    for run in runs:
+        table = run.predictions
+        assert set(table["condition"]) == {"clean", "babble", "chainsaw", "helicopter", "rain", "street"}
+        assert {name[:2] for name in table["utterance"]} == {"09", "11"}
+        assert run.info["labels"] == ["angry", "happy", "neutral", "sad"]
+        assert run.info["protocol"]["speaker_independent"]
+    sizes = {run.info["row"]: run.info["parameters"] for run in runs}
+    assert sizes["c"] == sizes["d"] == sizes["e"] < sizes["b"] == sizes["a"]
+    written = pd.read_csv(folder / "tables" / "mlkd.csv")
+    assert list(written["row"]) == ["(a)", "(b)", "(c)", "(d)", "(e)"]
+    assert (folder / "figures" / "snr_curves.png").stat().st_size > 10_000
+    account = json.loads((folder / "reproduce.json").read_text())
+    assert {step["status"] for step in account.values()} == {"done"}
+    assert "already recorded" not in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:emodb differs from the published counts")
+def test_a_silent_noise_folder_is_one_line(small_emodb, tmp_path, capsys):
+    import numpy as np
+    import soundfile
+
+    soundfile.write(tmp_path / "hum_1.wav", np.zeros(48_000), 16_000)
+    options = ["--data-root", str(small_emodb), "--noise-dir", str(tmp_path), "--results", str(tmp_path / "results")]
+    assert main(["reproduce", "--corpus", "emodb", *options, "--folds", "1", "--only", "01"]) == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert "silent" in lines[0] and "ValueError" in lines[0] and len(lines) == 2

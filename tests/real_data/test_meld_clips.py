@@ -1,0 +1,68 @@
+"""MELD from its own tables to decoded sound: tiny MP4s, some of them as broken as the release's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import av
+import numpy as np
+import pandas as pd
+import pytest
+
+from ser_kd_utils.audio import cache_audio
+from ser_kd_utils.corpora import load_corpus, split
+
+FOLDERS = {"train": "train_splits", "dev": "dev_splits_complete", "test": "output_repeated_splits_test"}
+ROWS = 40  # of each published table
+
+
+def write_clip(path: Path, seconds: float, layout: str) -> None:
+    """AAC at 48 kHz in an MP4, as MELD's clips are."""
+    channels = {"stereo": 2, "5.1": 6}[layout]
+    tone = 0.3 * np.sin(2 * np.pi * 300 * np.arange(int(48_000 * seconds)) / 48_000, dtype=np.float32)
+    with av.open(path, "w") as container:
+        stream = container.add_stream("aac", rate=48_000, layout=layout)
+        frame = av.AudioFrame.from_ndarray(np.tile(tone, (channels, 1)), format="fltp", layout=layout)
+        frame.sample_rate = 48_000
+        for packet in [*stream.encode(frame), *stream.encode(None)]:
+            container.mux(packet)
+
+
+@pytest.fixture(scope="module")
+def root(shared_data, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("meld")
+    for part, clips in FOLDERS.items():
+        table = pd.read_csv(shared_data / "metadata" / "meld" / f"{part}_sent_emo.csv").head(ROWS)
+        table.to_csv(folder / f"{part}_sent_emo.csv", index=False)
+        (folder / clips).mkdir()
+        for row in table.itertuples():
+            layout = "5.1" if row.Index % 2 else "stereo"
+            write_clip(folder / clips / f"dia{row.Dialogue_ID}_utt{row.Utterance_ID}.mp4", 0.5, layout)
+    train = folder / FOLDERS["train"]
+    (train / "dia0_utt1.mp4").write_bytes((train / "dia0_utt0.mp4").read_bytes()[:900])  # broken
+    write_clip(train / "dia0_utt2.mp4", 0.05, "stereo")
+    write_clip(train / "dia0_utt3.mp4", 70.0, "stereo")  # badly cut: over a minute
+    write_clip(train / "dia0_utt4.mp4", 0.12, "5.1")
+    (train / "dia0_utt5.mp4").unlink()
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore:meld differs from the published counts")
+def test_what_cannot_be_used_is_left_out_and_said(root):
+    corpus = load_corpus("meld", root)
+    shipped = {"train_dia125_utt3": "broken clip in the release", "dev_dia110_utt7": "no clip in the release"}
+    assert corpus.excluded.set_index("utterance").reason.to_dict() == shipped | {"train_dia0_utt5": "no clip"}
+    audio = cache_audio(corpus)
+    reasons = audio.excluded.set_index("utterance").reason.to_dict()
+    assert reasons == {
+        "train_dia0_utt1": "unreadable",
+        "train_dia0_utt2": "shorter than 0.1 s",
+        "train_dia0_utt3": "longer than 60 s",
+    }
+    kept = corpus.without(audio.excluded)
+    assert len(kept.manifest) == len(audio) == 3 * ROWS - 4
+    assert len(kept.excluded) == 6 and "no clip" in kept.card().set_index("item").at["left out", "value"]
+    assert audio.seconds("train_dia0_utt4") == pytest.approx(0.12, abs=0.05)
+    assert audio["train_dia0_utt7"].dtype == np.float32 and np.abs(audio["train_dia0_utt7"]).max() > 0.1
+    parts = split(kept, None, 1, 0)
+    assert (len(parts.train), len(parts.dev), len(parts.test)) == (ROWS - 4, ROWS, ROWS)
