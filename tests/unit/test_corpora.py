@@ -165,7 +165,7 @@ def test_iemocap_missing_wavs_are_one_error_with_count_and_names(tmp_path):
 
 def test_demo_is_read_by_the_same_reader_and_marked(tmp_path, monkeypatch):
     root = make_iemocap(tmp_path)
-    monkeypatch.setattr("ser_kd_utils.corpora.demo.ensure_demo", lambda: root)
+    monkeypatch.setattr("ser_kd_utils.corpora.demo.ensure_demo", lambda _: root)
     corpus = load_corpus("demo", root="/nowhere")
     check_form(corpus)
     assert (corpus.name, corpus.synthetic, corpus.notes) == ("demo", True, ())

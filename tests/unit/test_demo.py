@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import soundfile
 
-from ser_kd_utils.corpora import demo, load_corpus
+from ser_kd_utils.corpora import cache_root, demo, load_corpus
 
 SUMMARY = re.compile(r"^\[([\d.]+) - ([\d.]+)\]\t(\S+)\t(\w{3})\t\[([\d.]+), ([\d.]+), ([\d.]+)\]$")
 WORDS = {"Anger": "ang", "Happiness": "hap", "Excited": "exc", "Neutral": "neu", "Sadness": "sad", "Frustration": "fru"}
@@ -19,7 +19,7 @@ WORDS = {"Anger": "ang", "Happiness": "hap", "Excited": "exc", "Neutral": "neu",
 
 @pytest.fixture(scope="session")
 def root() -> Path:
-    return demo.ensure_demo()
+    return demo.ensure_demo(cache_root())
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,94 @@
+"""What every notebook of the suite keeps to."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+
+from ser_kd_utils.reproduce import EACH_FOLD_AND_SEED, LAST, NOTEBOOKS, ONCE
+
+PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
+PARAMETER = re.compile(r"^(\w+): (str|int|float|bool) = (.+?)  # \S.*$")
+
+
+@pytest.fixture(params=PATHS, ids=lambda path: path.stem)
+def notebook(request) -> tuple[Path, nbformat.NotebookNode]:
+    return request.param, nbformat.read(request.param, as_version=4)
+
+
+def code_cells(book: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    return [cell for cell in book.cells if cell.cell_type == "code"]
+
+
+def test_every_notebook_is_planned_and_every_planned_one_exists():
+    assert {path.stem for path in PATHS} == {*ONCE, *EACH_FOLD_AND_SEED, *LAST}
+
+
+def test_shape(notebook):
+    path, book = notebook
+    assert book.metadata.kernelspec.name == "python3"
+    assert 25 <= len(book.cells) <= 45
+    assert path.stat().st_size <= 300_000
+    assert book.cells[0].source.startswith(f"# {path.stem[:2]} ")
+    assert all(len(cell.source.splitlines()) <= 40 for cell in code_cells(book))
+    assert not any(cell.source.lstrip().startswith(("!", "%")) for cell in code_cells(book))
+
+
+def test_stored_outputs_are_one_clean_run(notebook):
+    _, book = notebook
+    assert [cell.execution_count for cell in code_cells(book)] == list(range(1, len(code_cells(book)) + 1))
+    outputs = [output for cell in code_cells(book) for output in cell.outputs]
+    assert not any(output.output_type == "error" or output.get("name") == "stderr" for output in outputs)
+    text = nbformat.writes(book)
+    assert not re.search(r"/(home|root|tmp|work|Users)/\w", text)
+
+
+def test_something_is_compared_by_nbval(notebook):
+    _, book = notebook
+    compared = [cell for cell in code_cells(book) if "nbval-check-output" in cell.metadata.get("tags", [])]
+    assert compared and all(cell.outputs for cell in compared)
+
+
+def test_parameters_are_plain_and_shared(notebook):
+    path, book = notebook
+    tagged = [cell for cell in code_cells(book) if "parameters" in cell.metadata.get("tags", [])]
+    assert len(tagged) == 1
+    for line in tagged[0].source.splitlines():
+        name, kind, value = PARAMETER.match(line).groups()
+        assert type(ast.literal_eval(value)).__name__ == kind, name
+    values = {name: ast.literal_eval(info["default"]) for name, info in papermill.inspect_notebook(str(path)).items()}
+    defaults = {"corpus": "demo", "profile": "tiny", "fold": 1, "seed": 0}
+    assert values == {**{k: v for k, v in defaults.items() if k in values}, **{k: "" for k in values.keys() - defaults}}
+
+
+def test_the_formula_of_notebook_02_is_the_packages():
+    """The LaTeX in the notebook, computed by hand in float64, against the function called beside it."""
+    import numpy as np
+    import torch
+
+    from ser_kd_utils.losses import multi_level_loss
+
+    book = nbformat.read(NOTEBOOKS / "02_noisy_student_distillation.ipynb", as_version=4)
+    text = "\n".join(cell.source for cell in book.cells)
+    formula = (
+        r"\tfrac{1}{D}\,\lVert g_l(z)_t - h_l(x)_t\rVert_1 \;-\; "
+        r"\lambda \log \sigma\big(\cos(g_l(z)_t,\, h_l(x)_t)\big)"
+    )
+    assert formula in text and "multi_level_loss(learned.hidden_states, targets, mask" in text
+    rng = np.random.default_rng(0)
+    g, h, mask, lam = rng.normal(size=(2, 3, 4, 5)), rng.normal(size=(2, 3, 4, 5)), np.ones((3, 4), bool), 0.7
+    mask[1, 2:] = False
+    levels = []
+    for one, other in zip(g, h, strict=True):
+        terms = []
+        for a, b in zip(one[mask], other[mask], strict=True):
+            cosine = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+            terms.append(np.abs(a - b).sum() / 5 - lam * np.log(1 / (1 + np.exp(-cosine))))
+        levels.append(np.mean(terms))
+    ours = multi_level_loss([*torch.tensor(g)], [*torch.tensor(h)], torch.tensor(mask), lam)
+    assert ours.item() == pytest.approx(np.mean(levels), rel=1e-12)

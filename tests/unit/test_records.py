@@ -1,0 +1,212 @@
+"""Records: whole or absent, small, and stale as soon as what made them changes."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ser_kd_utils import records
+from ser_kd_utils.records import Run, code_fingerprint, fingerprint, predictions, read_runs, run_name, write_run
+
+LABELS = ("angry", "sad")
+PROTOCOL = {"protocol": "speaker-groups", "noise": "generated: pink, white", "speech level": "active"}
+
+
+def table(checkpoints=("best", "last"), angry=1.0) -> pd.DataFrame:
+    rows = [
+        (utterance, 1, 0, "clean", np.nan, checkpoint, "sad", np.array([angry, sad], dtype=np.float16))
+        for checkpoint in checkpoints
+        for utterance, sad in (("u1", 0.5), ("u2", 1.5))
+    ]
+    columns = ["utterance", "fold", "seed", "condition", "snr_db", "checkpoint", "label", "logits"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def info(**changes) -> dict:
+    history = [{"epoch": 1, "loss": 1.5, "dev_UA": 0.5}, {"epoch": 2, "loss": 1.0, "dev_UA": 0.6}]
+    about = {"method": "mlkd", "variant": "v", "labels": LABELS, "fingerprint": "abc", "history": history}
+    return about | {"protocol": PROTOCOL} | changes
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "demo-tiny" / "runs" / run_name("mlkd", "v", 1, 0)
+
+
+def test_a_record_comes_back_as_written(folder):
+    assert folder.name == "mlkd__v__fold-1__seed-0"
+    run = write_run(folder, table(), info())
+    assert sorted(path.name for path in folder.iterdir()) == ["predictions.parquet", "run.json"]
+    read = run.predictions
+    assert read["prediction"].tolist() == ["angry", "sad"] * 2
+    assert set(read["method"]) == {"mlkd"} and set(read["variant"]) == {"v"}
+    assert read["logits"][0].dtype == np.float16 and read["logits"][1].tolist() == [1.0, 1.5]
+    assert read["snr_db"].isna().all() and read["label"].tolist() == ["sad"] * 4
+    assert run.history.loc[2, "dev_UA"] == 0.6 and list(run.history.index) == [1, 2]
+    assert run.info["labels"] == list(LABELS)
+
+
+def test_complete_means_here_with_weights_and_made_with_this_fingerprint(folder):
+    assert not Run(folder).complete("abc")
+    write_run(folder, table(), info())
+    assert not Run(folder).complete("abc")  # as in a clone: weights are not committed
+    (folder / "model").mkdir()
+    assert Run(folder).complete("abc") and not Run(folder).complete("abd")
+    (folder / "run.json").unlink()
+    assert not Run(folder).complete("abc")
+
+
+def test_a_new_record_replaces_the_old_and_keeps_the_model(folder):
+    (folder / "model").mkdir(parents=True)
+    (folder / "model" / "weights").write_text("w")
+    (folder / "litter").write_text("from an interrupted run")
+    write_run(folder, table(), info())
+    write_run(folder, table(angry=9.0), info(fingerprint="new"))
+    assert sorted(path.name for path in folder.iterdir()) == ["model", "predictions.parquet", "run.json"]
+    assert (folder / "model" / "weights").read_text() == "w"
+    assert Run(folder).complete("new") and Run(folder).predictions["logits"][0][0] == 9.0
+
+
+def test_weights_are_part_of_the_record_and_replace_the_old(folder):
+    (folder / "model").mkdir(parents=True)
+    (folder / "model" / "old").write_text("w")
+
+    def save(model):
+        model.mkdir()
+        (model / "weights").write_text("w")
+
+    run = write_run(folder, table(), info(), save)
+    assert run.complete("abc")
+    assert [path.name for path in (folder / "model").iterdir()] == ["weights"]
+
+
+@pytest.mark.parametrize("step", ["predictions", "info", "weights"])
+def test_a_failed_write_leaves_the_old_record_whole(folder, step, monkeypatch):
+    def full(*_, **__):
+        raise OSError("disk full")
+
+    (folder / "model").mkdir(parents=True)
+    (folder / "model" / "weights").write_text("w")
+    write_run(folder, table(), info())
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    if step == "predictions":
+        monkeypatch.setattr(pd.DataFrame, "to_parquet", full)
+    new = info(broken=object()) if step == "info" else info(fingerprint="new")
+    with pytest.raises(TypeError if step == "info" else OSError):
+        write_run(folder, table(angry=9.0), new, full if step == "weights" else None)
+    assert len(before) == 3 and {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert [run.folder for run in read_runs(folder.parents[1])] == [folder]
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_read_runs_takes_complete_records_by_name(tmp_path):
+    runs = tmp_path / "demo-tiny" / "runs"
+    for variant in ("b", "a"):
+        write_run(runs / run_name("mlkd", variant, 1, 0), table(), info(variant=variant))
+    (runs / "mlkd__c__fold-1__seed-0" / "checkpoints").mkdir(parents=True)
+    write_run(runs / ".writing-x", table(), info(variant="killed while it was written"))
+    assert [run.info["variant"] for run in read_runs(tmp_path / "demo-tiny")] == ["a", "b"]
+
+
+def test_no_records_is_one_error_that_says_what_to_run(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"No records under demo-tiny.*ser-kd reproduce"):
+        read_runs(tmp_path / "demo-tiny")
+
+
+@pytest.mark.parametrize(
+    ("key", "other"),
+    [("protocol", "random"), ("noise", "folder: babble, volvo"), ("speech level", "overall")],
+)
+def test_records_that_cannot_share_a_table_are_one_error(tmp_path, key, other):
+    for variant, value in (("a", PROTOCOL[key]), ("b", other), ("c", other)):
+        name = run_name("mlkd", variant, 1, 0)
+        write_run(tmp_path / "demo-tiny" / "runs" / name, table(), info(protocol=PROTOCOL | {key: value}))
+    both = "; ".join(sorted((PROTOCOL[key], other)))
+    with pytest.raises(ValueError, match=re.escape(f"records in demo-tiny differ in {key} ({both})")):
+        read_runs(tmp_path / "demo-tiny")
+
+
+def test_records_may_differ_in_what_a_fold_changes(tmp_path):
+    for fold in (1, 2):
+        about = info(protocol=PROTOCOL | {"fold": fold, "speakers": {"test": [f"s{fold}"]}})
+        write_run(tmp_path / "demo-tiny" / "runs" / run_name("mlkd", "v", fold, 0), table(), about)
+    assert len(read_runs(tmp_path / "demo-tiny")) == 2
+
+
+def test_predictions_joins_runs_and_takes_one_checkpoint(tmp_path):
+    runs = [write_run(tmp_path / name, table(), info(variant=name)) for name in ("x", "y")]
+    best = predictions(runs)
+    assert list(best.index) == [0, 1, 2, 3] and set(best["checkpoint"]) == {"best"}
+    assert best["variant"].tolist() == ["x", "x", "y", "y"]
+    assert set(predictions(runs, "last")["checkpoint"]) == {"last"}
+
+
+def test_a_record_is_small(folder):
+    rng = np.random.default_rng(0)
+    rows = pd.concat([table(("best",))] * 5000, ignore_index=True)
+    rows["logits"] = list(rng.normal(size=(len(rows), 4)).astype(np.float16))
+    write_run(folder, rows, info())
+    assert (folder / "predictions.parquet").stat().st_size < 12 * len(rows)  # 8 bytes of logits and little else
+
+
+def test_a_fingerprint_ignores_order_and_notices_every_value():
+    parts = {"settings": {"lr": 1e-3, "levels": (2, 4)}, "seed": 0}
+    again = {"seed": 0, "settings": {"levels": [2, 4], "lr": 1e-3}}
+    assert fingerprint(parts) == fingerprint(again)
+    changes = [
+        parts | {"seed": 1},
+        parts | {"more": None},
+        parts | {"settings": {"lr": 1e-3, "levels": (4, 2)}},
+        parts | {"settings": {"lr": 1.0001e-3, "levels": (2, 4)}},
+    ]
+    assert len({fingerprint(each) for each in [parts, *changes]}) == 5
+
+
+CODE = """
+def double(x):
+    return 2 * x
+"""
+COMMENTED = '''
+"""A module."""
+
+def double(x):
+    """Twice x."""
+    # doubled
+    return (2 *
+            x)
+'''
+
+
+def test_a_code_fingerprint_notices_code_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "PACKAGE", tmp_path)
+
+    def of(code: str, *others: str) -> str:
+        (tmp_path / "module.py").write_text(code)
+        (tmp_path / "other.py").write_text("x = 1")
+        return code_fingerprint(["module.py", *others])
+
+    assert of(CODE) == of(COMMENTED)
+    assert of("def f():\n    'doc'") == of("def f():\n    pass")
+    texts = [CODE, CODE.replace("2 * x", "3 * x"), CODE.replace("return", "yield"), CODE + "y = 'not a docstring'\n"]
+    assert len({of(text) for text in texts} | {of(CODE, "other.py")}) == 5
+    assert of(CODE, "other.py") == code_fingerprint(["other.py", "module.py"])
+
+
+def test_results_go_where_the_argument_or_the_environment_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("SER_KD_RESULTS", str(tmp_path / "env"))
+    assert records.results_root(str(tmp_path / "asked")) == tmp_path / "asked"
+    assert records.results_root() == tmp_path / "env"
+    monkeypatch.delenv("SER_KD_RESULTS")
+    assert records.results_root() == records.PACKAGE.parent / "results"
+
+
+def test_the_environment_says_versions_commit_and_hardware():
+    found = records.environment()
+    assert json.loads(json.dumps(found)) == found
+    assert set(records.VERSIONED) == found["versions"].keys()
+    assert found["commit"] is None or len(found["commit"].split()[0]) == 40
+    assert found["hardware"]["cpu_threads"] >= 1

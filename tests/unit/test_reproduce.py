@@ -1,0 +1,178 @@
+"""Plans, strict parameters, the account of runs and the command line, with stand-in notebooks that take a second."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+import nbformat
+import numpy as np
+import pytest
+import soundfile
+from nbformat.v4 import new_code_cell, new_notebook
+
+from ser_kd_utils import reproduce
+from ser_kd_utils.cli import main, parser
+
+PARAMETERS = 'corpus: str = "demo"\nprofile: str = "tiny"\nresults: str = ""\nchanges: str = ""'
+EACH = PARAMETERS + '\ndata_root: str = ""\nnoise_dir: str = ""\nfold: int = 1\nseed: int = 0'
+
+
+def write_notebook(path, *cells, parameters=EACH):
+    first = new_code_cell(parameters, metadata={"tags": ["parameters"]})
+    book = new_notebook(cells=[first, *map(new_code_cell, cells)])
+    book.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(book, path)
+
+
+@pytest.fixture
+def notebooks(tmp_path, monkeypatch):
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    write_notebook(folder / "00_corpora_and_noise.ipynb", "corpus")
+    write_notebook(folder / "01_teacher_finetuning.ipynb", "print(fold, seed)")
+    write_notebook(folder / "02_noisy_student_distillation.ipynb", "print(fold, seed)")
+    write_notebook(folder / "09_paper_tables.ipynb", "results", parameters=PARAMETERS)
+    monkeypatch.setattr(reproduce, "NOTEBOOKS", folder)
+    return folder
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """Six speakers, three sentences each, as a manifest corpus."""
+    lines = ["utterance,path,label,speaker"]
+    rng = np.random.default_rng(0)
+    for speaker in "ABCDEF":
+        for number, label in enumerate(("angry", "neutral", "sad")):
+            soundfile.write(tmp_path / f"{speaker}{number}.wav", 0.1 * rng.standard_normal(8000), 16_000)
+            lines.append(f"{speaker}{number},{speaker}{number}.wav,{label},{speaker}")
+    (tmp_path / "corpus.csv").write_text("\n".join(lines))
+    return tmp_path / "corpus.csv"
+
+
+@pytest.fixture
+def run(corpus, tmp_path):
+    def command(*extra):
+        results = str(tmp_path / "results")
+        return main(["reproduce", "--corpus", "manifest", "--data-root", str(corpus), "--results", results, *extra])
+
+    return command
+
+
+@pytest.fixture
+def account(tmp_path):
+    return lambda: json.loads((tmp_path / "results" / "manifest-tiny" / "reproduce.json").read_text())
+
+
+def test_plan_is_notebook_by_fold_by_seed(run, notebooks, capsys):
+    assert run("--folds", "1-2", "--seeds", "0,3", "--dry-run") == 0
+    lines = [line.split()[1] for line in capsys.readouterr().out.splitlines() if "would run" in line]
+    each = [
+        f"{name}__fold-{fold}__seed-{seed}"
+        for fold in (1, 2)
+        for seed in (0, 3)
+        for name in ("01_teacher_finetuning", "02_noisy_student_distillation")
+    ]
+    assert lines == ["00_corpora_and_noise", *each, "09_paper_tables"]
+
+
+def test_all_folds_by_default_but_one_of_the_demo(run, notebooks, capsys):
+    run("--dry-run", "--only", "1")
+    assert capsys.readouterr().out.count("would run") == 5
+    main(["reproduce", "--dry-run", "--only", "01"])
+    assert capsys.readouterr().out.count("would run") == 1
+
+
+def test_what_is_recorded_is_skipped_until_something_changes(run, notebooks, account, corpus, capsys):
+    options = ("--folds", "1", "--only", "01,02")
+    assert run(*options) == 0
+    first = account()
+    assert {step["status"] for step in first.values()} == {"done"}
+    capsys.readouterr()
+    assert run(*options) == 0
+    assert capsys.readouterr().out.count("already recorded, skipped") == 2
+    write_notebook(notebooks / "02_noisy_student_distillation.ipynb", "print('changed')")
+    assert run(*options) == 0
+    assert capsys.readouterr().out.count("already recorded, skipped") == 1
+    corpus.write_text(corpus.read_text().replace("A0.wav,angry", "A0.wav,sad"))
+    assert run(*options) == 0
+    assert "skipped" not in capsys.readouterr().out
+    assert run(*options, "--force") == 0
+    assert "skipped" not in capsys.readouterr().out
+
+
+def test_force_drops_the_weights_but_not_the_record(run, notebooks, tmp_path):
+    record = tmp_path / "results" / "manifest-tiny" / "runs" / "teacher__clean__fold-1__seed-0"
+    other = record.with_name("teacher__clean__fold-2__seed-0")
+    for folder in (record, other):
+        (folder / "model").mkdir(parents=True)
+        (folder / "run.json").write_text("{}")
+    assert run("--folds", "1", "--only", "01", "--force") == 0
+    assert not (record / "model").exists() and (record / "run.json").exists() and (other / "model").exists()
+
+
+def test_a_failing_notebook_is_one_line_and_the_rest_is_kept(run, notebooks, account, capsys):
+    write_notebook(notebooks / "02_noisy_student_distillation.ipynb", "raise ValueError('the noise folder is silent')")
+    assert run("--folds", "1") == 1
+    error = capsys.readouterr().err
+    assert (
+        "02_noisy_student_distillation__fold-1__seed-0 failed in cell 2: ValueError: the noise folder is silent"
+        in error
+    )
+    assert "Traceback" not in error
+    steps = account()
+    assert steps["01_teacher_finetuning__fold-1__seed-0"]["status"] == "done"
+    assert steps["02_noisy_student_distillation__fold-1__seed-0"]["status"] == "failed"
+    assert "09_paper_tables" not in steps
+
+
+def test_time_limit_stops_and_the_same_command_goes_on(run, notebooks, account, capsys):
+    assert run("--folds", "1", "--only", "00") == 0
+    write_notebook(notebooks / "01_teacher_finetuning.ipynb", "import time; time.sleep(60)")
+    started = time.monotonic()
+    assert run("--folds", "1", "--only", "00,01,02", "--time-limit", "0.05") == 3
+    assert time.monotonic() - started < 40
+    assert account()["01_teacher_finetuning__fold-1__seed-0"]["status"] == "out of time"
+    write_notebook(notebooks / "01_teacher_finetuning.ipynb", "print('quick')")
+    capsys.readouterr()
+    assert run("--folds", "1", "--only", "00,01,02") == 0
+    out = capsys.readouterr().out
+    assert out.count("skipped") == 1 and out.count("done in") == 2
+
+
+def test_a_parameter_the_notebook_does_not_declare_is_refused(run, notebooks, capsys):
+    write_notebook(notebooks / "01_teacher_finetuning.ipynb", "1", parameters=PARAMETERS)
+    assert run("--folds", "1") == 2
+    assert "01_teacher_finetuning has no parameter" in capsys.readouterr().err
+    write_notebook(notebooks / "01_teacher_finetuning.ipynb", "1", parameters=EACH.replace("fold: int", "fold: str"))
+    assert run("--folds", "1") == 2
+    assert "fold is declared str, got 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (("--profile", "huge"), "Unknown profile 'huge': choose one of tiny, paper"),
+        (("--folds", "9"), "no fold 9; folds: 1 to 5"),
+        (("--only", "42"), "No notebook 42 in the plan"),
+    ],
+)
+def test_bad_options_are_one_clear_line(run, notebooks, capsys, extra, message):
+    assert run(*extra) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("ser-kd: ") and message in captured.err and captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [["reproduce", "--folds", "one"], ["reproduce", "--nonsense", "1"]])
+def test_unknown_options_are_usage_errors(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parser().parse_args(arguments)
+    assert stop.value.code == 2 and "usage: ser-kd" in capsys.readouterr().err
+
+
+def test_help_needs_no_heavy_import():
+    code = "import sys; from ser_kd_utils.cli import parser; parser().format_help(); print(sorted(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert not any(f"'{name}'" in loaded for name in ("torch", "transformers", "pandas", "numpy", "papermill"))
