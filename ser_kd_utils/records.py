@@ -157,12 +157,19 @@ def read_runs(folder: Path) -> list[Run]:
     if not runs:
         raise FileNotFoundError(f"No records under {folder.name}/runs: run notebooks 01 and 02, or `ser-kd reproduce`.")
     for key in ("protocol", "noise", "speech level"):
-        if len(found := {run.info["protocol"][key] for run in runs}) > 1:
+        if len(found := {_kind(run, key) for run in runs}) > 1:
             raise ValueError(
                 f"The records in {folder.name} differ in {key} ({'; '.join(sorted(found))}): "
                 "one table cannot hold both, so run one kind again or write it to another --results folder."
             )
     return runs
+
+
+def _kind(run: Run, key: str) -> str:
+    """An entry of the protocol; recorded noise also by its samples, generated noise differs from fold to fold."""
+    value = run.info["protocol"][key]
+    recorded = key == "noise" and value.startswith("folder")
+    return f"{value}, samples {run.info['noise_fingerprint'][:8]}" if recorded else value
 
 
 def predictions(runs: Iterable[Run], checkpoint: str = "best") -> pd.DataFrame:

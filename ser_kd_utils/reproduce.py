@@ -106,13 +106,18 @@ def check_parameters(step: Step) -> None:
 
 
 def step_fingerprint(step: Step, corpus: Corpus) -> str:
-    """Of the notebook's code, the package's code, the parameters, the corpus and the noise files; no path counts."""
+    """Of the notebook's code, the package's code, the parameters, the corpus and the noise; no path counts.
+
+    Sound files count by size and time of change: a copy elsewhere runs the notebooks again, but no training, since
+    records are found by the sound itself.
+    """
     cells = json.loads(step.source.read_text(encoding="utf-8"))["cells"]
     code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     package = {str(p.relative_to(PACKAGE)): _sha256(p) for p in sorted(PACKAGE.rglob("*.py"))}
     noise_dir = step.parameters.get("noise_dir")
     noise = [_sha256(p) for p in sorted(Path(noise_dir).rglob("*")) if p.is_file()] if noise_dir else "generated"
-    table = corpus.manifest.assign(size=[Path(p).stat().st_size for p in corpus.manifest["path"]])
+    states = [Path(path).stat() for path in corpus.manifest["path"]]
+    table = corpus.manifest.assign(state=[f"{state.st_size} {state.st_mtime_ns}" for state in states])
     manifest = table.drop(columns="path").to_csv(index=False)
     values = {k: v for k, v in step.parameters.items() if k not in ("data_root", "noise_dir", "results")}
     return fingerprint([code, package, noise, manifest, values])
@@ -203,8 +208,8 @@ def _execute(step: Step, output: Path, account: Account, wanted: str, left: floa
             parameters=step.parameters,
             kernel_name="python3",
             progress_bar=sys.stderr.isatty(),
-            extra_arguments=["--log-level=ERROR"],  # of the kernel, whose notices would land in the terminal
-            execution_timeout=None if left is None else max(1, int(left)),
+            extra_arguments=["--log-level=50"],  # of the kernel, whose notices would land in the terminal
+            timeout_func=None if left is None else lambda _cell: max(1, began + left - time.monotonic()),
         )
     except PapermillExecutionError as error:
         account.set(step, status="failed", fingerprint=wanted, error=f"{error.ename}: {error.evalue}")

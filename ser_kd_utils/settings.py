@@ -155,13 +155,22 @@ class MLKDSettings(Settings):
 def settings_of(profile: str, changes: str = "") -> tuple[TeacherSettings, MLKDSettings, NoiseSettings]:
     """The settings of a profile; changes: MLKD's by name, the teacher's as `teacher__epochs=2`.
 
-    Raises ValueError for an unknown profile or setting, and for levels or a student deeper than the teacher.
+    Raises ValueError for an unknown profile or setting, and for levels or a student the teacher has no layers for.
     """
     changed = parse_changes(changes)
     own = {name.removeprefix("teacher__"): value for name, value in changed.items() if name.startswith("teacher__")}
     teacher = TeacherSettings.of(profile, **own)
     mlkd = MLKDSettings.of(profile, **{k: value for k, value in changed.items() if not k.startswith("teacher__")})
-    wrong = [depth for depth in (*mlkd.levels, mlkd.student_layers) if not 1 <= depth <= teacher.layers]
-    if wrong:
-        raise ValueError(f"The teacher has layers 1 to {teacher.layers}; levels or student_layers ask for {wrong[0]}.")
+    _check_depths(teacher, mlkd)
     return teacher, mlkd, NoiseSettings.of(profile)
+
+
+def _check_depths(teacher: TeacherSettings, mlkd: MLKDSettings) -> None:
+    """Before an hour of training, not after it."""
+    layers, levels = range(1, teacher.layers + 1), mlkd.levels
+    if not isinstance(levels, tuple) or not levels or list(levels) != sorted(set(levels) & set(layers)):
+        raise ValueError(f"levels={levels!r}: give some of the teacher's layers 1 to {layers[-1]}, such as (1, 3).")
+    if mlkd.student_layers not in layers:
+        raise ValueError(f"student_layers={mlkd.student_layers!r}: the teacher has layers 1 to {layers[-1]}.")
+    if not teacher.checkpoint and teacher.network["num_hidden_layers"] != teacher.layers:
+        raise ValueError(f"The teacher's network has {teacher.network['num_hidden_layers']} layers, not {layers[-1]}.")

@@ -67,7 +67,10 @@ def scale_cnn_gradient(model: Wav2Vec2ForSequenceClassification, factor: float) 
 
 
 def hidden_states(output: SequenceClassifierOutput, levels: Sequence[int], layers: int) -> list[Tensor]:
-    """The (batch, frames, width) states after the given transformer layers, counted from 1."""
+    """The (batch, frames, width) states after the given transformer layers, counted from 1.
+
+    Before the encoder's final layer norm where the network has one (tiny: pre-norm layers; wav2vec2-base has none).
+    """
     if output.hidden_states is None or len(output.hidden_states) != layers + 1:
         found = 0 if output.hidden_states is None else len(output.hidden_states)
         raise RuntimeError(f"Expected {layers + 1} hidden states, the network returned {found}.")

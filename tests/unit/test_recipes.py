@@ -289,10 +289,14 @@ def test_a_wrong_argument_is_one_error_that_names_the_right_ones(corpus, options
 @pytest.mark.parametrize(
     ("changes", "asked"),
     [
-        (f"levels=(1, {LAYERS + 1}, {LAYERS + 2})", LAYERS + 1),
-        ("levels=(0, 1)", 0),
-        (f"student_layers={LAYERS + 1}", LAYERS + 1),
-        ("student_layers=0", 0),
+        (f"levels=(1, {LAYERS + 1})", f"levels=(1, {LAYERS + 1})"),
+        ("levels=(0, 1)", "levels=(0, 1)"),
+        ("levels=(2)", "levels=2"),
+        ("levels=()", "levels=()"),
+        ("levels=(2, 2)", "levels=(2, 2)"),
+        ("levels=(2, 1)", "levels=(2, 1)"),
+        (f"student_layers={LAYERS + 1}", f"student_layers={LAYERS + 1}"),
+        ("student_layers=0", "student_layers=0"),
     ],
 )
 def test_a_layer_the_teacher_lacks_is_an_error_before_anything_is_read(monkeypatch, changes, asked):
@@ -300,14 +304,16 @@ def test_a_layer_the_teacher_lacks_is_an_error_before_anything_is_read(monkeypat
         pytest.fail("the corpus was read first")
 
     monkeypatch.setattr(recipes, "load_corpus", read)
-    with pytest.raises(ValueError, match=f"teacher has layers 1 to {LAYERS};.* ask for {asked}\\.") as caught:
+    with pytest.raises(ValueError, match=f"^{re.escape(asked)}: .*layers 1 to {LAYERS}\\b") as caught:
         Experiment(changes=changes)
     assert caught.value.__context__ is None
 
 
 def test_the_depth_that_counts_is_the_changed_teachers():
-    with pytest.raises(ValueError, match=f"layers 1 to {LAYERS - 1};.* ask for {LAYERS}"):
+    with pytest.raises(ValueError, match=rf"^levels=.*layers 1 to {LAYERS - 1}\b"):
         Experiment(changes=f"teacher__layers={LAYERS - 1}")
+    with pytest.raises(ValueError, match=f"network has {LAYERS} layers, not {LAYERS + 1}"):
+        Experiment(changes=f"teacher__layers={LAYERS + 1}")
 
 
 def test_the_card_is_ready_for_json(experiment):

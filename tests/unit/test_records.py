@@ -119,7 +119,7 @@ def test_no_records_is_one_error_that_says_what_to_run(tmp_path):
 
 @pytest.mark.parametrize(
     ("key", "other"),
-    [("protocol", "random"), ("noise", "folder: babble, volvo"), ("speech level", "overall")],
+    [("protocol", "random"), ("noise", "generated: babble, white"), ("speech level", "overall")],
 )
 def test_records_that_cannot_share_a_table_are_one_error(tmp_path, key, other):
     for variant, value in (("a", PROTOCOL[key]), ("b", other), ("c", other)):
@@ -127,6 +127,15 @@ def test_records_that_cannot_share_a_table_are_one_error(tmp_path, key, other):
         write_run(tmp_path / "demo-tiny" / "runs" / name, table(), info(protocol=PROTOCOL | {key: value}))
     both = "; ".join(sorted((PROTOCOL[key], other)))
     with pytest.raises(ValueError, match=re.escape(f"records in demo-tiny differ in {key} ({both})")):
+        read_runs(tmp_path / "demo-tiny")
+
+
+def test_folders_of_noise_are_told_apart_by_their_samples(tmp_path):
+    protocol = PROTOCOL | {"noise": "folder: babble"}
+    for fold, samples in ((1, "aa"), (2, "bb")):
+        about = info(protocol=protocol, noise_fingerprint=samples)
+        write_run(tmp_path / "demo-tiny" / "runs" / run_name("mlkd", "v", fold, 0), table(), about)
+    with pytest.raises(ValueError, match="differ in noise .*samples aa; .*samples bb"):
         read_runs(tmp_path / "demo-tiny")
 
 
