@@ -113,7 +113,7 @@ def learning_curves(histories: Mapping[str, pd.DataFrame]) -> Figure:
         right.plot(history.index, 100 * history["dev_UA"], **style)
     left.set(xlabel="epoch", ylabel="training loss")
     right.set(xlabel="epoch", ylabel="dev UA (%)")
-    right.legend(fontsize="x-small")
+    right.legend(fontsize="small")
     figure.tight_layout()
     return figure
 

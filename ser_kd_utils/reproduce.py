@@ -16,6 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from ser_kd_utils.corpora import Corpus, load_corpus, split
 from ser_kd_utils.records import PACKAGE, fingerprint, results_folder, results_root, run_name
 from ser_kd_utils.settings import settings_of
@@ -239,8 +241,10 @@ def _short(path: Path) -> str:
 
 
 def _summary(folder: Path, seconds: float) -> None:
-    table = folder / "tables" / "mlkd.md"
-    if table.exists():
-        print(f"\n{table.read_text(encoding='utf-8')}")
+    path = folder / "tables" / "mlkd.csv"
+    if path.exists():
+        table = pd.read_csv(path)
+        columns = ["row", "model", *(name for name in table if name.startswith("UA "))]
+        print(f"\nUA in percent [95 % interval]\n{table[columns].to_string(index=False)}\n")
     print(f"Done in {seconds / 60:.1f} min. In {_short(folder)}: tables/, figures/, runs/ (predictions and settings)")
     print(f"and notebooks/ (executed: open {_short(folder / 'notebooks')}/*.ipynb)", flush=True)

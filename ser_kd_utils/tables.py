@@ -139,10 +139,16 @@ def condition_table(runs: Sequence[Run], metric: str = "UA") -> pd.DataFrame:
 
 
 def write_table(table: pd.DataFrame, folder: Path, name: str, caption: str) -> None:
-    """`name`.csv, .md and .tex below `folder`/tables; the caption says what kind of speech the numbers are about."""
+    """`name`.csv, .md and .tex below `folder`/tables; the caption says what kind of speech the numbers are about.
+
+    In .md and .tex, what all rows share of protocol, folds, seeds and command stands in the caption.
+    """
     target = folder / "tables"
     target.mkdir(parents=True, exist_ok=True)
     (target / f"{name}.csv").write_text(table.to_csv(index=False), encoding="utf-8")
+    shared = [c for c in ("protocol", "folds x seeds", "command") if c in table and table[c].nunique() == 1]
+    caption = "; ".join([caption, *(f"{column}: {table[column].iloc[0]}" for column in shared)])
+    table = table.drop(columns=shared)
     (target / f"{name}.md").write_text(f"{caption}\n\n{table.to_markdown(index=False)}\n", encoding="utf-8")
     latex = table.to_latex(index=False, escape=True, caption=caption, label=f"tab:{name}")
     (target / f"{name}.tex").write_text(latex, encoding="utf-8")

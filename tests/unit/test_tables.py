@@ -71,8 +71,10 @@ def test_conditions_have_the_papers_shape(runs):
 def test_a_table_is_written_in_three_formats(runs, tmp_path):
     tables.write_table(tables.mlkd_table(runs), tmp_path, "mlkd", "recorded speech")
     assert pd.read_csv(tmp_path / "tables" / "mlkd.csv")["row"].tolist() == ["(a)", "(c)", "(e)"]
-    assert (tmp_path / "tables" / "mlkd.md").read_text().startswith("recorded speech\n\n| row ")
-    assert r"\caption{recorded speech}" in (tmp_path / "tables" / "mlkd.tex").read_text()
+    shared = "recorded speech; protocol: speaker-groups; folds x seeds: 2 x 1; command: ser-kd reproduce --corpus emodb"
+    markdown = (tmp_path / "tables" / "mlkd.md").read_text()
+    assert markdown.startswith(shared) and "\n\n| row " in markdown and "| protocol" not in markdown
+    assert r"\caption{recorded speech; protocol" in (tmp_path / "tables" / "mlkd.tex").read_text()
 
 
 def test_readme_markers_are_filled_and_a_stale_table_is_seen(monkeypatch, tmp_path, capsys):
