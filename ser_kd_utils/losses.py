@@ -18,7 +18,7 @@ def feature_loss(prediction: Tensor, target: Tensor, mask: Tensor, cosine_weight
     $$\frac{1}{|M|}\sum_{t \in M} \Big[ \frac{1}{D} \lVert \hat h_t - h_t \rVert_1
       - \lambda \log \sigma(\cos(\hat h_t, h_t)) \Big]$$
 
-    averaged over all frames of the batch, so that long utterances weigh more, as in the released code.
+    averaged over all frames of the batch, so that long utterances weigh more.
     """
     l1 = (prediction - target).abs().mean(-1)
     cosine = -F.logsigmoid(F.cosine_similarity(prediction, target, dim=-1))

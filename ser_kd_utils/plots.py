@@ -107,7 +107,7 @@ def learning_curves(histories: Mapping[str, pd.DataFrame]) -> Figure:
     """Training loss and dev UA by epoch of each named run; columns `loss` and `dev_UA`, index epoch."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
     for row, history in histories.items():
-        colour, marker, line = ROW_STYLES[row]
+        colour, _, line = ROW_STYLES[row]
         style = {"color": colour, "linestyle": line, "label": f"({row}) {ROWS[row].title}"}
         left.plot(history.index, history["loss"], **style)
         right.plot(history.index, 100 * history["dev_UA"], **style)

@@ -151,18 +151,27 @@ def write_run(
 def read_runs(folder: Path) -> list[Run]:
     """All records below results/<corpus>-<profile>/, by name.
 
-    Raises FileNotFoundError when there are none, ValueError when they were made under different protocols or noises.
+    Raises FileNotFoundError when there are none, ValueError when they cannot stand in one table: another protocol,
+    noise, corpus content or, within a row, other settings.
     """
     runs = [Run(path.parent) for path in sorted(folder.glob("runs/[!.]*/run.json"))]
     if not runs:
         raise FileNotFoundError(f"No records under {folder.name}/runs: run notebooks 01 and 02, or `ser-kd reproduce`.")
     for key in ("protocol", "noise", "speech level"):
-        if len(found := {_kind(run, key) for run in runs}) > 1:
-            raise ValueError(
-                f"The records in {folder.name} differ in {key} ({'; '.join(sorted(found))}): "
-                "one table cannot hold both, so run one kind again or write it to another --results folder."
-            )
+        _refuse_differences(folder, key, {_kind(run, key) for run in runs})
+    _refuse_differences(folder, "corpus content", {run.info["audio_fingerprint"][:8] for run in runs})
+    for row in {run.info["variant"] for run in runs}:
+        used = {fingerprint(run.info["settings"])[:8] for run in runs if run.info["variant"] == row}
+        _refuse_differences(folder, f"the settings of {row}", used)
     return runs
+
+
+def _refuse_differences(folder: Path, what: str, found: set[str]) -> None:
+    if len(found) > 1:
+        raise ValueError(
+            f"The records in {folder.name} differ in {what} ({'; '.join(sorted(found))}): "
+            "one table cannot hold both, so run one kind again or write it to another --results folder."
+        )
 
 
 def _kind(run: Run, key: str) -> str:

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from argparse import Namespace
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -107,22 +108,24 @@ def check_parameters(step: Step) -> None:
             raise ValueError(f"{step.notebook}: {name} is declared {wanted}, got {value!r}.")
 
 
-def step_fingerprint(step: Step, corpus: Corpus) -> str:
-    """Of the notebook's code, the package's code, the parameters, the corpus and the noise; no path counts.
+def step_fingerprint(step: Step, inputs: str) -> str:
+    """Of the notebook's code, the package's code, the parameters and the inputs (corpus and noise)."""
+    cells = json.loads(step.source.read_text(encoding="utf-8"))["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    package = {str(p.relative_to(PACKAGE)): _sha256(p) for p in sorted(PACKAGE.rglob("*.py"))}
+    return fingerprint([code, package, inputs, _public(step)])
+
+
+def inputs_fingerprint(corpus: Corpus, noise_dir: str) -> str:
+    """Of the corpus and the noise files; no path counts.
 
     Sound files count by size and time of change: a copy elsewhere runs the notebooks again, but no training, since
     records are found by the sound itself.
     """
-    cells = json.loads(step.source.read_text(encoding="utf-8"))["cells"]
-    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    package = {str(p.relative_to(PACKAGE)): _sha256(p) for p in sorted(PACKAGE.rglob("*.py"))}
-    noise_dir = step.parameters.get("noise_dir")
     noise = [_sha256(p) for p in sorted(Path(noise_dir).rglob("*")) if p.is_file()] if noise_dir else "generated"
     states = [Path(path).stat() for path in corpus.manifest["path"]]
     table = corpus.manifest.assign(state=[f"{state.st_size} {state.st_mtime_ns}" for state in states])
-    manifest = table.drop(columns="path").to_csv(index=False)
-    values = {k: v for k, v in step.parameters.items() if k not in ("data_root", "noise_dir", "results")}
-    return fingerprint([code, package, noise, manifest, values])
+    return fingerprint([noise, table.drop(columns="path").to_csv(index=False)])
 
 
 def _sha256(path: Path) -> str:
@@ -141,7 +144,7 @@ class Account:
         return json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
 
     def set(self, step: Step, **entry: Any) -> None:
-        entry["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
+        entry["at"] = datetime.now(UTC).isoformat(timespec="seconds")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=self.path.parent, delete=False, suffix=".json") as file:
             json.dump(dict(sorted((self.steps | {step.name: entry}).items())), file, indent=1)
@@ -159,14 +162,13 @@ def reproduce(options: Namespace) -> int:
         check_parameters(step)
     folder = results_folder(options.results, options.corpus, options.profile, changes=options.changes)
     account, started = Account(folder), time.monotonic()
+    inputs = inputs_fingerprint(corpus, options.noise_dir)
     print(f"{len(steps)} notebook runs, results in {_short(folder)}", flush=True)
     for number, step in enumerate(steps, 1):
         label = f"[{number}/{len(steps)}] {step.name}"
-        wanted = step_fingerprint(step, corpus)
+        wanted = step_fingerprint(step, inputs)
         output = folder / "notebooks" / f"{step.name}.ipynb"
-        before = account.steps.get(step.name, {})
-        recorded = before.get("status") == "done" and before.get("fingerprint") == wanted and output.exists()
-        if recorded and not options.force and step.notebook not in LAST:
+        if _recorded(step, account, wanted, output) and not options.force:
             print(f"{label}  already recorded, skipped", flush=True)
             continue
         if options.dry_run:
@@ -187,13 +189,25 @@ def reproduce(options: Namespace) -> int:
     return DONE
 
 
+def _recorded(step: Step, account: Account, wanted: str, output: Path) -> bool:
+    """Whether the step ended well with this fingerprint, and what it left is still here."""
+    before = account.steps.get(step.name, {})
+    if step.notebook in LAST or before.get("status") != "done" or before.get("fingerprint") != wanted:
+        return False
+    return output.exists() and (step.notebook in ONCE or any(_run_folders(step, output.parents[1])))
+
+
+def _run_folders(step: Step, folder: Path) -> Iterator[Path]:
+    """The records of the step's method, fold and seed."""
+    method = EACH_FOLD_AND_SEED[step.notebook]
+    return folder.glob(f"runs/{run_name(method, '*', step.parameters['fold'], step.parameters['seed'])}")
+
+
 def _forget(step: Step, folder: Path) -> None:
     """Drop the weights a step would find: it trains again, and the old record stays until the new one is whole."""
-    if method := EACH_FOLD_AND_SEED.get(step.notebook):
-        for model in folder.glob(
-            f"runs/{run_name(method, '*', step.parameters['fold'], step.parameters['seed'])}/model"
-        ):
-            shutil.rmtree(model)
+    if step.notebook in EACH_FOLD_AND_SEED:
+        for run in _run_folders(step, folder):
+            shutil.rmtree(run / "model", ignore_errors=True)
 
 
 def _execute(step: Step, output: Path, account: Account, wanted: str, left: float | None) -> int:
@@ -202,6 +216,7 @@ def _execute(step: Step, output: Path, account: Account, wanted: str, left: floa
     from papermill.exceptions import PapermillExecutionError
 
     output.parent.mkdir(parents=True, exist_ok=True)
+    account.set(step, status="running", fingerprint=wanted)
     began = time.monotonic()
     try:
         papermill.execute_notebook(

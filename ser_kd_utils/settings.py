@@ -46,10 +46,17 @@ class Settings:
         return cls(**fields | changes)
 
     def table(self) -> pd.DataFrame:
-        """What a notebook prints: setting, value, source, note."""
-        rows = [
-            (f.name, getattr(self, f.name), f.metadata["source"], f.metadata["note"]) for f in dataclasses.fields(self)
-        ]
+        """What a notebook prints: setting, value, source, note.
+
+        The source is that of the paper profile's value; any other value is assumed, and the note says what it departs
+        from.
+        """
+        rows = []
+        for f in dataclasses.fields(self):
+            value, source = getattr(self, f.name), f.metadata["source"]
+            rows.append(
+                (f.name, value, source if value == f.metadata["values"]["paper"] else ASSUMED, f.metadata["note"])
+            )
         return pd.DataFrame(rows, columns=["setting", "value", "source", "note"]).set_index("setting")
 
 
@@ -100,7 +107,7 @@ class TeacherSettings(Settings):
         _TINY_NETWORK, {}, ASSUMED, "tiny: sized on dev speakers of EMO-DB folds 1 and 2; a checkpoint brings its own"
     )
     layers: int = setting(3, 12, ASSUMED, "transformer layers; a checkpoint of another depth is refused")
-    freeze_cnn: bool = setting(False, True, CODE, "SpeechBrain IEMOCAP recipe; random weights cannot be frozen")
+    freeze_cnn: bool = setting(False, True, CODE, "SpeechBrain IEMOCAP recipe; random weights must be trained")
     epochs: int = setting(22, 30, CODE, "SpeechBrain IEMOCAP recipe (30)")
     batch_size: int = setting(8, 24, ASSUMED, "utterances a step")
     lr_encoder: float = setting(1e-3, 1e-5, CODE, "SpeechBrain IEMOCAP recipe (1e-5)")
@@ -138,7 +145,9 @@ class MLKDSettings(Settings):
     )
     gamma: float = setting(1.0, 1.0, ASSUMED, "weight of the feature loss beside cross-entropy")
     cosine_weight: float = setting(1.0, 1.0, CODE, "lambda of DistilHuBERT")
-    cnn_gradient: float = setting(0.1, 0.1, CODE, "gradient into the student's CNN is scaled by it (DistilHuBERT)")
+    cnn_gradient: float = setting(
+        0.1, 0.1, CODE, "scales the gradient into the CNN (DistilHuBERT); AdamW undoes most of it"
+    )
     epochs: int = setting(16, 30, ASSUMED, "students start from the teacher's weights")
     batch_size: int = setting(8, 24, CODE, "DistilHuBERT (24)")
     lr: float = setting(1e-3, 1e-4, ASSUMED, "AdamW, all weights of students and of the teacher-size baseline")
@@ -153,16 +162,19 @@ class MLKDSettings(Settings):
 
 
 def settings_of(profile: str, changes: str = "") -> tuple[TeacherSettings, MLKDSettings, NoiseSettings]:
-    """The settings of a profile; changes: MLKD's by name, the teacher's as `teacher__epochs=2`.
+    """The settings of a profile; changes: MLKD's by name, others as `teacher__epochs=2`, `noise__level="overall"`.
 
     Raises ValueError for an unknown profile or setting, and for levels or a student the teacher has no layers for.
     """
-    changed = parse_changes(changes)
-    own = {name.removeprefix("teacher__"): value for name, value in changed.items() if name.startswith("teacher__")}
-    teacher = TeacherSettings.of(profile, **own)
-    mlkd = MLKDSettings.of(profile, **{k: value for k, value in changed.items() if not k.startswith("teacher__")})
+    groups: dict[str, dict[str, Any]] = {"teacher": {}, "noise": {}, "": {}}
+    for name, value in parse_changes(changes).items():
+        group, _, own = name.rpartition("__")
+        if group not in groups:
+            raise ValueError(f"Unknown setting {name}: write epochs, teacher__epochs or noise__level.")
+        groups[group][own] = value
+    teacher, mlkd = TeacherSettings.of(profile, **groups["teacher"]), MLKDSettings.of(profile, **groups[""])
     _check_depths(teacher, mlkd)
-    return teacher, mlkd, NoiseSettings.of(profile)
+    return teacher, mlkd, NoiseSettings.of(profile, **groups["noise"])
 
 
 def _check_depths(teacher: TeacherSettings, mlkd: MLKDSettings) -> None:

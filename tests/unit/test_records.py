@@ -29,7 +29,7 @@ def table(checkpoints=("best", "last"), angry=1.0) -> pd.DataFrame:
 def info(**changes) -> dict:
     history = [{"epoch": 1, "loss": 1.5, "dev_UA": 0.5}, {"epoch": 2, "loss": 1.0, "dev_UA": 0.6}]
     about = {"method": "mlkd", "variant": "v", "labels": LABELS, "fingerprint": "abc", "history": history}
-    return about | {"protocol": PROTOCOL} | changes
+    return about | {"protocol": PROTOCOL, "audio_fingerprint": "cc", "settings": {"epochs": 1}} | changes
 
 
 @pytest.fixture
@@ -136,6 +136,17 @@ def test_folders_of_noise_are_told_apart_by_their_samples(tmp_path):
         about = info(protocol=protocol, noise_fingerprint=samples)
         write_run(tmp_path / "demo-tiny" / "runs" / run_name("mlkd", "v", fold, 0), table(), about)
     with pytest.raises(ValueError, match="differ in noise .*samples aa; .*samples bb"):
+        read_runs(tmp_path / "demo-tiny")
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [({"audio_fingerprint": "dd"}, "corpus content"), ({"settings": {"epochs": 2}}, "settings of v")],
+)
+def test_other_sound_or_settings_cannot_stand_in_one_table(tmp_path, change, what):
+    for fold, about in ((1, info()), (2, info(**change))):
+        write_run(tmp_path / "demo-tiny" / "runs" / run_name("mlkd", "v", fold, 0), table(), about)
+    with pytest.raises(ValueError, match=f"differ in .*{what}"):
         read_runs(tmp_path / "demo-tiny")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -17,6 +18,9 @@ from ser_kd_utils import reproduce
 from ser_kd_utils.cli import main, parser
 
 PARAMETERS = 'corpus: str = "demo"\nprofile: str = "tiny"\nresults: str = ""\nchanges: str = ""'
+RECORD = """from pathlib import Path
+runs = Path(results, f"{{corpus}}-{{profile}}", "runs")
+runs.joinpath(f"{method}__x__fold-{{fold}}__seed-{{seed}}").mkdir(parents=True, exist_ok=True)"""
 EACH = PARAMETERS + '\ndata_root: str = ""\nnoise_dir: str = ""\nfold: int = 1\nseed: int = 0'
 
 
@@ -32,8 +36,8 @@ def notebooks(tmp_path, monkeypatch):
     folder = tmp_path / "notebooks"
     folder.mkdir()
     write_notebook(folder / "00_corpora_and_noise.ipynb", "corpus")
-    write_notebook(folder / "01_teacher_finetuning.ipynb", "print(fold, seed)")
-    write_notebook(folder / "02_noisy_student_distillation.ipynb", "print(fold, seed)")
+    write_notebook(folder / "01_teacher_finetuning.ipynb", RECORD.format(method="teacher"))
+    write_notebook(folder / "02_noisy_student_distillation.ipynb", RECORD.format(method="mlkd"))
     write_notebook(folder / "09_paper_tables.ipynb", "results", parameters=PARAMETERS)
     monkeypatch.setattr(reproduce, "NOTEBOOKS", folder)
     return folder
@@ -85,7 +89,7 @@ def test_all_folds_by_default_but_one_of_the_demo(run, notebooks, capsys):
     assert capsys.readouterr().out.count("would run") == 1
 
 
-def test_what_is_recorded_is_skipped_until_something_changes(run, notebooks, account, corpus, capsys):
+def test_what_is_recorded_is_skipped_until_something_changes(run, notebooks, account, corpus, tmp_path, capsys):
     options = ("--folds", "1", "--only", "01,02")
     assert run(*options) == 0
     first = account()
@@ -93,7 +97,10 @@ def test_what_is_recorded_is_skipped_until_something_changes(run, notebooks, acc
     capsys.readouterr()
     assert run(*options) == 0
     assert capsys.readouterr().out.count("already recorded, skipped") == 2
-    write_notebook(notebooks / "02_noisy_student_distillation.ipynb", "print('changed')")
+    write_notebook(notebooks / "02_noisy_student_distillation.ipynb", RECORD.format(method="mlkd") + "\n1")
+    assert run(*options) == 0
+    assert capsys.readouterr().out.count("already recorded, skipped") == 1
+    shutil.rmtree(tmp_path / "results" / "manifest-tiny" / "runs" / "teacher__x__fold-1__seed-0")
     assert run(*options) == 0
     assert capsys.readouterr().out.count("already recorded, skipped") == 1
     corpus.write_text(corpus.read_text().replace("A0.wav,angry", "A0.wav,sad"))

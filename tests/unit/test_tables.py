@@ -28,19 +28,22 @@ def record(folder, row, wrong, fold=1, seed=0):
     kind = ROWS[row]
     info = {"method": kind.method, "variant": kind.variant, "fold": fold, "seed": seed, "labels": LABELS}
     info |= {"corpus": "emodb", "profile": "tiny", "parameters": 1_500_000, "row": row}
-    info["protocol"] = {"protocol": "speaker-groups", "optimistic": False, "synthetic": False, "noise": "folder: hum"}
+    info["protocol"] = {"protocol": "speaker-groups", "optimistic": False, "noise": "folder: hum"}
+    info["protocol"] |= {"synthetic": False, "speaker_independent": True}
     name = run_name(kind.method, kind.variant, fold, seed)
     return write_run(folder / "runs" / name, pd.DataFrame(rows, columns=names), info)
 
 
 @pytest.fixture
 def runs(tmp_path):
-    return [record(tmp_path, row, wrong, fold) for fold in (1, 2) for row, wrong in (("c", 6), ("e", 3), ("a", 6))]
+    return [
+        record(tmp_path, row, wrong, fold) for fold in (1, 2) for row, wrong in (("c", 6), ("e", 3), ("b", 6), ("a", 6))
+    ]
 
 
-def test_rows_come_in_the_papers_order_with_hand_counted_scores(runs):
+def test_rows_come_in_order_with_hand_counted_scores(runs):
     table = tables.mlkd_table(runs).set_index("row")
-    assert list(table.index) == ["(a)", "(c)", "(e)"]
+    assert list(table.index) == ["(a)", "(b)", "(c)", "(e)"]
     # (e) misses 3 of 6 angry and none of 2 sad utterances: UA (50 + 100) / 2, WA 5 of 8
     assert table.loc["(e)", "UA clean"].startswith("100.0 [")
     assert table.loc["(e)", "UA noisy"].startswith("75.0 [")
@@ -48,7 +51,7 @@ def test_rows_come_in_the_papers_order_with_hand_counted_scores(runs):
     assert table.loc["(e)", "WA noisy"].startswith("62.5 [")
     assert table.loc["(a)", "UA noisy"].startswith("50.0 [")
     assert table.loc["(e)", "folds x seeds"] == "2 x 1"
-    assert table.loc["(e)", "published UA"] == "not published"
+    assert table.loc["(e)", "published UA"] == ""  # the paper has no EMO-DB
     command = "ser-kd reproduce --corpus emodb --data-root DATA --noise-dir NOISE --folds 1,2 --seeds 0"
     assert table.loc["(e)", "command"] == command
 
@@ -56,21 +59,40 @@ def test_rows_come_in_the_papers_order_with_hand_counted_scores(runs):
 def test_comparisons_give_points_and_refuse_to_decide_without_evidence(runs):
     table = tables.comparison_table(runs).set_index("rows")
     assert table.loc["(e) - (c)", "UA noisy, points"] == 25.0
-    assert table.loc["(c) - (a)", "UA noisy, points"] == 0.0
-    assert table.loc["(c) - (a)", "p"] == 1.0 and table.loc["(c) - (a)", "reading"] == "undecided"
+    assert table.loc["(b) - (a)", "UA noisy, points"] == 0.0
+    assert table.loc["(b) - (a)", "p"] == 1.0 and table.loc["(b) - (a)", "reading"] == "undecided"
     assert (table["p (Holm)"] >= table["p"]).all()
 
 
-def test_conditions_have_the_papers_shape(runs):
+def test_conditions_are_by_noise_and_snr(runs):
     table = tables.condition_table(runs, "WA")
-    assert list(table.columns) == ["noise", "SNR", "(a)", "(c)", "(e)"]
+    assert list(table.columns) == ["noise", "SNR", "(a)", "(b)", "(c)", "(e)"]
     assert table["noise"].tolist() == ["clean", "hum", "hum"] and table["SNR"].tolist()[1:] == [10.0, 0.0]
-    assert table.iloc[1].tolist()[2:] == [25.0, 25.0, 62.5]
+    assert table.iloc[1].tolist()[2:] == [25.0, 25.0, 25.0, 62.5]
+
+
+def test_only_folds_that_all_rows_have_are_compared(runs, tmp_path):
+    more = [*runs, record(tmp_path, "e", 0, fold=3)]
+    whole, left_out = tables.complete(more)
+    assert whole == runs and [run.info["fold"] for run in left_out] == [3]
+    assert tables.comparison_table([run for run in runs if run.info["row"] == "a"]).empty
+
+
+def test_published_values_stand_on_their_own_corpus_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "PACKAGE", tmp_path / "package")
+    folder = tmp_path / "results" / "reference"
+    folder.mkdir(parents=True)
+    (folder / "mlkd_results.csv").write_text(
+        "dataset,metric,value,source\nIEMOCAP,UA,61.25,Table 2\nIEMOCAP,WA,,none\n"
+    )
+    assert tables._published("iemocap", "UA") == "61.2 (Table 2)"
+    assert tables._published("iemocap", "WA") == "not available"
+    assert tables._published("emodb", "UA") == ""
 
 
 def test_a_table_is_written_in_three_formats(runs, tmp_path):
     tables.write_table(tables.mlkd_table(runs), tmp_path, "mlkd", "recorded speech")
-    assert pd.read_csv(tmp_path / "tables" / "mlkd.csv")["row"].tolist() == ["(a)", "(c)", "(e)"]
+    assert pd.read_csv(tmp_path / "tables" / "mlkd.csv")["row"].tolist() == ["(a)", "(b)", "(c)", "(e)"]
     shared = "recorded speech; protocol: speaker-groups; folds x seeds: 2 x 1; command: ser-kd reproduce --corpus emodb"
     markdown = (tmp_path / "tables" / "mlkd.md").read_text()
     assert markdown.startswith(shared) and "\n\n| row " in markdown and "| protocol" not in markdown
