@@ -181,14 +181,16 @@ def fold_table(runs: Sequence[Run]) -> pd.DataFrame:
 def write_table(table: pd.DataFrame, folder: Path, name: str, caption: str) -> None:
     """`name`.csv, .md and .tex below `folder`/tables; the caption says what kind of speech the numbers are about.
 
-    In .md and .tex, what all rows share of protocol, folds, seeds and command stands in the caption.
+    In .md and .tex, what all rows share of folds, seeds and command stands in the caption, the protocol being there
+    already, and empty columns are left out.
     """
     target = folder / "tables"
     target.mkdir(parents=True, exist_ok=True)
     (target / f"{name}.csv").write_text(table.to_csv(index=False), encoding="utf-8")
-    shared = [c for c in ("protocol", "folds x seeds", "command") if c in table and table[c].nunique() == 1]
+    shared = [c for c in ("folds x seeds", "command") if c in table and table[c].nunique() == 1]
     caption = "; ".join([caption, *(f"{column}: {table[column].iloc[0]}" for column in shared)])
-    table = table.drop(columns=shared)
+    empty = [column for column in table if (table[column] == "").all()]
+    table = table.drop(columns=[*shared, *empty, "protocol"], errors="ignore")
     (target / f"{name}.md").write_text(f"{caption}\n\n{table.to_markdown(index=False)}\n", encoding="utf-8")
     latex = table.to_latex(index=False, escape=True, caption=caption, label=f"tab:{name}")
     (target / f"{name}.tex").write_text(latex, encoding="utf-8")

@@ -93,10 +93,15 @@ def test_published_values_stand_on_their_own_corpus_only(tmp_path, monkeypatch):
 def test_a_table_is_written_in_three_formats(runs, tmp_path):
     tables.write_table(tables.mlkd_table(runs), tmp_path, "mlkd", "recorded speech")
     assert pd.read_csv(tmp_path / "tables" / "mlkd.csv")["row"].tolist() == ["(a)", "(b)", "(c)", "(e)"]
-    shared = "recorded speech; protocol: speaker-groups; folds x seeds: 2 x 1; command: ser-kd reproduce --corpus emodb"
+    shared = "recorded speech; folds x seeds: 2 x 1; command: ser-kd reproduce --corpus emodb"
     markdown = (tmp_path / "tables" / "mlkd.md").read_text()
-    assert markdown.startswith(shared) and "\n\n| row " in markdown and "| protocol" not in markdown
-    assert r"\caption{recorded speech; protocol" in (tmp_path / "tables" / "mlkd.tex").read_text()
+    assert (
+        markdown.startswith(shared)
+        and "\n\n| row " in markdown
+        and "| protocol" not in markdown
+        and "published" not in markdown
+    )
+    assert r"\caption{recorded speech; folds x seeds" in (tmp_path / "tables" / "mlkd.tex").read_text()
 
 
 def test_readme_markers_are_filled_and_a_stale_table_is_seen(monkeypatch, tmp_path, capsys):
