@@ -15,7 +15,7 @@ import pandas as pd
 
 from ser_kd_utils.metrics import holm, interval, paired_test, score
 from ser_kd_utils.recipes import ROWS
-from ser_kd_utils.records import PACKAGE, Run, predictions, results_root
+from ser_kd_utils.records import PACKAGE, Run, predictions
 
 README = PACKAGE.parent / "README.md"
 COMPARISONS = (("e", "d"), ("e", "c"), ("d", "c"), ("e", "b"), ("c", "b"), ("b", "a"))
@@ -200,7 +200,7 @@ def readme_with_tables(text: str) -> str:
     """The README's text with each `<!-- table PATH -->` ... `<!-- end -->` filled from results/PATH."""
 
     def fill(match: re.Match) -> str:
-        table = (results_root(str(PACKAGE.parent / "results")) / match[1]).read_text(encoding="utf-8")
+        table = (PACKAGE.parent / "results" / match[1]).read_text(encoding="utf-8")
         return f"<!-- table {match[1]} -->\n{table}<!-- end -->"
 
     return re.sub(r"<!-- table (\S+) -->\n.*?<!-- end -->", fill, text, flags=re.DOTALL)
