@@ -261,5 +261,5 @@ def _summary(folder: Path, seconds: float) -> None:
         table = pd.read_csv(path)
         columns = ["row", "model", *(name for name in table if name.startswith("UA "))]
         print(f"\nUA in percent [95 % interval]\n{table[columns].to_string(index=False)}\n")
-    print(f"Done in {seconds / 60:.1f} min. In {_short(folder)}: tables/, figures/, runs/ (predictions and settings)")
-    print(f"and notebooks/ (executed: open {_short(folder / 'notebooks')}/*.ipynb)", flush=True)
+    print(f"Done in {seconds / 60:.1f} min. In {_short(folder)}:")
+    print("tables/, figures/, runs/ (predictions and settings), notebooks/ (executed)", flush=True)
