@@ -122,6 +122,10 @@ class AudioCache:
     def __getitem__(self, utterance: str) -> np.ndarray:
         return self._samples[utterance] * np.float32(2**-15)
 
+    @property
+    def utterances(self) -> list[str]:
+        return list(self._samples)
+
     def seconds(self, utterance: str) -> float:
         return len(self._samples[utterance]) / SAMPLE_RATE
 

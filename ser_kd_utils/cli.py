@@ -35,12 +35,19 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--corpus", default="demo", help=f"one of {CORPORA} (default: demo, made on first use)")
     run.add_argument("--data-root", default="", metavar="DIR", help="where the corpus lies (manifest: its CSV file)")
     run.add_argument("--noise-dir", default="", metavar="DIR", help="noise recordings (default: generated noise)")
+    run.add_argument("--speech-dir", default="", metavar="DIR", help="unlabelled speech, for the ablations that use it")
     run.add_argument("--profile", default="tiny", help="tiny: small networks, CPU; paper: wav2vec2-base, GPU")
     run.add_argument(
         "--folds", type=_folds, default=(), metavar="LIST", help="1,3-5 or all (default: all; the demo: its first)"
     )
     run.add_argument("--seeds", type=_numbers, default=(0,), metavar="LIST", help="0,1,2 or 0-4 (default: 0)")
     run.add_argument("--only", default="", metavar="LIST", help="notebook numbers, such as 01,09 (default: all)")
+    run.add_argument(
+        "--ablations",
+        default="",
+        metavar="LIST",
+        help="rows of notebook 03 by name, or none (default: all; the demo: two)",
+    )
     run.add_argument("--results", default="", metavar="DIR", help="where to write (default: results/)")
     run.add_argument(
         "--time-limit", type=float, default=None, metavar="MINUTES", help="stop in time; run again to go on"

@@ -111,11 +111,16 @@ class Run:
 
     @cached_property
     def predictions(self) -> pd.DataFrame:
-        """The stored rows with method, variant and the predicted class name (largest logit)."""
+        """The stored rows with method, variant, the predicted class name (largest logit) and in_range.
+
+        in_range: clean, or at an SNR of the range that was trained on.
+        """
         table = pd.read_parquet(self.folder / "predictions.parquet")
         best = np.stack(table["logits"]).argmax(1)
         names = {key: self.info[key] for key in ("method", "variant")}
-        return table.assign(prediction=np.array(self.info["labels"], dtype=object)[best], **names)
+        low, high = self.info["settings"]["the noise"]["train_snr_db"]
+        in_range = table["snr_db"].between(low, high) | table["snr_db"].isna()
+        return table.assign(prediction=np.array(self.info["labels"], dtype=object)[best], in_range=in_range, **names)
 
     def complete(self, wanted: str) -> bool:
         """Whether a record with this fingerprint is here, and its weights too.

@@ -21,12 +21,18 @@ import pandas as pd
 
 from ser_kd_utils.corpora import Corpus, load_corpus, split
 from ser_kd_utils.records import PACKAGE, fingerprint, results_folder, results_root, run_name
+from ser_kd_utils.rows import ablations, choose
 from ser_kd_utils.settings import settings_of
 
 NOTEBOOKS = PACKAGE.parent / "notebooks"
 
 ONCE = ("00_corpora_and_noise",)
-EACH_FOLD_AND_SEED = {"01_teacher_finetuning": "teacher", "02_noisy_student_distillation": "mlkd"}
+ABLATIONS = "03_mlkd_ablations"
+EACH_FOLD_AND_SEED = {
+    "01_teacher_finetuning": "teacher",
+    "02_noisy_student_distillation": "mlkd",
+    ABLATIONS: "mlkd-ablation",
+}
 """Notebooks of every fold and seed, with the method whose records they write."""
 LAST = ("09_paper_tables",)
 """Notebook 09 reads records only; it runs every time, in seconds."""
@@ -56,10 +62,12 @@ class Step:
 def plan(options: Namespace, corpus: Corpus) -> list[Step]:
     """The steps in reading order.
 
-    Raises ValueError for an unknown profile or setting, a fold the corpus does not have, or a notebook number that is
-    not in the plan; FileNotFoundError when the notebooks are not beside the package.
+    Raises ValueError for an unknown profile, setting or ablation, a fold the corpus does not have, or a notebook number
+    that is not in the plan; FileNotFoundError when the notebooks are not beside the package.
     """
-    settings_of(options.profile, options.changes)
+    teacher, mlkd, _ = settings_of(options.profile, options.changes)
+    if options.ablations != "none":
+        choose(options.ablations, ablations(teacher, mlkd, bool(options.speech_dir)), corpus.synthetic)
     if not NOTEBOOKS.is_dir():
         raise FileNotFoundError(
             "The notebooks are not beside the package: install it from a clone with `pip install -e .`"
@@ -80,7 +88,13 @@ def plan(options: Namespace, corpus: Corpus) -> list[Step]:
     steps = [Step(name, common | first) for name in ONCE]
     for fold in folds:
         for seed in options.seeds:
-            steps += [Step(name, common | {"fold": fold, "seed": seed}) for name in EACH_FOLD_AND_SEED]
+            each = common | {"fold": fold, "seed": seed}
+            of_rows = {"speech_dir": options.speech_dir, "ablations": options.ablations}
+            steps += [
+                Step(name, each | of_rows if name == ABLATIONS else each)
+                for name in EACH_FOLD_AND_SEED
+                if name != ABLATIONS or options.ablations != "none"
+            ]
     reading = {key: common[key] for key in ("corpus", "profile", "results", "changes")}
     steps += [Step(name, reading) for name in LAST]
     return _only(steps, options.only)
@@ -116,16 +130,20 @@ def step_fingerprint(step: Step, inputs: str) -> str:
     return fingerprint([code, package, inputs, _public(step)])
 
 
-def inputs_fingerprint(corpus: Corpus, noise_dir: str) -> str:
-    """Of the corpus and the noise files; no path counts.
+def inputs_fingerprint(corpus: Corpus, noise_dir: str, speech_dir: str) -> str:
+    """Of the corpus, the noise files and the unlabelled speech; no path counts.
 
     Sound files count by size and time of change: a copy elsewhere runs the notebooks again, but no training, since
     records are found by the sound itself.
     """
     noise = [_sha256(p) for p in sorted(Path(noise_dir).rglob("*")) if p.is_file()] if noise_dir else "generated"
-    states = [Path(path).stat() for path in corpus.manifest["path"]]
-    table = corpus.manifest.assign(state=[f"{state.st_size} {state.st_mtime_ns}" for state in states])
-    return fingerprint([noise, table.drop(columns="path").to_csv(index=False)])
+    speech = sorted(path for path in Path(speech_dir).rglob("*") if path.is_file()) if speech_dir else []
+    table = corpus.manifest.assign(state=[_state(Path(path)) for path in corpus.manifest["path"]])
+    return fingerprint([noise, table.drop(columns="path").to_csv(index=False), [_state(path) for path in speech]])
+
+
+def _state(path: Path) -> str:
+    return f"{path.stat().st_size} {path.stat().st_mtime_ns}"
 
 
 def _sha256(path: Path) -> str:
@@ -162,7 +180,7 @@ def reproduce(options: Namespace) -> int:
         check_parameters(step)
     folder = results_folder(options.results, options.corpus, options.profile, changes=options.changes)
     account, started = Account(folder), time.monotonic()
-    inputs = inputs_fingerprint(corpus, options.noise_dir)
+    inputs = inputs_fingerprint(corpus, options.noise_dir, options.speech_dir)
     print(f"{len(steps)} notebook runs, results in {_short(folder)}", flush=True)
     for number, step in enumerate(steps, 1):
         label = f"[{number}/{len(steps)}] {step.name}"
@@ -248,7 +266,7 @@ def _execute(step: Step, output: Path, account: Account, wanted: str, left: floa
 
 def _public(step: Step) -> dict[str, Any]:
     """The parameters less the paths of this machine."""
-    return {k: v for k, v in step.parameters.items() if k not in ("data_root", "noise_dir", "results")}
+    return {k: v for k, v in step.parameters.items() if k not in ("data_root", "noise_dir", "speech_dir", "results")}
 
 
 def _short(path: Path) -> str:

@@ -20,9 +20,10 @@ CODE = "code of cited work"
 ASSUMED = "assumed"
 
 
-def setting(tiny: Any, paper: Any, source: str, note: str) -> Any:
+def setting(tiny: Any, paper: Any, source: str, note: str, choices: tuple[str, ...] = ()) -> Any:
     """A field whose value depends on the profile; `source` is PUBLISHED, CODE or ASSUMED and `note` says from where."""
-    return field(metadata={"values": {"tiny": tiny, "paper": paper}, "source": source, "note": note})
+    values = {"tiny": tiny, "paper": paper}
+    return field(metadata={"values": values, "source": source, "note": note, "choices": choices})
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Settings:
     def of(cls, profile: str, **changes: Any) -> Self:
         """The settings of a profile with some values changed.
 
-        Raises ValueError for an unknown profile or an unknown setting.
+        Raises ValueError for an unknown profile, an unknown setting or a word that is none of its choices.
         """
         if profile not in PROFILES:
             raise ValueError(f"Unknown profile {profile!r}: choose one of {', '.join(PROFILES)}.")
@@ -43,6 +44,10 @@ class Settings:
         unknown = sorted(set(changes) - set(fields))
         if unknown:
             raise ValueError(f"Unknown setting {', '.join(unknown)} for {cls.title}: choose among {', '.join(fields)}.")
+        for f in dataclasses.fields(cls):
+            choices = f.metadata["choices"]
+            if choices and changes.get(f.name, choices[0]) not in choices:
+                raise ValueError(f"{f.name}={changes[f.name]!r}: choose one of {', '.join(map(repr, choices))}.")
         return cls(**fields | changes)
 
     def table(self) -> pd.DataFrame:
@@ -120,6 +125,7 @@ class TeacherSettings(Settings):
         2.0, 10.0, ASSUMED, "longest training piece, cropped at random; tests take whole utterances"
     )
     precision: str = setting("float32", "bf16", ASSUMED, "bf16: mixed precision where the GPU has it")
+    pretraining_epochs: int = setting(0, 0, ASSUMED, "self-supervised, on unlabelled speech, before fine-tuning")
 
 
 @dataclass(frozen=True)
@@ -129,7 +135,13 @@ class NoiseSettings(Settings):
     title = "the noise"
 
     train_snr_db: tuple = setting((0.0, 20.0), (0.0, 20.0), CODE, "drawn uniformly, as RobustDistiller")
-    test_snr_db: tuple = setting((20, 15, 10, 5, 0), (20, 15, 10, 5, 0), ASSUMED, "EUSIPCO 2019 IEMOCAP noise study")
+    train_types: tuple = setting((), (), ASSUMED, "noise types heard in training; empty: all of them")
+    test_snr_db: tuple = setting(
+        (20, 15, 10, 5, 0, -5),
+        (20, 15, 10, 5, 0, -5),
+        ASSUMED,
+        "EUSIPCO 2019 IEMOCAP noise study, and one below training",
+    )
     level: str = setting("active", "active", ASSUMED, "speech level over active frames; RobustDistiller: overall")
 
 
@@ -144,7 +156,38 @@ class MLKDSettings(Settings):
         (1, 2, 3), (4, 8, 12), CODE, "RobustDistiller 4, 8, 12 of 12; the same thirds of a tiny teacher"
     )
     gamma: float = setting(1.0, 1.0, ASSUMED, "weight of the feature loss beside cross-entropy")
+    l1_weight: float = setting(1.0, 1.0, CODE, "of the feature loss, DistilHuBERT")
     cosine_weight: float = setting(1.0, 1.0, CODE, "lambda of DistilHuBERT")
+    logit_weight: float = setting(0.0, 0.0, ASSUMED, "weight of distillation from the teacher's logits")
+    temperature: float = setting(2.0, 2.0, ASSUMED, "of distillation from logits")
+    stages: str = setting(
+        "joint",
+        "joint",
+        ASSUMED,
+        "two-stage: features only, then, from half the steps on, labels only",
+        ("joint", "two-stage"),
+    )
+    initial: str = setting(
+        "teacher", "teacher", CODE, "the student's first weights (DistilHuBERT)", ("teacher", "random")
+    )
+    target_network: str = setting(
+        "fine-tuned",
+        "fine-tuned",
+        ASSUMED,
+        "untuned: the teacher's encoder as it was before it",
+        ("fine-tuned", "untuned"),
+    )
+    targets: str = setting(
+        "utterance",
+        "utterance",
+        ASSUMED,
+        "what the teacher hears: the whole clean utterance (computed once), or the clean or noisy piece (at each step)",
+        ("utterance", "piece", "noisy piece"),
+    )
+    clean_share: float = setting(0.0, 0.0, ASSUMED, "share of the training items that the student hears clean")
+    label_share: float = setting(1.0, 1.0, ASSUMED, "share of each class whose labels the student is told")
+    gammas: tuple = setting((0.1, 1.0, 10.0), (0.1, 1.0, 10.0), ASSUMED, "compared in notebook 03")
+    depths: tuple = setting((1, 2, 3), (1, 2, 4), ASSUMED, "student layers compared in notebook 03")
     cnn_gradient: float = setting(
         0.1, 0.1, CODE, "scales the gradient into the CNN (DistilHuBERT); AdamW undoes most of it"
     )
@@ -182,7 +225,8 @@ def _check_depths(teacher: TeacherSettings, mlkd: MLKDSettings) -> None:
     layers, levels = range(1, teacher.layers + 1), mlkd.levels
     if not isinstance(levels, tuple) or not levels or list(levels) != sorted(set(levels) & set(layers)):
         raise ValueError(f"levels={levels!r}: give some of the teacher's layers 1 to {layers[-1]}, such as (1, 3).")
-    if mlkd.student_layers not in layers:
-        raise ValueError(f"student_layers={mlkd.student_layers!r}: the teacher has layers 1 to {layers[-1]}.")
+    for name, depths in (("student_layers", [mlkd.student_layers]), ("depths", mlkd.depths)):
+        if not set(depths) <= set(layers):
+            raise ValueError(f"{name}={getattr(mlkd, name)!r}: the teacher has layers 1 to {layers[-1]}.")
     if not teacher.checkpoint and teacher.network["num_hidden_layers"] != teacher.layers:
         raise ValueError(f"The teacher's network has {teacher.network['num_hidden_layers']} layers, not {layers[-1]}.")

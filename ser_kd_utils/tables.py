@@ -2,34 +2,46 @@
 
 An interval is a 95 % percentile bootstrap over the test utterances of all folds, an utterance's correctness averaged
 over seeds first. It says how much the choice of utterances matters; the choice of speakers and, with one seed, the luck
-of a training are not in it.
+of a training are not in it. These are in the columns "by run": the mean over folds x seeds of the difference within
+each, with its t-interval, and the smallest true difference in points that a two-sided test at 5 % on so many runs would
+detect four times in five. Folds count alike there, however many utterances they have.
+
+"Noisy" means all noise types at the SNRs inside the range heard in training.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from ser_kd_utils.metrics import holm, interval, paired_test, score
-from ser_kd_utils.recipes import ROWS
+from ser_kd_utils.metrics import across_runs, holm, interval, paired_test, score
 from ser_kd_utils.records import PACKAGE, Run, predictions
+from ser_kd_utils.rows import ROWS
 
 README = PACKAGE.parent / "README.md"
 COMPARISONS = (("e", "d"), ("e", "c"), ("d", "c"), ("e", "b"), ("c", "b"), ("b", "a"))
 """Several levels against one, either against none; (e) near the full size (b); what layers and noisy training do."""
+CELL = ["fold", "seed", "condition", "snr_db"]
+BY_RUN = ["by run, points", "95 % interval by run", "smallest detectable"]
 
 
 def complete(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
-    """The runs whose fold and seed every recorded row has, and the others: only the former can be compared."""
+    """The runs of rows (a) to (e) whose fold and seed every recorded one of these rows has, and their others.
+
+    Only the former can be compared. Ablations may have fewer folds and seeds: their tables take all records.
+    """
+    main = [run for run in runs if run.info["row"] in ROWS]
     pairs: dict[str, set[tuple[int, int]]] = {}
-    for run in runs:
+    for run in main:
         pairs.setdefault(run.info["row"], set()).add((run.info["fold"], run.info["seed"]))
     common = set.intersection(*pairs.values())
-    whole = [run for run in runs if (run.info["fold"], run.info["seed"]) in common]
-    return whole, [run for run in runs if run not in whole]
+    whole = [run for run in main if (run.info["fold"], run.info["seed"]) in common]
+    return whole, [run for run in main if run not in whole]
 
 
 def by_row(runs: Sequence[Run], checkpoint: str = "best") -> dict[str, pd.DataFrame]:
@@ -39,11 +51,15 @@ def by_row(runs: Sequence[Run], checkpoint: str = "best") -> dict[str, pd.DataFr
 
 
 def about(run: Run) -> str:
-    """What kind of speech and noise the numbers are about: the beginning of every caption."""
+    """What kind of speech and noise the numbers are about, and which SNRs were heard in training: for captions."""
     info, protocol = run.info, run.info["protocol"]
     speech = "synthetic speech: says nothing about people" if protocol["synthetic"] else "recorded speech"
-    text = f"{info['corpus']}, profile {info['profile']}, {speech}; noise {protocol['noise']}"
-    return f"{text}; protocol: {_protocol(run)}"
+    snr = info["settings"]["the noise"]
+    low, high = snr["train_snr_db"]
+    noise = f"{protocol['noise']}; noisy: {low:g} to {high:g} dB, the range of training"
+    below = ", ".join(f"{level:g}" for level in snr["test_snr_db"] if level < low)
+    noise += f" ({below} dB was not trained on)" if below else ""
+    return f"{info['corpus']}, profile {info['profile']}, {speech}; noise {noise}; protocol: {_protocol(run)}"
 
 
 def _percent(value: tuple[float, float, float]) -> str:
@@ -51,8 +67,12 @@ def _percent(value: tuple[float, float, float]) -> str:
     return "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * part for part in value))
 
 
-def _noisy(table: pd.DataFrame) -> pd.DataFrame:
-    return table[table["condition"] != "clean"]
+def noisy_part(table: pd.DataFrame) -> pd.DataFrame:
+    return table[(table["condition"] != "clean") & table["in_range"]]
+
+
+def clean_part(table: pd.DataFrame) -> pd.DataFrame:
+    return table[table["condition"] == "clean"]
 
 
 def _design(table: pd.DataFrame) -> str:
@@ -74,33 +94,42 @@ def _command(run: Run, table: pd.DataFrame, changes: str) -> str:
     return f"ser-kd reproduce{data}{noise}{profile} --folds {folds} --seeds {seeds}{changed}"
 
 
+def _reference(corpus: str) -> pd.DataFrame:
+    """Published values on this corpus, with the letter of the row that stands for the method."""
+    path = PACKAGE.parent / "results" / "reference" / "mlkd_results.csv"
+    table = pd.read_csv(path, dtype={"snr_db": float})
+    return table.assign(row=table["method"].replace("MLKD", "e"))[table["dataset"] == corpus.upper()]
+
+
 def _published(corpus: str, metric: str) -> str:
-    """MLKD's published value on this corpus with its source; empty where the paper has none."""
-    reference = pd.read_csv(PACKAGE.parent / "results" / "reference" / "mlkd_results.csv")
-    found = reference[(reference["dataset"] == corpus.upper()) & (reference["metric"] == metric)]
+    """MLKD's published value over all noise (lines without an SNR) with its source; empty where the paper has none."""
+    table = _reference(corpus)
+    over_noise = table["snr_db"].isna() & (table["condition"] != "clean")
+    found = table[over_noise & (table["row"] == "e") & (table["metric"] == metric)]
     values = [f"{row.value:.1f} ({row.source})" for row in found.itertuples() if pd.notna(row.value)]
     return "; ".join(values) or ("not available" if len(found) else "")
 
 
 def mlkd_table(runs: Sequence[Run], changes: str = "") -> pd.DataFrame:
-    """Rows (a) to (e): UA and WA in percent, clean, over the whole noise grid, and at the lowest SNR.
+    """Rows (a) to (e): UA and WA in percent, clean, noisy, at the lowest SNR of training and at those tested below it.
 
-    changes: the settings these records were made with, for the command.
+    The SNRs below were not trained on. changes: the settings these records were made with, for the command.
     """
     sizes = {(run.info["method"], run.info["variant"]): run.info["parameters"] for run in runs}
     records = []
     for letter, table in by_row(runs).items():
-        row, noisy = ROWS[letter], _noisy(table)
+        row, noisy = ROWS[letter], noisy_part(table)
         lowest = noisy["snr_db"].min()
+        hard = sorted(table.loc[table["snr_db"] <= lowest, "snr_db"].unique(), reverse=True)
         records.append(
             {
                 "row": f"({letter})",
                 "model": row.title,
                 "parameters": f"{sizes[row.method, row.variant] / 1e6:.2f}M",
-                "UA clean": _percent(interval(table[table["condition"] == "clean"])),
+                "UA clean": _percent(interval(clean_part(table))),
                 "UA noisy": _percent(interval(noisy)),
-                f"UA {lowest:.0f} dB": _percent(interval(noisy[noisy["snr_db"] == lowest])),
-                "WA clean": _percent(interval(table[table["condition"] == "clean"], metric="WA")),
+                **{f"UA {snr:.0f} dB": _percent(interval(table[table["snr_db"] == snr])) for snr in hard},
+                "WA clean": _percent(interval(clean_part(table), metric="WA")),
                 "WA noisy": _percent(interval(noisy, metric="WA")),
                 "published UA": _published(runs[0].info["corpus"], "UA") if letter == "e" else "",
                 "folds x seeds": _design(table),
@@ -119,53 +148,114 @@ def _protocol(run: Run) -> str:
     return ", ".join(marks)
 
 
-def comparison_table(runs: Sequence[Run]) -> pd.DataFrame:
-    """Differences of UA over the noise grid in points, with paired permutation tests, Holm-corrected over the table."""
-    tables = {letter: _noisy(table) for letter, table in by_row(runs).items()}
-    records = []
-    for first, second in COMPARISONS:
-        if first in tables and second in tables:
-            test = paired_test(tables[first], tables[second])
-            records.append(
-                {
-                    "rows": f"({first}) - ({second})",
-                    "UA noisy, points": 100 * test["difference"],
-                    "95 % interval": f"[{100 * test['low']:.1f}, {100 * test['high']:.1f}]",
-                    "p": test["p"],
-                }
-            )
-    columns = ["rows", "UA noisy, points", "95 % interval", "p", "p (Holm)", "reading"]
-    result = pd.DataFrame(records, columns=columns[:4])
-    result["p (Holm)"] = holm(result["p"])
-    result["reading"] = [
-        "undecided" if p >= 0.05 else "first is better" if points > 0 else "second is better"
-        for points, p in zip(result["UA noisy, points"], result["p (Holm)"], strict=True)
+def on_common_cells(*tables: pd.DataFrame) -> list[pd.DataFrame]:
+    """The tables on the folds, seeds and conditions that all of them have."""
+    cells = reduce(pd.merge, (table[CELL].drop_duplicates() for table in tables))
+    return [table.merge(cells) for table in tables]
+
+
+def _ends(found: Mapping[str, float]) -> str:
+    return f"[{100 * found['low']:.1f}, {100 * found['high']:.1f}]"
+
+
+def compared(first: pd.DataFrame, second: pd.DataFrame, points: str) -> dict[str, Any]:
+    """Cells of a comparison of UA, first minus second, over utterances and, where there are several, over runs."""
+    test, by_run = paired_test(first, second), across_runs(first, second)
+    cells = {points: 100 * test["difference"], "95 % interval": _ends(test), "p": test["p"]}
+    mean, detectable = (round(100 * by_run[name], 1) for name in ("difference", "detectable"))
+    values = (mean, _ends(by_run), detectable) if by_run["runs"] > 1 else ("", "", "")
+    return cells | dict(zip(BY_RUN, values, strict=True)) | {"folds x seeds": _design(first)}
+
+
+def verdicts(records: Sequence[Mapping[str, Any]], leading: Sequence[str], better: str, worse: str) -> pd.DataFrame:
+    """The table of these comparisons, p corrected for their number (Holm) and read at 5 %.
+
+    leading: the first columns, the last of them the difference in points.
+    """
+    table = pd.DataFrame(
+        records, columns=[*leading, "95 % interval", "p", "p (Holm)", *BY_RUN, "folds x seeds", "reading"]
+    )
+    points = leading[-1]
+    table["p (Holm)"] = holm(table["p"])
+    table["reading"] = [
+        "undecided" if p >= 0.05 else better if difference > 0 else worse
+        for difference, p in zip(table[points], table["p (Holm)"], strict=True)
     ]
-    return result[columns].round({"UA noisy, points": 1, "p": 4, "p (Holm)": 4})
+    return table.round({points: 1, "p": 4, "p (Holm)": 4})
+
+
+def comparison_table(runs: Sequence[Run]) -> pd.DataFrame:
+    """Differences of UA noisy in points, with paired permutation tests, Holm-corrected over the table, and by run."""
+    tables = {letter: noisy_part(table) for letter, table in by_row(runs).items()}
+    points = "UA noisy, points"
+    records = [
+        {"rows": f"({first}) - ({second})", **compared(tables[first], tables[second], points)}
+        for first, second in COMPARISONS
+        if first in tables and second in tables
+    ]
+    return verdicts(records, ["rows", points], "first is better", "second is better")
 
 
 def selection_table(runs: Sequence[Run]) -> pd.DataFrame:
-    """UA of the epoch chosen on dev and of the last epoch, in percent: what the choice of the epoch is worth."""
-    best, last = by_row(runs, "best"), by_row(runs, "last")
+    """UA of the epoch chosen on dev and of the last epoch, in percent: what the choice of the epoch is worth.
+
+    On the conditions in which both epochs were tested.
+    """
+    last = by_row(runs, "last")
     records = []
-    for letter in best:
-        for name, keep in (("clean", lambda t: t[t["condition"] == "clean"]), ("noisy", _noisy)):
-            values = [_percent(interval(keep(table[letter]))) for table in (best, last)]
+    for letter, best in by_row(runs).items():
+        both = on_common_cells(best, last[letter])
+        for name, keep in (("clean", clean_part), ("noisy", noisy_part)):
+            values = [_percent(interval(keep(table))) for table in both]
             records.append({"row": f"({letter})", "speech": name, "chosen on dev": values[0], "last epoch": values[1]})
     return pd.DataFrame(records)
 
 
+def _by_condition(runs: Sequence[Run]) -> pd.DataFrame:
+    """WA and UA in percent by row letter, noise type and SNR."""
+    records = [
+        {"noise": kind, "SNR": snr_db, "row": letter, "WA": 100 * score(part, "WA"), "UA": 100 * score(part)}
+        for letter, table in by_row(runs).items()
+        for (kind, snr_db), part in table.groupby(["condition", "snr_db"], dropna=False)
+    ]
+    return pd.DataFrame(records, columns=["noise", "SNR", "row", "WA", "UA"]).astype({"SNR": float})
+
+
+def _in_order(table: pd.DataFrame) -> pd.DataFrame:
+    """Clean speech first, then by noise type with falling SNR."""
+
+    def key(column: pd.Series) -> pd.Series:
+        return column.replace("clean", "") if column.name == "noise" else column
+
+    return table.sort_values(["noise", "SNR"], ascending=[True, False], key=key, kind="stable", ignore_index=True)
+
+
 def condition_table(runs: Sequence[Run], metric: str = "UA") -> pd.DataFrame:
     """Percent by noise type and SNR, one column per row."""
-    records = []
-    for letter, table in by_row(runs).items():
-        for (condition, snr_db), part in table.groupby(["condition", "snr_db"], dropna=False):
-            value = 100 * score(part, metric)
-            records.append({"noise": condition, "SNR": snr_db, "row": f"({letter})", "value": value})
-    wide = pd.DataFrame(records).pivot_table(index=["noise", "SNR"], columns="row", values="value", dropna=False)
-    wide = wide.dropna(how="all").reset_index().sort_values(["noise", "SNR"], ascending=[True, False])
-    first = wide["noise"] == "clean"
-    return pd.concat([wide[first], wide[~first]]).round(1).rename_axis(columns=None)
+    long = _by_condition(runs)
+    long["row"] = "(" + long["row"] + ")"
+    wide = long.pivot_table(index=["noise", "SNR"], columns="row", values=metric, dropna=False).dropna(how="all")
+    return _in_order(wide.reset_index()).round(1).rename_axis(columns=None)
+
+
+def paper_table(runs: Sequence[Run]) -> pd.DataFrame:
+    """WA and UA in percent by noise type, SNR and row beside the published values; the differences are in points.
+
+    Published: lines of results/reference/mlkd_results.csv whose dataset is the corpus, condition a noise type as named
+    here (or `clean`, without snr_db), metric WA or UA, value in percent, and method "MLKD", which is row (e), or the
+    letter of another row; other methods have no row here. Raises pandas.errors.MergeError where two lines have values
+    for one place.
+    """
+    table = _in_order(_by_condition(runs))
+    table.insert(3, "method", [ROWS[letter].title for letter in table["row"]])
+    published = _reference(runs[0].info["corpus"]).dropna(subset="value")
+    for metric in ("WA", "UA"):
+        names = {"condition": "noise", "snr_db": "SNR", "row": "row", "value": f"published {metric}"}
+        values = published.loc[published["metric"] == metric, list(names)].rename(columns=names)
+        table = table.merge(values, how="left", validate="many_to_one")
+    for metric in ("WA", "UA"):
+        table[f"{metric} - published"] = (table[metric] - table[f"published {metric}"]).round(1)
+    return table.assign(row="(" + table["row"] + ")").round({"WA": 1, "UA": 1})
 
 
 def fold_table(runs: Sequence[Run]) -> pd.DataFrame:
@@ -173,7 +263,7 @@ def fold_table(runs: Sequence[Run]) -> pd.DataFrame:
     records = [
         {"row": f"({letter})", "fold": fold, "UA": 100 * score(part)}
         for letter, table in by_row(runs).items()
-        for fold, part in _noisy(table).groupby("fold")
+        for fold, part in noisy_part(table).groupby("fold")
     ]
     return pd.DataFrame(records).pivot(index="row", columns="fold", values="UA").round(1).reset_index()
 
@@ -182,17 +272,19 @@ def write_table(table: pd.DataFrame, folder: Path, name: str, caption: str) -> N
     """`name`.csv, .md and .tex below `folder`/tables; the caption says what kind of speech the numbers are about.
 
     In .md and .tex, what all rows share of folds, seeds and command stands in the caption, the protocol being there
-    already, and empty columns are left out.
+    already, and columns of empty text are left out.
     """
     target = folder / "tables"
     target.mkdir(parents=True, exist_ok=True)
     (target / f"{name}.csv").write_text(table.to_csv(index=False), encoding="utf-8")
     shared = [c for c in ("folds x seeds", "command") if c in table and table[c].nunique() == 1]
     caption = "; ".join([caption, *(f"{column}: {table[column].iloc[0]}" for column in shared)])
-    empty = [column for column in table if (table[column] == "").all()]
+    empty = [column for column in table if set(table[column]) == {""}]
     table = table.drop(columns=[*shared, *empty, "protocol"], errors="ignore")
-    (target / f"{name}.md").write_text(f"{caption}\n\n{table.to_markdown(index=False)}\n", encoding="utf-8")
-    latex = table.to_latex(index=False, escape=True, caption=caption, label=f"tab:{name}")
+    blank = table.astype(object).where(table.notna(), None)
+    (target / f"{name}.md").write_text(f"{caption}\n\n{blank.to_markdown(index=False)}\n", encoding="utf-8")
+    style = {"escape": True, "na_rep": "", "float_format": "{:g}".format}
+    latex = table.to_latex(index=False, caption=caption, label=f"tab:{name}", **style)
     (target / f"{name}.tex").write_text(latex, encoding="utf-8")
 
 

@@ -15,118 +15,88 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from ser_kd_utils.audio import SAMPLE_RATE, AudioCache
-from ser_kd_utils.losses import multi_level_loss
+from ser_kd_utils.losses import kd_loss, multi_level_loss
 from ser_kd_utils.models.wav2vec2 import hidden_states, normalise
-from ser_kd_utils.noise import NoiseBank, draw, keyed_rng, mix
+from ser_kd_utils.noise import mix
+from ser_kd_utils.pieces import UNLABELLED, Buckets, Pieces, collate
+from ser_kd_utils.settings import MLKDSettings
 
 disable_progress_bar()  # bars and notices would end up in stored notebooks
 set_verbosity_error()
 
 
-class Pieces(torch.utils.data.Dataset):
-    """Training items: a random piece of each utterance and, with a bank, the noise it is to be mixed with.
-
-    Piece, noise and SNR are pure functions of (utterance, seed, epoch): workers, batches and order cannot change them.
-    """
-
-    def __init__(
-        self,
-        audio: AudioCache,
-        labels: dict[str, int],
-        *,
-        seed: int,
-        seconds: float,
-        noise: NoiseBank | None = None,
-        snr_db: tuple[float, float] = (0.0, 20.0),
-    ):
-        """labels: class index of each utterance to train on; seconds: longest piece; noise None: clean speech."""
-        self.audio, self.labels, self.utterances = audio, labels, list(labels)
-        self.seed, self.longest, self.noise, self.snr_db = seed, int(seconds * SAMPLE_RATE), noise, snr_db
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the Trainer before each epoch."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.utterances)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        utterance = self.utterances[index]
-        wave = self.audio[utterance]
-        if len(wave) > self.longest:
-            start = keyed_rng("piece", utterance, self.seed, self.epoch).integers(len(wave) - self.longest + 1)
-            wave = wave[start : start + self.longest]
-        item = {"clean": torch.from_numpy(wave), "label": self.labels[utterance]}
-        if self.noise:
-            kind, item["snr_db"] = draw(utterance, self.seed, self.epoch, self.noise.types, self.snr_db)
-            segment = self.noise.segment(kind, "train", len(wave), utterance, self.seed, self.epoch)
-            item["noise"] = torch.from_numpy(segment)
-        return item
-
-
-def collate(items: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-    """Pad to the longest item: clean and noise (batch, samples), lengths, labels and snr_db (batch,)."""
-    batch = {
-        "clean": pad_sequence([item["clean"] for item in items], batch_first=True),
-        "lengths": torch.tensor([len(item["clean"]) for item in items]),
-        "labels": torch.tensor([item["label"] for item in items]),
-    }
-    if "noise" in items[0]:
-        batch["noise"] = pad_sequence([item["noise"] for item in items], batch_first=True)
-        batch["snr_db"] = torch.tensor([item["snr_db"] for item in items], dtype=torch.float64)
-    return batch
-
-
 class Objective(Protocol):
     """What is minimised: the sum of the named terms, each logged by its name."""
 
-    needs_teacher: bool
-
     def __call__(self, batch: dict[str, Tensor], student: Any, teacher: Any, progress: float) -> dict[str, Tensor]:
-        """batch: as `collate`, plus attention_mask; student, teacher: model outputs; progress: 0 to 1 of training."""
+        """batch: as `collate`, plus attention_mask; student: model output; teacher: model output at this step, or None
+        where the batch holds its targets or there is no teacher; progress: 0 to 1 of training.
+        """
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean over the labelled items of a batch; 0 where it has none."""
+    total = F.cross_entropy(logits, labels, ignore_index=UNLABELLED, reduction="sum")
+    return total / (labels != UNLABELLED).sum().clamp_min(1)
 
 
 @dataclass(frozen=True)
 class CrossEntropy:
     """Supervised training: no teacher."""
 
-    needs_teacher = False
-
     def __call__(self, batch, student, teacher, progress):
-        return {"ce": F.cross_entropy(student.logits, batch["labels"])}
+        return {"ce": cross_entropy(student.logits, batch["labels"])}
 
 
 @dataclass(frozen=True)
 class MultiLevel:
-    """MLKD: CE + gamma * mean over levels of the feature loss against the teacher's states on clean speech."""
+    """MLKD: CE + gamma * mean over levels of the feature loss against the teacher's states (+ logit distillation).
 
+    settings: gamma, l1_weight, cosine_weight, logit_weight, temperature, and stages: "joint", or "two-stage", which
+    turns from the teacher to the labels at half of the training.
+    """
+
+    settings: MLKDSettings
     levels: tuple[int, ...]
-    gamma: float
-    cosine_weight: float
     layers: int  # of the teacher
     frame_mask: Callable[[int, Tensor], Tensor]  # (frames, attention_mask) -> (batch, frames)
-    needs_teacher = True
 
     def __call__(self, batch, student, teacher, progress):
-        targets = hidden_states(teacher, self.levels, self.layers)
+        use = self.settings
+        if teacher is None:
+            targets, logits = batch["states"].float().unbind(2), batch["teacher_logits"]
+        else:
+            targets, logits = hidden_states(teacher, self.levels, self.layers), teacher.logits
         mask = self.frame_mask(targets[0].shape[1], batch["attention_mask"])
-        feature = multi_level_loss(student.hidden_states, targets, mask, self.cosine_weight)
-        return {"ce": F.cross_entropy(student.logits, batch["labels"]), "feature": self.gamma * feature}
+        feature = multi_level_loss(student.hidden_states, targets, mask, use.cosine_weight, use.l1_weight)
+        terms = {"ce": cross_entropy(student.logits, batch["labels"]), "feature": use.gamma * feature}
+        if use.logit_weight:
+            terms["logits"] = use.logit_weight * kd_loss(student.logits, logits, use.temperature)
+        if use.stages == "two-stage":
+            now = {"ce"} if progress >= 0.5 else terms.keys() - {"ce"}
+            terms = {name: term * (name in now) for name, term in terms.items()}
+        return terms
 
 
 class DistillationTrainer(Trainer):
-    """Mixes on the training device, runs the frozen teacher on the clean view and the student on its own."""
+    """Mixes on the training device; asks a teacher at each step where its targets were not computed before."""
 
-    def __init__(self, *args, objective: Objective, teacher: nn.Module | None, dev: Callable, level: str, **kwargs):
+    def __init__(
+        self,
+        *args,
+        objective: Objective,
+        dev: Callable,
+        level: str,
+        teacher: nn.Module | None = None,
+        teacher_hears_noise: bool = False,
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
-        self.objective, self.dev, self.level = objective, dev, level
+        self.objective, self.dev, self.level, self.teacher_hears_noise = objective, dev, level, teacher_hears_noise
         # in a list: as an attribute that is a module, it could be moved or switched to training with the student
         self._teacher = [teacher.to(self.args.device)] if teacher else []
         self._terms: dict[str, list[Tensor]] = {}
@@ -139,7 +109,7 @@ class DistillationTrainer(Trainer):
         samples = torch.arange(heard.shape[1], device=heard.device)
         inputs["attention_mask"] = (samples < lengths[:, None]).long()
         student = model(normalise(heard, lengths), attention_mask=inputs["attention_mask"])
-        teacher = self._teach(inputs) if self.objective.needs_teacher else None
+        teacher = self._teach(heard if self.teacher_hears_noise else inputs["clean"], inputs) if self._teacher else None
         progress = self.state.global_step / max(self.state.max_steps, 1)
         terms = self.objective(inputs, student, teacher, progress)
         for name, value in terms.items():
@@ -148,11 +118,14 @@ class DistillationTrainer(Trainer):
         return (loss, student) if return_outputs else loss
 
     @torch.no_grad()
-    def _teach(self, inputs):
+    def _teach(self, heard, inputs):
         (teacher,) = self._teacher
         assert not teacher.training, "The teacher was switched to training mode."
-        clean = normalise(inputs["clean"], inputs["lengths"])
-        return teacher(clean, attention_mask=inputs["attention_mask"], output_hidden_states=True)
+        waves = normalise(heard, inputs["lengths"])
+        return teacher(waves, attention_mask=inputs["attention_mask"], output_hidden_states=True)
+
+    def _get_train_sampler(self, train_dataset=None):
+        return Buckets(self.train_dataset, self.args.train_batch_size)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         """Dev scores from the same code that scores the test speech."""
@@ -192,13 +165,13 @@ def fit(
     seed: int,
     folder: Path,
     teacher: nn.Module | None = None,
-    callbacks: Sequence[TrainerCallback] = (),
+    teacher_hears_noise: bool = False,
 ) -> Fitted:
     """Train to the last epoch and return the weights of the epoch with the highest dev UA (the first among equals).
 
     dev: model -> {"UA": ..., "WA": ...}; settings: epochs, batch_size, weight_decay, betas, warmup, clip, precision;
     groups: AdamW parameter groups with their learning rates; level: the mixing's speech level; folder: for checkpoints,
-    removed at the end.
+    removed at the end; teacher: asked at each step, None where `train` holds its targets.
     """
     shutil.rmtree(folder, ignore_errors=True)  # what a killed training left
     on_gpu = torch.cuda.is_available()
@@ -232,13 +205,13 @@ def fit(
         arguments,
         objective=objective,
         teacher=teacher,
+        teacher_hears_noise=teacher_hears_noise,
         dev=dev,
         level=level,
         train_dataset=train,
         eval_dataset=train,  # demanded by the Trainer; `evaluate` scores the dev speech instead
         data_collator=collate,
         optimizers=(optimiser, None),
-        callbacks=list(callbacks),
     )
     trainer.remove_callback(PrinterCallback)
     started = time.monotonic()

@@ -17,9 +17,10 @@ from ser_kd_utils.corpora.manifest import COLUMNS, MANIFEST, Source, exclusions,
 from ser_kd_utils.corpora.meld import MELD
 from ser_kd_utils.corpora.ravdess import RAVDESS
 
-__all__ = ["COLUMNS", "CORPORA", "Corpus", "Split", "cache_root", "load_corpus", "split"]
+__all__ = ["COLUMNS", "CORPORA", "Corpus", "Split", "cache_root", "load_corpus", "split", "unlabelled"]
 
 CORPORA = ("demo", "iemocap", "meld", "emodb", "ravdess", "manifest")
+SOUND_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".m4a", ".mp4")
 
 # Written in IEMOCAP's layout by demo.py, so that the demo runs through the same reader as the licensed corpus.
 _DEMO = replace(
@@ -128,6 +129,34 @@ def load_corpus(name: str, root: str | Path | None = None, classes: int | None =
         bad_audio=source.bad_audio,
         notes=notes,
         excluded=excluded,
+    )
+
+
+def unlabelled(folder: str | Path) -> Corpus:
+    """Every sound file (SOUND_SUFFIXES) below `folder`, whatever is said in it: speech without labels or speakers.
+
+    An utterance is "speech/" and the file's path below `folder` without its suffix. Raises FileNotFoundError (no such
+    folder, no sound in it) or ValueError (two files that differ in their suffix only).
+    """
+    home = Path(folder).expanduser().resolve()
+    paths = [path for path in home.rglob("[!.]*") if path.suffix.lower() in SOUND_SUFFIXES]
+    if not paths:
+        raise FileNotFoundError(
+            f"no speech at {home}: {'no sound files' if home.is_dir() else 'no such folder'}; pass with --speech-dir "
+            f"(in Python unlabelled(folder)) a folder of sound files ({', '.join(SOUND_SUFFIXES)})"
+        )
+    names = [f"speech/{path.relative_to(home).with_suffix('').as_posix()}" for path in paths]
+    rows = tidy(pd.DataFrame({"utterance": names, "path": map(str, paths)}))
+    _check_rows(rows, (), f"speech at {home}")
+    return Corpus(
+        name="speech",
+        manifest=rows,
+        labels=(),
+        protocols=(),
+        licence=MANIFEST.licence,
+        access="local: the files of a folder",
+        citation=MANIFEST.citation,
+        bad_audio="exclude",
     )
 
 

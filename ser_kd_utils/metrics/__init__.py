@@ -83,6 +83,37 @@ def paired_test(
     return {"difference": float(test.statistic), "low": low, "high": high, "p": float(test.pvalue)}
 
 
+def across_runs(
+    a: pd.DataFrame, b: pd.DataFrame, metric: str = "UA", level: float = 0.95, power: float = 0.8
+) -> dict[str, float]:
+    """Difference of `metric`, a minus b, in each (fold, seed) that both tables have: its mean over these runs, the
+    ends of Student's t-interval, their number, and the smallest true difference that so many runs detect.
+
+    Covers the speakers of the folds and the luck of a training; `paired_test` covers the utterances, given these
+    trained models. The folds share training speakers and the seeds share test utterances, so the runs are not fully
+    independent and the interval is rather too narrow (Nadeau & Bengio 2003).
+
+    detectable: with probability `power` in a two-sided test at 1 - `level`, by this scatter between runs (Bloom 1995).
+    The interval and `detectable` are nan with one run. Raises ValueError when no run is shared.
+    """
+    from scipy.stats import t
+
+    first, second = ({run: score(part, metric) for run, part in table.groupby(["fold", "seed"])} for table in (a, b))
+    differences = np.array([first[run] - second[run] for run in first if run in second])
+    runs = len(differences)
+    if not runs:
+        raise ValueError("the two tables share no fold and seed: record both for the same ones")
+    mean, error = differences.mean(), differences.std(ddof=1) / np.sqrt(runs) if runs > 1 else np.nan
+    bound = t.ppf((1 + level) / 2, runs - 1)
+    return {
+        "difference": float(mean),
+        "low": float(mean - bound * error),
+        "high": float(mean + bound * error),
+        "runs": runs,
+        "detectable": float((bound + t.ppf(power, runs - 1)) * error),
+    }
+
+
 def holm(p_values: Sequence[float]) -> np.ndarray:
     """p-values adjusted for their number by Holm's (1979) step-down rule, in the order given."""
     p = np.asarray(p_values, dtype=float)

@@ -12,6 +12,9 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from ser_kd_utils.settings import TeacherSettings
 
+HOP = 320
+"""Samples from one frame to the next, 20 ms: the product of the CNN's strides."""
+
 # layerdrop (0.1 by default) would drop the very layers that are distilled; SpecAugment fails under 3,280 samples.
 GUARDS = {"layerdrop": 0.0, "apply_spec_augment": False}
 
@@ -37,15 +40,20 @@ def build_teacher(settings: TeacherSettings, labels: Sequence[str]) -> Wav2Vec2F
     return model
 
 
-def build_student(teacher: Wav2Vec2ForSequenceClassification, layers: int) -> Wav2Vec2ForSequenceClassification:
+def build_student(
+    teacher: Wav2Vec2ForSequenceClassification, layers: int, initial: str = "teacher"
+) -> Wav2Vec2ForSequenceClassification:
     """The teacher's CNN, projection, positional convolution and first `layers` layers, copied (DistilHuBERT).
 
-    The classifier is copied too. With all of the teacher's layers this is a copy of the teacher.
+    The classifier is copied too. With all of the teacher's layers this is a copy of the teacher. initial "random": a
+    network of the same shape with fresh weights.
     """
     if not 1 <= layers <= teacher.config.num_hidden_layers:
         raise ValueError(f"A student of {layers} layers cannot be cut from {teacher.config.num_hidden_layers} layers.")
     config = Wav2Vec2Config.from_dict({**teacher.config.to_dict(), "num_hidden_layers": layers})
     student = Wav2Vec2ForSequenceClassification(config)
+    if initial == "random":
+        return student
     kept = student.state_dict().keys()
     student.load_state_dict({name: value for name, value in teacher.state_dict().items() if name in kept})
     return student

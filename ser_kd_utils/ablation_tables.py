@@ -1,0 +1,103 @@
+"""Tables of what is beside rows (a) to (e): MLKD with one part changed, and distillation in other situations.
+
+They take all records and compare two rows on the folds and seeds both have; a table without its records is empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pandas as pd
+
+from ser_kd_utils.metrics import score
+from ser_kd_utils.records import Run, predictions
+from ser_kd_utils.rows import ROWS
+from ser_kd_utils.tables import clean_part, compared, noisy_part, on_common_cells, verdicts
+
+MAIN_PAIR = {"row": "e", "against": "c", "situation": "as in the main table"}
+
+
+def _shared(runs: Sequence[Run], *rows: str) -> list[pd.DataFrame]:
+    """Predictions of these rows on what all of them have, [] when that is nothing.
+
+    Of a run that held a noise type out, this type is all that counts: each fold holds out its own.
+    """
+    some = {row: [run for run in runs if run.info["row"] == row] for row in rows}
+    if not all(some.values()):
+        return []
+    tables = []
+    for row in rows:
+        table = predictions(some[row])
+        held_out = table["fold"].map({run.info["fold"]: run.info.get("held_out", "") for run in some[row]})
+        tables.append(table[(held_out == "") | (held_out == table["condition"])])
+    found = on_common_cells(*tables)
+    return found if len(found[0]) else []
+
+
+def _percent_of(table: pd.DataFrame) -> float:
+    return round(100 * score(table), 1)
+
+
+def _pairs(runs: Sequence[Run], group: str) -> Iterator[tuple[dict[str, Any], pd.DataFrame, pd.DataFrame]]:
+    """Of each row of the group that is compared with another: what is recorded of it, both rows' predictions."""
+    rows = {run.info["row"]: run.info for run in runs if run.info.get("group") == group and run.info["against"]}
+    for info in [MAIN_PAIR] * (group == "gain") + list(rows.values()):
+        if pair := _shared(runs, info["row"], info["against"]):
+            yield info, *pair
+
+
+def ablation_table(runs: Sequence[Run]) -> pd.DataFrame:
+    """Row (e) with one part changed against row (e), on the folds and seeds both have; UA in percent."""
+    points = "difference, points"
+    records = [
+        {
+            "row": info["title"],
+            "question": info["question"],
+            "UA clean": _percent_of(clean_part(row)),
+            "UA noisy": _percent_of(noisy_part(row)),
+            **compared(noisy_part(row), noisy_part(full), points),
+        }
+        for info, row, full in _pairs(runs, "part")
+    ]
+    return verdicts(records, ["row", "question", "UA clean", "UA noisy", points], "better than (e)", "worse than (e)")
+
+
+def gain_table(runs: Sequence[Run]) -> pd.DataFrame:
+    """What distillation is worth by situation: rows (e) and (c), then each distilled row and its control.
+
+    UA noisy in percent; where each fold's training went without a noise type, in that type only.
+    """
+    points = "gain, points"
+    records = [
+        {
+            "situation": info["situation"] + (", scored in the type left out" if info.get("held_out") else ""),
+            "control UA noisy": _percent_of(noisy_part(control)),
+            "distilled UA noisy": _percent_of(noisy_part(distilled)),
+            **compared(noisy_part(distilled), noisy_part(control), points),
+        }
+        for info, distilled, control in _pairs(runs, "gain")
+    ]
+    leading = ["situation", "control UA noisy", "distilled UA noisy", points]
+    return verdicts(records, leading, "distilled is better", "control is better")
+
+
+def unseen_table(runs: Sequence[Run]) -> pd.DataFrame:
+    """UA in percent in the noise type that each fold left out, for models that heard it in training and that did not.
+
+    All four on the same folds and seeds, at the SNRs of training; cost: what not having heard it takes.
+    """
+    points = "cost, points"
+    tables = [noisy_part(table) for table in _shared(runs, "c", "e", "c-unseen", "e-unseen")]
+    records = [
+        {
+            "row": f"({letter})",
+            "model": ROWS[letter].title,
+            "UA heard": _percent_of(heard),
+            "UA not heard": _percent_of(unseen),
+            **compared(heard, unseen, points),
+        }
+        for letter, heard, unseen in zip("ce", tables[:2], tables[2:], strict=False)  # no table, no row
+    ]
+    leading = ["row", "model", "UA heard", "UA not heard", points]
+    return verdicts(records, leading, "hearing it is better", "not hearing it is better")

@@ -1,0 +1,149 @@
+"""The rows of the tables: what each model is trained on, and the question it answers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ser_kd_utils.settings import MLKDSettings, TeacherSettings
+
+PRETRAINING_EPOCHS = 20
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table: what is trained, and the question the row answers."""
+
+    method: str
+    variant: str
+    title: str
+    question: str
+    noisy: bool = True
+    small: bool = True
+    levels: str = "none"  # of the settings' levels: "last", "ends" (first and last), "all"; "every": of the teacher's
+    changes: dict[str, Any] = field(default_factory=dict)  # settings other than the profile's
+    teacher: str = "a"  # the row whose network it starts from; "" for a teacher itself
+    unseen: bool = False  # one noise type, another in each fold, is not heard in training
+    unlabelled: bool = False  # distilled on unlabelled speech, too
+    group: str = ""  # "part": one part of MLKD changed; "gain": a situation, with and without distillation
+    against: str = ""  # the row it is compared with
+    situation: str = ""
+
+    @property
+    def needs_speech(self) -> bool:
+        """Whether it, or the teacher it starts from, uses unlabelled speech."""
+        return self.unlabelled or "pretraining_epochs" in self.changes or self.teacher == "a-pretrained"
+
+
+ROWS = {
+    "a": Row(
+        "teacher", "clean", "teacher, clean", "How far does a clean-speech model fall in noise?",
+        noisy=False, small=False, teacher="",
+    ),
+    "b": Row("mlkd", "teacher-size-noisy", "teacher size, noisy", "What is noisy training worth?", small=False),
+    "c": Row("mlkd", "student-noisy", "student, noisy", "What does a small model reach without distillation?"),
+    "d": Row("mlkd", "student-last-level", "student + last level", "Does one teacher level help?", levels="last"),
+    "e": Row("mlkd", "student-multi-level", "student + levels", "Do several levels help more?", levels="all"),
+}  # fmt: skip
+"""The rows that test MLKD's claims: (e) > (d) > (c) on noisy speech, and (e) near (b) at a fraction of its size."""
+
+SITUATIONS = {
+    "random-start": ("a student from random weights", {"initial": "random"}),
+    "few-labels": ("a quarter of the labels", {"label_share": 0.25}),
+    "long": ("twice the epochs", {}),
+    "unseen": ("a noise type not heard in training", {}),
+    "pretrained": ("a teacher pre-trained on unlabelled speech", {}),
+}
+"""Where distillation may matter most: a row without it (c-...) and one with it (e-...) under the same conditions."""
+
+DEMO_ABLATIONS = ("gamma-10", "two-stage")
+"""What the demo trains of the ablations: two, to show how; its numbers mean nothing anyway."""
+
+
+def ablations(teacher: TeacherSettings, settings: MLKDSettings, speech: bool) -> dict[str, Row]:
+    """Rows of notebook 03 by name: parts of MLKD, each against (e), and situations, with and without distillation.
+
+    What the settings make equal to (e) is left out: a teacher of three layers has no more levels than MLKD uses.
+    speech: whether there is unlabelled speech for the rows that need it.
+    """
+    rows = {row.variant: row for row in (*_parts(settings), *_situations(settings)) if speech or not row.needs_speech}
+    mlkd = _kind(ROWS["e"], teacher, settings)
+    return {name: row for name, row in rows.items() if row.group != "part" or _kind(row, teacher, settings) != mlkd}
+
+
+def choose(asked: str, rows: Mapping[str, Row], synthetic: bool) -> list[str]:
+    """The names listed in `asked`, each with the row it is compared with; "" for all, of the demo DEMO_ABLATIONS.
+
+    Raises ValueError for a name that is none of `rows`.
+    """
+    names = [name.strip() for name in asked.split(",") if name.strip()]
+    if unknown := [name for name in names if name not in rows]:
+        message = f"No ablation {', '.join(unknown)}: choose among {', '.join(rows)}"
+        raise ValueError(f"{message} (more with --speech-dir: what needs unlabelled speech).")
+    names = names or list(DEMO_ABLATIONS if synthetic else rows)
+    return [name for name in rows if name in names or any(rows[other].against == name for other in names)]
+
+
+def _parts(settings: MLKDSettings) -> Iterator[Row]:
+    def part(name: str, title: str, question: str, levels: str = "all", unlabelled: bool = False, **changes) -> Row:
+        return Row(
+            "mlkd-ablation", name, title, question, levels=levels, changes=changes, unlabelled=unlabelled,
+            group="part", against="e",
+        )  # fmt: skip
+
+    yield part("levels-ends", "first and last level", "Are fewer levels enough?", levels="ends")
+    yield part("levels-every", "every level", "Are more levels better?", levels="every")
+    for gamma in settings.gammas:
+        yield part(f"gamma-{gamma:g}", f"gamma {gamma:g}", "How much feature loss?", gamma=gamma)
+    yield part("l1-only", "L1 only", "Is the cosine term needed?", cosine_weight=0.0)
+    yield part("cosine-only", "cosine only", "Is the L1 term needed?", l1_weight=0.0)
+    yield part("logits", "+ logits", "Do the teacher's logits add to its states?", logit_weight=1.0)
+    yield part("two-stage", "two stages", "First the teacher, then the labels?", stages="two-stage")
+    for layers in settings.depths:
+        yield part(f"depth-{layers}", f"{layers} layers", "How deep must the student be?", student_layers=layers)
+    for factor in (0.0, 1.0):
+        yield part(f"cnn-gradient-{factor:g}", f"CNN gradient x {factor:g}", "May the CNN learn?", cnn_gradient=factor)
+    yield part("clean-and-noisy", "half clean", "Should the student hear clean speech, too?", clean_share=0.5)
+    yield part("piece-targets", "teacher hears the piece", "Is the whole utterance needed?", targets="piece")
+    yield part("noisy-teacher", "teacher hears the noise", "Do the targets have to be clean?", targets="noisy piece")
+    yield part("untuned-teacher", "untuned teacher", "Must the targets know emotion?", target_network="untuned")
+    yield part("unlabelled", "+ unlabelled speech", "Does more speech help?", unlabelled=True)
+
+
+def _situations(settings: MLKDSettings) -> Iterator[Row]:
+    yield Row(
+        "mlkd-ablation", "a-pretrained", "pre-trained teacher", "Is it a better teacher than (a)?", noisy=False,
+        small=False, teacher="", changes={"pretraining_epochs": PRETRAINING_EPOCHS},
+    )  # fmt: skip
+    for name, (words, changes) in SITUATIONS.items():
+        shared = {
+            "changes": {"epochs": 2 * settings.epochs} if name == "long" else changes,
+            "teacher": "a-pretrained" if name == "pretrained" else "a",
+            "unseen": name == "unseen",
+            "situation": words,
+        }
+        yield Row("mlkd-ablation", f"c-{name}", f"(c), {words}", "The control of the next row.", **shared)
+        yield Row(
+            "mlkd-ablation", f"e-{name}", f"(e), {words}", "What is distillation worth here?", levels="all",
+            group="gain", against=f"c-{name}", **shared,
+        )  # fmt: skip
+
+
+def levels_of(row: Row, teacher: TeacherSettings, settings: MLKDSettings) -> tuple[int, ...]:
+    """The teacher's layers that supervise the row's student, from 1."""
+    levels = settings.levels
+    return {
+        "none": (),
+        "last": levels[-1:],
+        "ends": (levels[0], levels[-1]),
+        "all": levels,
+        "every": tuple(range(1, teacher.layers + 1)),
+    }[row.levels]
+
+
+def _kind(row: Row, teacher: TeacherSettings, settings: MLKDSettings) -> tuple:
+    """What tells two rows apart."""
+    changed = dataclasses.replace(settings if row.teacher else teacher, **row.changes)
+    return levels_of(row, teacher, settings), changed, row.noisy, row.small, row.unseen, row.unlabelled, row.teacher
