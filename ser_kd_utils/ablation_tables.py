@@ -12,7 +12,8 @@ import pandas as pd
 
 from ser_kd_utils.metrics import score
 from ser_kd_utils.records import Run, predictions
-from ser_kd_utils.rows import ROWS
+from ser_kd_utils.rows import ROWS, ablations
+from ser_kd_utils.settings import settings_of
 from ser_kd_utils.tables import clean_part, compared, noisy_part, on_common_cells, verdicts
 
 MAIN_PAIR = {"row": "e", "against": "c", "situation": "as in the main table"}
@@ -40,9 +41,12 @@ def _percent_of(table: pd.DataFrame) -> float:
 
 
 def _pairs(runs: Sequence[Run], group: str) -> Iterator[tuple[dict[str, Any], pd.DataFrame, pd.DataFrame]]:
-    """Of each row of the group that is compared with another: what is recorded of it, both rows' predictions."""
-    rows = {run.info["row"]: run.info for run in runs if run.info.get("group") == group and run.info["against"]}
-    for info in [MAIN_PAIR] * (group == "gain") + list(rows.values()):
+    """Of each row of the group, in the order of `ablations`: what is recorded of it, its and the other's predictions."""
+    rows = {run.info["row"]: run.info for run in runs if run.info.get("group") == group}
+    teacher, mlkd, _ = settings_of(runs[0].info["profile"])
+    order = list(ablations(teacher, mlkd, speech=True))
+    names = sorted(rows, key=lambda name: order.index(name) if name in order else len(order))
+    for info in [MAIN_PAIR] * (group == "gain") + [rows[name] for name in names]:
         if pair := _shared(runs, info["row"], info["against"]):
             yield info, *pair
 

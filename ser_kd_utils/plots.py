@@ -16,8 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ser_kd_utils.audio import SAMPLE_RATE
-from ser_kd_utils.metrics import interval
-from ser_kd_utils.recipes import ROWS
+from ser_kd_utils.metrics import interval, score
+from ser_kd_utils.rows import ROWS
 
 # Okabe & Ito (2008), and a marker each, so that the lines differ without colour too
 ROW_STYLES = {
@@ -27,6 +27,7 @@ ROW_STYLES = {
     "d": ("#56B4E9", "v", "-"),
     "e": ("#D55E00", "D", "-"),
 }
+CLASS_MARKERS = "os^DvPX*"
 
 
 def use_style() -> None:
@@ -142,23 +143,38 @@ def _curve(axis: Axes, table: pd.DataFrame, row: str, positions: Mapping[float, 
     )
 
 
+def _untrained(table: pd.DataFrame) -> list[float]:
+    """The SNRs outside the range heard in training."""
+    return sorted(table.loc[~table["in_range"], "snr_db"].unique())
+
+
 def snr_curves(predictions: Mapping[str, pd.DataFrame], chance: float, per_type: bool = False) -> Figure:
     """UA against SNR with 95 % bootstrap intervals, one line per row letter; clean speech stands at the right end.
 
-    predictions: tables with utterance, condition, snr_db, label, prediction; chance: UA of guessing, a dotted line.
-    per_type: one panel per noise type instead of their mean.
+    predictions: tables with utterance, condition, snr_db, in_range, label, prediction; chance: UA of guessing, a dotted
+    line. per_type: one panel per noise type instead of their mean. A grey band marks the SNRs outside the trained
+    range, where a row was trained in noise at all.
     """
     anyone = next(iter(predictions.values()))
     kinds = sorted(set(anyone["condition"]) - {"clean"})
     panels = [[kind] for kind in kinds] if per_type else [kinds]
     levels = [*sorted(anyone["snr_db"].dropna().unique()), np.inf]
     positions = {level: place for place, level in enumerate(levels)}
+    untrained = _untrained(anyone) if any(ROWS[row].noisy for row in predictions) else []
     width = 3.0 * len(panels) if per_type else 6.4
     figure, axes = plt.subplots(1, len(panels), figsize=(width, 3.2 if per_type else 4), sharey=True, squeeze=False)
     for axis, panel in zip(axes[0], panels, strict=True):
         for row, table in predictions.items():
             _curve(axis, table[table["condition"].isin(["clean", *panel])], row, positions)
         axis.axhline(100 * chance, color="grey", linestyle=":", linewidth=1)
+        for level in untrained:
+            place = positions[level]
+            axis.axvspan(place - 0.5, place + 0.5, color="0.92", zorder=0, linewidth=0)
+            axis.text(
+                place, 0.98, "not trained", rotation=90, ha="center", va="top", color="0.35", fontsize="small",
+                transform=axis.get_xaxis_transform(), bbox={"color": "0.92", "pad": 1},
+            )  # fmt: skip
+        axis.set_xlim(-0.5, len(levels) - 0.5)
         axis.set_xticks(range(len(levels)), [*(f"{level:.0f}" for level in levels[:-1]), "clean"])
         axis.set(xlabel="SNR (dB)", title=panel[0] if per_type else "mean of the noise types")
     axes[0, 0].set_ylabel("UA (%)")
@@ -172,19 +188,134 @@ def snr_curves(predictions: Mapping[str, pd.DataFrame], chance: float, per_type:
     return figure
 
 
-def confusions(tables: Mapping[str, pd.DataFrame], labels: Sequence[str]) -> Figure:
-    """Confusion matrices in percent of the true class, one panel per named table of predictions."""
+def confusions(tables: Mapping[str, pd.DataFrame], labels: Sequence[str], columns: int | None = None) -> Figure:
+    """Confusion matrices in percent of the true class, one panel per named table of predictions.
+
+    columns: panels side by side, those of the next row below them; all of them in one row unless told.
+    """
     from sklearn.metrics import confusion_matrix
 
-    figure, axes = plt.subplots(1, len(tables), figsize=(3.6 * len(tables), 3.3), squeeze=False, sharey=True)
-    for axis, (name, table) in zip(axes[0], tables.items(), strict=True):
+    columns = columns or len(tables)
+    rows = -(-len(tables) // columns)
+    side = 0.9 + 0.5 * len(labels)
+    figure, axes = plt.subplots(
+        rows,
+        columns,
+        figsize=(0.6 + side * columns, 0.4 + (side + 0.3) * rows),
+        squeeze=False,
+        sharex=True,
+        sharey=True,
+    )
+    for axis, (name, table) in zip(axes.flat, tables.items(), strict=True):
         matrix = 100 * confusion_matrix(table["label"], table["prediction"], labels=labels, normalize="true")
         sns.heatmap(
             matrix, annot=True, fmt=".0f", cmap="Blues", vmin=0, vmax=100, cbar=False, square=True, ax=axis,
             xticklabels=labels, yticklabels=labels,
         )  # fmt: skip
-        axis.set(title=name, xlabel="predicted")
-    axes[0, 0].set_ylabel("true")
+        axis.set_title(name)
+    for axis in axes[-1]:
+        axis.set_xlabel("predicted")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("true")
+    figure.tight_layout()
+    return figure
+
+
+def gain_map(first: pd.DataFrame, second: pd.DataFrame) -> Figure:
+    """UA of the first less UA of the second in points, by noise type and SNR; blue where the first is better.
+
+    Tables of predictions as for `snr_curves`, over the same utterances and conditions. The last row is the mean of the
+    noise types and the one with clean speech, which has no type; the SNRs outside the trained range stand apart.
+    """
+
+    def percent(table: pd.DataFrame) -> pd.DataFrame:
+        cells = {
+            cell: 100 * score(part)
+            for cell, part in table.assign(snr_db=table["snr_db"].fillna(np.inf)).groupby(["condition", "snr_db"])
+        }
+        return pd.Series(cells).unstack()
+
+    points = percent(first) - percent(second)
+    clean = points.loc["clean", np.inf]
+    points = points.drop("clean")
+    points.loc["mean"] = points.mean()
+    points.loc["mean", np.inf] = clean
+    points = points[sorted(points, reverse=True)]
+    untrained = _untrained(first)
+    names = [
+        "clean" if np.isinf(snr) else f"{snr:.0f}" + "\nnot trained" * (snr in untrained) for snr in points.columns
+    ]
+    limit = max(1, np.nanmax(points.abs().to_numpy()))  # under a point is pale
+    figure, axis = plt.subplots(figsize=(2.2 + 0.8 * points.shape[1], 1.2 + 0.42 * len(points)))
+    sns.heatmap(
+        points, annot=True, fmt="+.1f", cmap="RdBu", vmin=-limit, vmax=limit, xticklabels=names, ax=axis,
+        linewidths=0.5, cbar_kws={"label": "UA, points"},
+    )  # fmt: skip
+    axis.grid(False)
+    axis.axhline(len(points) - 1, color="black", linewidth=1.5)
+    trained = [snr not in untrained for snr in points.columns]
+    for place in range(1, len(trained)):
+        if trained[place] != trained[place - 1]:
+            axis.axvline(place, color="black", linewidth=1.5, linestyle="--")
+    axis.set(xlabel="SNR (dB)", ylabel="")
+    axis.tick_params(axis="y", rotation=0)
+    figure.tight_layout()
+    return figure
+
+
+def similarity_map(tables: Mapping[str, pd.DataFrame]) -> Figure:
+    """One panel per named table of `analysis.similarity`, on one scale from 0 to 1."""
+    widths = [max(2.4, 0.6 * len(table.columns)) for table in tables.values()]
+    height = 1.3 + 0.42 * max(len(table) for table in tables.values())
+    figure, axes = plt.subplots(
+        1, len(tables), figsize=(1.5 + sum(widths), height), width_ratios=widths, squeeze=False, sharey=True,
+        layout="constrained",
+    )  # fmt: skip
+    for axis, (name, table) in zip(axes[0], tables.items(), strict=True):
+        sns.heatmap(table, annot=True, fmt=".2f", cmap="Blues", vmin=0, vmax=1, cbar=False, ax=axis)
+        axis.set(title=name, xlabel=table.columns.name, ylabel="")
+        axis.tick_params(axis="y", rotation=0)
+    axes[0, 0].set_ylabel(next(iter(tables.values())).index.name)
+    figure.colorbar(axes[0, 0].collections[0], ax=axes, label="CKA")
+    return figure
+
+
+def embedding_map(points: Mapping[str, np.ndarray], labels: Sequence[str], columns: int) -> Figure:
+    """One panel per named map, (utterances, 2), its points by class; labels: the class of each utterance.
+
+    columns: panels side by side. Those of one row share their axes, as one network's conditions do
+    (`analysis.plane`); another network's map is another row, and has axes of its own.
+    """
+    rows = -(-len(points) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(1.2 + 3.2 * columns, 0.2 + 3.1 * rows), squeeze=False, sharex="row", sharey="row",
+        layout="constrained",
+    )  # fmt: skip
+    classes = np.asarray(labels)
+    for axis, (name, places) in zip(axes.flat, points.items(), strict=True):
+        for label, marker, colour in zip(sorted(set(labels)), CLASS_MARKERS, sns.color_palette(), strict=False):
+            axis.plot(
+                *places[classes == label].T, marker, color=colour, label=label, markersize=5.5, alpha=0.8,
+                markeredgecolor="black", markeredgewidth=0.4,
+            )  # fmt: skip
+        axis.set(title=name, xticks=[], yticks=[])
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center")
+    return figure
+
+
+def ablation_points(table: pd.DataFrame, axis_label: str) -> Figure:
+    """A dot with its 95 % interval per row of the table, in its order: columns name, points, low, high.
+
+    axis_label: which difference the points are.
+    """
+    figure, axis = plt.subplots(figsize=(7, 0.9 + 0.3 * len(table)))
+    places = np.arange(len(table))
+    ends = [table["points"] - table["low"], table["high"] - table["points"]]
+    axis.errorbar(table["points"], places, xerr=ends, fmt="o", color="#0072B2", markersize=5, capsize=3, linewidth=1.3)
+    axis.axvline(0, color="black", linewidth=1)
+    axis.set_yticks(places, table["name"])
+    axis.grid(axis="y", visible=False)
+    axis.set(xlabel=axis_label, ylim=(len(table) - 0.4, -0.6))
     figure.tight_layout()
     return figure
 

@@ -90,6 +90,7 @@ _TINY_NETWORK = {
     "conv_kernel": (20, 3, 3, 3, 3, 2),
     "conv_stride": (10, 2, 2, 2, 2, 2),
     "feat_extract_norm": "layer",
+    "feat_extract_activation": "silu",
     "do_stable_layer_norm": True,
     "num_conv_pos_embeddings": 32,
     "num_conv_pos_embedding_groups": 4,
