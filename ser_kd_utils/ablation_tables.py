@@ -41,7 +41,7 @@ def _percent_of(table: pd.DataFrame) -> float:
 
 
 def _pairs(runs: Sequence[Run], group: str) -> Iterator[tuple[dict[str, Any], pd.DataFrame, pd.DataFrame]]:
-    """Of each row of the group, in the order of `ablations`: what is recorded of it, its and the other's predictions."""
+    """Of each row of the group, as `ablations` orders them: what is recorded of it, its and the other's predictions."""
     rows = {run.info["row"]: run.info for run in runs if run.info.get("group") == group}
     teacher, mlkd, _ = settings_of(runs[0].info["profile"])
     order = list(ablations(teacher, mlkd, speech=True))
@@ -75,7 +75,7 @@ def gain_table(runs: Sequence[Run]) -> pd.DataFrame:
     points = "gain, points"
     records = [
         {
-            "situation": info["situation"] + (", scored in the type left out" if info.get("held_out") else ""),
+            "situation": info["situation"] + (", scored in it" if info.get("held_out") else ""),
             "control UA noisy": _percent_of(noisy_part(control)),
             "distilled UA noisy": _percent_of(noisy_part(distilled)),
             **compared(noisy_part(distilled), noisy_part(control), points),

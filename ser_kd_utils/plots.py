@@ -303,17 +303,18 @@ def embedding_map(points: Mapping[str, np.ndarray], labels: Sequence[str], colum
     return figure
 
 
-def ablation_points(table: pd.DataFrame, axis_label: str) -> Figure:
-    """A dot with its 95 % interval per row of the table, in its order: columns name, points, low, high.
+def ablation_points(table: pd.DataFrame, name: str, points: str, axis_label: str) -> Figure:
+    """A dot with its 95 % interval per row of a table of `ablation_tables`, in its order.
 
-    axis_label: which difference the points are.
+    name, points: the columns with a row's name and its difference; axis_label: which difference that is.
     """
     figure, axis = plt.subplots(figsize=(7, 0.9 + 0.3 * len(table)))
     places = np.arange(len(table))
-    ends = [table["points"] - table["low"], table["high"] - table["points"]]
-    axis.errorbar(table["points"], places, xerr=ends, fmt="o", color="#0072B2", markersize=5, capsize=3, linewidth=1.3)
+    low, high = table["95 % interval"].str.strip("[]").str.split(", ", expand=True).astype(float).to_numpy().T
+    ends = np.clip([table[points] - low, high - table[points]], 0, None)  # rounding may put an end past the dot
+    axis.errorbar(table[points], places, xerr=ends, fmt="o", color="#0072B2", markersize=5, capsize=3, linewidth=1.3)
     axis.axvline(0, color="black", linewidth=1)
-    axis.set_yticks(places, table["name"])
+    axis.set_yticks(places, table[name])
     axis.grid(axis="y", visible=False)
     axis.set(xlabel=axis_label, ylim=(len(table) - 0.4, -0.6))
     figure.tight_layout()

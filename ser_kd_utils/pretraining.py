@@ -91,14 +91,14 @@ def pretrain(
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     """Seed torch, and numpy's global generator, from which transformers draws masks and negatives; then restore."""
-    state = np.random.get_state()
+    state = np.random.get_state()  # noqa: NPY002
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        np.random.seed(keyed_rng("pretraining", seed).integers(2**32))
+        np.random.seed(keyed_rng("pretraining", seed).integers(2**32))  # noqa: NPY002
         try:
             yield
         finally:
-            np.random.set_state(state)
+            np.random.set_state(state)  # noqa: NPY002
 
 
 def _with_objective(encoder: Wav2Vec2Model) -> Wav2Vec2ForPreTraining:

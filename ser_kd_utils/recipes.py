@@ -96,7 +96,8 @@ class Experiment:
 
     @property
     def ablations(self) -> dict[str, Row]:
-        return ablations(self.teacher_settings, self.settings, bool(self.speech_dir))
+        rows = ablations(self.teacher_settings, self.settings, bool(self.speech_dir))
+        return {name: row for name, row in rows.items() if len(self._heard) > 1 or not row.unseen}
 
     @cached_property
     def speech(self) -> AudioCache:
@@ -161,13 +162,15 @@ class Experiment:
 
     def held_out(self, name: str) -> str:
         """The noise type that a row for unseen noise does not hear in this fold, "" for the others."""
-        types = self.noise.types
-        return types[(self.fold - 1) % len(types)] if self.rows[name].unseen else ""
+        return self._heard[(self.fold - 1) % len(self._heard)] if self.rows[name].unseen else ""
 
     def train_noise(self, name: str) -> list[str]:
         """The noise types the row hears in training."""
-        heard = self.noise_settings.train_types or self.noise.types
-        return [kind for kind in heard if kind != self.held_out(name)] if self.rows[name].noisy else []
+        return [kind for kind in self._heard if kind != self.held_out(name)] if self.rows[name].noisy else []
+
+    @property
+    def _heard(self) -> tuple[str, ...]:
+        return tuple(self.noise_settings.train_types) or self.noise.types
 
     def settings_of(self, name: str) -> TeacherSettings | MLKDSettings:
         """The settings the row is trained with."""

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 
 import pandas as pd
 
-from ser_kd_utils.corpora import Corpus, load_corpus, split
+from ser_kd_utils.corpora import Corpus, load_corpus, split, unlabelled
 from ser_kd_utils.records import PACKAGE, fingerprint, results_folder, results_root, run_name
 from ser_kd_utils.rows import ablations, choose
 from ser_kd_utils.settings import settings_of
@@ -130,20 +130,20 @@ def step_fingerprint(step: Step, inputs: str) -> str:
     return fingerprint([code, package, inputs, _public(step)])
 
 
-def inputs_fingerprint(corpus: Corpus, noise_dir: str, speech_dir: str) -> str:
-    """Of the corpus, the noise files and the unlabelled speech; no path counts.
+def inputs_fingerprint(corpora: Sequence[Corpus], noise_dir: str) -> str:
+    """Of the corpus, the unlabelled speech and the noise files; no path counts.
 
     Sound files count by size and time of change: a copy elsewhere runs the notebooks again, but no training, since
     records are found by the sound itself.
     """
     noise = [_sha256(p) for p in sorted(Path(noise_dir).rglob("*")) if p.is_file()] if noise_dir else "generated"
-    speech = sorted(path for path in Path(speech_dir).rglob("*") if path.is_file()) if speech_dir else []
-    table = corpus.manifest.assign(state=[_state(Path(path)) for path in corpus.manifest["path"]])
-    return fingerprint([noise, table.drop(columns="path").to_csv(index=False), [_state(path) for path in speech]])
+    return fingerprint([noise, *map(_contents, corpora)])
 
 
-def _state(path: Path) -> str:
-    return f"{path.stat().st_size} {path.stat().st_mtime_ns}"
+def _contents(corpus: Corpus) -> str:
+    states = [Path(path).stat() for path in corpus.manifest["path"]]
+    table = corpus.manifest.assign(state=[f"{state.st_size} {state.st_mtime_ns}" for state in states])
+    return table.drop(columns="path").to_csv(index=False)
 
 
 def _sha256(path: Path) -> str:
@@ -174,13 +174,14 @@ class Account:
 def reproduce(options: Namespace) -> int:
     """Run the plan. Returns 0 when all is done, 1 after a failure, 3 when the time limit came first."""
     corpus = load_corpus(options.corpus, options.data_root or None)
+    speech = [unlabelled(options.speech_dir)] if options.speech_dir else []
     options.results = str(results_root(options.results).resolve())
     steps = plan(options, corpus)
     for step in steps:
         check_parameters(step)
     folder = results_folder(options.results, options.corpus, options.profile, changes=options.changes)
     account, started = Account(folder), time.monotonic()
-    inputs = inputs_fingerprint(corpus, options.noise_dir, options.speech_dir)
+    inputs = inputs_fingerprint([corpus, *speech], options.noise_dir)
     print(f"{len(steps)} notebook runs, results in {_short(folder)}", flush=True)
     for number, step in enumerate(steps, 1):
         label = f"[{number}/{len(steps)}] {step.name}"

@@ -9,7 +9,7 @@ from typing import Any
 
 from ser_kd_utils.settings import MLKDSettings, TeacherSettings
 
-PRETRAINING_EPOCHS = 20
+PRETRAINING_EPOCHS = 16
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def choose(asked: str, rows: Mapping[str, Row], synthetic: bool) -> list[str]:
     if unknown := [name for name in names if name not in rows]:
         message = f"No ablation {', '.join(unknown)}: choose among {', '.join(rows)}"
         raise ValueError(f"{message} (more with --speech-dir: what needs unlabelled speech).")
-    names = names or list(DEMO_ABLATIONS if synthetic else rows)
+    names = names or [name for name in rows if name in DEMO_ABLATIONS or not synthetic]
     return [name for name in rows if name in names or any(rows[other].against == name for other in names)]
 
 
@@ -137,7 +137,7 @@ def levels_of(row: Row, teacher: TeacherSettings, settings: MLKDSettings) -> tup
     return {
         "none": (),
         "last": levels[-1:],
-        "ends": (levels[0], levels[-1]),
+        "ends": tuple(sorted({levels[0], levels[-1]})),
         "all": levels,
         "every": tuple(range(1, teacher.layers + 1)),
     }[row.levels]

@@ -92,3 +92,17 @@ def test_the_formula_of_notebook_02_is_the_packages():
         levels.append(np.mean(terms))
     ours = multi_level_loss([*torch.tensor(g)], [*torch.tensor(h)], torch.tensor(mask), lam)
     assert ours.item() == pytest.approx(np.mean(levels), rel=1e-12)
+
+
+def test_the_formulas_of_notebook_03_are_the_packages():
+    import numpy as np
+    import torch
+
+    from ser_kd_utils.losses import kd_loss
+
+    text = "\n".join(cell.source for cell in nbformat.read(NOTEBOOKS / "03_mlkd_ablations.ipynb", as_version=4).cells)
+    assert r"\tau^2\,\mathrm{KL}\big(\mathrm{softmax}(z_\text{teacher}/\tau)" in text and "kd_loss(no_opinion" in text
+    teacher, student = np.random.default_rng(0).normal(size=(2, 3, 4))
+    p, q = (np.exp(z / 3) / np.exp(z / 3).sum(1, keepdims=True) for z in (teacher, student))
+    wanted = 9 * (p * np.log(p / q)).sum(1).mean()
+    assert kd_loss(torch.tensor(student), torch.tensor(teacher), 3.0).item() == pytest.approx(wanted, rel=1e-12)

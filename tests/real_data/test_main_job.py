@@ -26,13 +26,17 @@ def small_emodb(shared_data, tmp_path_factory):
 
 
 @pytest.mark.filterwarnings("ignore:emodb differs from the published counts")
-def test_reproduce_on_recorded_speech_and_noise(small_emodb, shared_data, tmp_path, capsys):
+def test_reproduce_on_recorded_speech_and_noise(small_emodb, shared_data, tmp_path, tmp_path_factory, capsys):
+    speech = tmp_path_factory.mktemp("speech")
+    for path in sorted((shared_data / "librispeech_mini").glob("*.flac"))[:8]:
+        shutil.copy(path, speech)
     options = ["--data-root", str(small_emodb), "--noise-dir", str(shared_data / "noise"), "--results", str(tmp_path)]
+    options += ["--speech-dir", str(speech), "--ablations", "unlabelled, e-unseen"]
     changes = ["--changes", "epochs=1, teacher__epochs=1"]
     assert main(["reproduce", "--corpus", "emodb", *options, "--folds", "2", *changes]) == 0
     (folder,) = tmp_path.iterdir()
     runs = read_runs(folder)
-    assert [run.info["row"] for run in runs] == ["d", "e", "c", "b", "a"]
+    assert [run.info["row"] for run in runs] == ["c-unseen", "e-unseen", "unlabelled", "d", "e", "c", "b", "a"]
     for run in runs:
         table = run.predictions
         assert set(table["condition"]) == {"clean", "babble", "chainsaw", "helicopter", "rain", "street"}
@@ -43,6 +47,13 @@ def test_reproduce_on_recorded_speech_and_noise(small_emodb, shared_data, tmp_pa
     assert sizes["c"] == sizes["d"] == sizes["e"] < sizes["b"] == sizes["a"]
     written = pd.read_csv(folder / "tables" / "mlkd.csv")
     assert list(written["row"]) == ["(a)", "(b)", "(c)", "(d)", "(e)"]
+    assert {"UA clean", "UA noisy", "UA 0 dB", "UA -5 dB"} <= set(written)
+    heard = {run.info["row"]: run.info["train_noise"] for run in runs}
+    assert heard["a"] == []
+    assert heard["e-unseen"] == ["babble", "helicopter", "rain", "street"]  # fold 2 leaves the second type out
+    assert list(pd.read_csv(folder / "tables" / "mlkd_ablations.csv")["row"]) == ["+ unlabelled speech"]
+    assert len(pd.read_csv(folder / "tables" / "mlkd_gains.csv")) == len(("(e) - (c)", "unseen"))
+    assert list(pd.read_csv(folder / "tables" / "mlkd_unseen_noise.csv")["row"]) == ["(c)", "(e)"]
     assert (folder / "figures" / "snr_curves.png").stat().st_size > 10_000
     account = json.loads((folder / "reproduce.json").read_text())
     assert {step["status"] for step in account.values()} == {"done"}

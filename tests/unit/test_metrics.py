@@ -8,8 +8,9 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
-from ser_kd_utils.metrics import METRICS, holm, interval, paired_test, score, ser_metrics
+from ser_kd_utils.metrics import METRICS, across_runs, holm, interval, paired_test, score, ser_metrics
 
 LABELS = ("angry", "happy", "neutral", "sad")
 IEMOCAP = {"angry": 1103, "happy": 1636, "neutral": 1708, "sad": 1084}
@@ -233,3 +234,56 @@ def test_holm_by_hand():
     # sorted 0.01, 0.02, 0.03, 0.6: times 4, 3, 2, 1, then never falling
     assert holm([0.02, 0.6, 0.01, 0.03]) == pytest.approx([0.06, 0.6, 0.04, 0.06])
     assert holm(pd.Series([0.9, 0.8])) == pytest.approx([1, 1])
+
+
+def trained(hits: dict[tuple[int, int], int]) -> pd.DataFrame:
+    """Four utterances a fold, all of class a; by (fold, seed) how many are recognised."""
+    return pd.concat(
+        table("aaaa", "a" * right + "b" * (4 - right)).assign(
+            utterance=lambda t, fold=fold: f"f{fold}" + t["utterance"], fold=fold, seed=seed
+        )
+        for (fold, seed), right in hits.items()
+    )
+
+
+def test_differences_across_runs_by_hand():
+    a = trained({(1, 0): 3, (1, 1): 2, (2, 0): 2, (9, 0): 4})
+    b = trained({(2, 0): 2, (1, 1): 1, (1, 0): 1, (2, 1): 0})
+    # shared runs: 50, 25 and 0 points; sd 25, standard error 14.43; t at 97.5 % 4.303 and at 80 % 1.061, 2 freedoms
+    found = across_runs(a, b, "WA")
+    error = 0.25 / np.sqrt(3)
+    assert found == pytest.approx(
+        {
+            "difference": 0.25,
+            "low": 0.25 - 4.302653 * error,
+            "high": 0.25 + 4.302653 * error,
+            "runs": 3,
+            "detectable": (4.302653 + 1.060660) * error,
+        }
+    )
+    turned = across_runs(b, a, "WA")
+    assert (turned["difference"], turned["low"]) == pytest.approx((-found["difference"], -found["high"]))
+
+
+def test_the_interval_and_the_power_of_runs_agree_with_other_formulas():
+    rng = np.random.default_rng(6)
+    hits = {(fold, seed): rng.integers(0, 5, 2) for fold in range(5) for seed in range(2)}
+    a, b = (trained({run: pair[side] for run, pair in hits.items()}) for side in (0, 1))
+    differences = [(first - second) / 4 for first, second in hits.values()]
+    wanted = stats.ttest_1samp(differences, 0).confidence_interval(0.9)
+    found = across_runs(a, b, "WA", level=0.9)
+    assert (found["low"], found["high"]) == pytest.approx((wanted.low, wanted.high))
+    # the power of the test at the smallest detectable difference, by the noncentral t distribution
+    shift = across_runs(a, b, "WA", power=0.7)["detectable"] / stats.sem(differences)
+    assert stats.nct.sf(stats.t.ppf(0.975, 9), 9, shift) == pytest.approx(0.7, abs=0.02)
+
+
+def test_one_run_has_no_interval_and_no_shared_run_is_refused():
+    a, b = trained({(1, 0): 3, (2, 0): 4}), trained({(1, 0): 1})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = across_runs(a, b, "WA")
+    assert (found["difference"], found["runs"]) == (0.5, 1)
+    assert np.isnan([found["low"], found["high"], found["detectable"]]).all()
+    with pytest.raises(ValueError, match="share no fold and seed: record both"):
+        across_runs(a, trained({(1, 1): 1}))

@@ -25,8 +25,8 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [
     {"corpora", "audio", "noise", "features", "settings", "metrics"},
     {"models", "losses", "temperature"},
-    {"training", "evaluation", "records", "export"},
-    {"recipes", "tables", "plots"},
+    {"pieces", "training", "pretraining", "evaluation", "analysis", "records", "export"},
+    {"rows", "recipes", "tables", "ablation_tables", "plots"},
     {"cli", "reproduce"},
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import shutil
@@ -20,7 +21,8 @@ RATE = 16_000
 TEACHER, MLKD = TeacherSettings.of("tiny"), MLKDSettings.of("tiny")
 LAYERS = TEACHER.layers
 OTHER_TEACHER = f"teacher__clip={TEACHER.clip / 2}"
-PITCH = {"angry": 300, "happy": 600, "neutral": 1200, "sad": 2400}
+
+pytestmark = pytest.mark.usefixtures("little_garbage")
 
 
 class Trained(Exception):
@@ -28,45 +30,30 @@ class Trained(Exception):
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    """The CSV file of 4 classes x 6 speakers x 2 utterances: half a second of a tone in noise each."""
-    folder, rng, rows = tmp_path_factory.mktemp("corpus"), np.random.default_rng(0), []
-    time = np.arange(RATE // 2) / RATE
-    for label, hertz in PITCH.items():
-        for speaker in range(6):
-            for take in range(2):
-                name = f"{label}-{speaker}-{take}"
-                wave = 0.1 * np.sin(2 * np.pi * (hertz + 10 * speaker) * time) + rng.normal(0, 0.02, len(time))
-                soundfile.write(folder / f"{name}.wav", wave, RATE)
-                rows.append((name, f"{name}.wav", label, f"s{speaker}"))
-    columns = ["utterance", "path", "label", "speaker"]
-    pd.DataFrame(rows, columns=columns).to_csv(folder / "corpus.csv", index=False)
-    return folder / "corpus.csv"
-
-
-@pytest.fixture(scope="module")
-def experiment(corpus, tmp_path_factory):
+def experiment(tones, tmp_path_factory):
     results = tmp_path_factory.mktemp("results")
 
     def experiment(changes: str = "", **options) -> Experiment:
         epochs = "epochs=1, teacher__epochs=1" + (f", {changes}" if changes else "")
-        return Experiment("manifest", "tiny", data_root=str(corpus), results=str(results), changes=epochs, **options)
+        return Experiment("manifest", "tiny", data_root=str(tones), results=str(results), changes=epochs, **options)
 
     return experiment
 
 
 @pytest.fixture(scope="module")
 def trained(experiment):
-    """Rows a, c and e, and every noise segment that was asked for: (utterance, part, last key)."""
-    first, asked = experiment(), []
+    """Some rows, and every noise segment that each of them asked for: (noise type, utterance, part, last key)."""
+    first, runs, asked = experiment(), {}, {}
     segment = first.noise.segment
 
     def spy(kind, part, samples, utterance, seed, when):
-        asked.append((utterance, part, when))
+        list(asked.values())[-1].append((kind, utterance, part, when))
         return segment(kind, part, samples, utterance, seed, when)
 
     first.noise.segment = spy
-    runs = {row: first.run(row) for row in "ace"}
+    for row in ("a", "c", "e", "e-unseen"):
+        asked[row] = []
+        runs[row] = first.run(row)
     return first, runs, asked
 
 
@@ -83,16 +70,22 @@ def no_training(monkeypatch, trained):
 
 def test_each_row_leaves_a_whole_record(trained):
     experiment, runs, _ = trained
-    conditions = 1 + len(experiment.noise.types) * len(experiment.noise_settings.test_snr_db)
+    grid = {(kind, snr) for kind in experiment.noise.types for snr in experiment.noise_settings.test_snr_db}
+    assert len(grid) == 30
     for row, run in runs.items():
         about, table = run.info, run.predictions
         assert (about["row"], about["corpus"], about["profile"], about["fold"], about["seed"]) == (
             row, "manifest", "tiny", 1, 0)  # fmt: skip
-        assert about["labels"] == list(PITCH) and about["best_epoch"] == 1
+        assert about["labels"] == ["angry", "happy", "neutral", "sad"] and about["best_epoch"] == 1
         assert set(table["utterance"]) == set(experiment.test) and len(experiment.test) == 16
-        assert len(table) == 2 * 16 * conditions  # best and last
+        for checkpoint, wanted in (("best", grid), ("last", {(kind, snr) for kind, snr in grid if snr == 10})):
+            some = table[table["checkpoint"] == checkpoint]
+            assert len(some) == 16 * (1 + len(wanted))
+            noisy = some[some["condition"] != "clean"]
+            assert set(zip(noisy["condition"], noisy["snr_db"], strict=True)) == wanted
         assert not table.duplicated(["utterance", "condition", "snr_db", "checkpoint"]).any()
         assert (table["label"] == table["utterance"].str.split("-").str[0]).all()
+        assert (table["in_range"] == (table["snr_db"] != -5)).all()
         assert np.isfinite(np.stack(table["logits"]).astype(float)).all()
         assert len(run.history) == 1 and run.history["loss"].gt(0).all()
         assert (run.folder / "model" / "config.json").is_file()
@@ -102,7 +95,7 @@ def test_each_row_leaves_a_whole_record(trained):
 def test_a_student_is_smaller_and_its_heads_are_not_counted(trained):
     experiment, runs, _ = trained
     count = {row: run.info["parameters"] for row, run in runs.items()}
-    assert count["c"] == count["e"] < count["a"]
+    assert count["c"] == count["e"] == count["e-unseen"] < count["a"]
     assert [runs[row].info["levels"] for row in "ace"] == [[], [], list(experiment.settings.levels)]
     assert "feature" in runs["e"].history and "feature" not in runs["c"].history
 
@@ -117,31 +110,94 @@ def test_the_settings_that_were_used_are_recorded(trained):
     assert not set(protocol["speakers"]["test"]) & {*protocol["speakers"]["train"], *protocol["speakers"]["dev"]}
 
 
-def test_a_record_holds_no_path(trained, corpus):
+def test_a_record_holds_no_path(trained, tones):
     for run in trained[1].values():
         text = (run.folder / "run.json").read_text()
-        assert str(corpus.parent) not in text and str(run.folder.parents[2]) not in text
+        assert str(tones.parent) not in text and str(run.folder.parents[2]) not in text
         assert not re.search(r'"(/|~|[A-Z]:\\)', text)
 
 
 def test_test_speech_hears_the_test_half_of_the_noise_and_nothing_else_does(trained):
     experiment, _, asked = trained
     parts = {}
-    for utterance, part, when in asked:
-        parts.setdefault((utterance, when == "eval"), set()).add(part)
-    assert {key: part for key, part in parts.items() if key[0] in experiment.test} == {
-        (utterance, True): {"test"} for utterance in experiment.test
+    for row, segments in asked.items():
+        for _, utterance, part, when in segments:
+            parts.setdefault((row, utterance, when == "eval"), set()).add(part)
+    noisy = asked.keys() - {"a"}
+    assert parts == {
+        **{(row, utterance, True): {"test"} for row in asked for utterance in experiment.test},
+        **{(row, utterance, True): {"train"} for row in noisy for utterance in experiment.dev},
+        **{(row, utterance, False): {"train"} for row in noisy for utterance in experiment.train},
     }
-    assert {key: part for key, part in parts.items() if key[0] not in experiment.test} == {
-        **{(utterance, True): {"train"} for utterance in experiment.dev},
-        **{(utterance, False): {"train"} for utterance in experiment.train},
-    }
+
+
+def test_a_noise_type_that_is_held_out_is_heard_in_the_test_only(trained):
+    experiment, runs, asked = trained
+    held_out, types = experiment.held_out("e-unseen"), set(experiment.noise.types)
+    for row, training in (("e", types), ("e-unseen", types - {held_out})):
+        kinds = {part: {kind for kind, _, this, _ in asked[row] if this == part} for part in ("train", "test")}
+        assert kinds == {"train": training, "test": types}
+        about = runs[row].info
+        assert set(about["train_noise"]) == training and about["held_out"] == (held_out if row == "e-unseen" else "")
+        assert set(runs[row].predictions["condition"]) == {"clean", *types}
+    assert held_out in types
+
+
+# --- noise, speech and stored targets
+
+
+def test_each_fold_holds_out_another_noise_type(experiment):
+    types = experiment().noise.types
+    held_out = []
+    for fold in range(1, 6):
+        own = experiment(fold=fold)
+        held_out.append(own.held_out("e-unseen"))
+        assert own.held_out("c-unseen") == held_out[-1] and own.held_out("e") == own.held_out("a") == ""
+        assert own.train_noise("c-unseen") == [kind for kind in types if kind != held_out[-1]]
+        assert own.train_noise("e") == list(types) and own.train_noise("a") == []
+    assert sorted(held_out) == sorted(types)
+
+
+def test_only_the_noise_types_of_the_settings_are_heard_in_training(experiment):
+    own = experiment("noise__train_types=('white', 'pink')")
+    assert own.train_noise("e") == ["white", "pink"] and own.train_noise("a") == []
+    assert own.pieces("e").types == ("white", "pink") and own.pieces("a").noise is None
+    asked, segment = set(), own.noise.segment
+    own.noise.segment = lambda kind, *rest: asked.add(kind) or segment(kind, *rest)
+    own._dev_scores("e")(recipes.wav2vec2.build_teacher(TEACHER, own.labels))
+    assert asked == {"white", "pink"}
+
+
+def test_speech_that_is_not_used_does_not_count(experiment, speech):
+    assert experiment(speech_dir=str(speech)).fingerprint("e") == experiment().fingerprint("e")
+    elsewhere = experiment(speech_dir="no such folder")
+    assert elsewhere.fingerprint("e") == experiment().fingerprint("e")
+
+
+def test_a_held_out_type_is_one_that_mlkd_hears(experiment):
+    for fold in (1, 2):
+        own = experiment("noise__train_types=('white', 'pink')", fold=fold)
+        assert sorted([own.held_out("e-unseen"), *own.pieces("e-unseen").types]) == ["pink", "white"]
+
+
+def test_the_only_noise_type_cannot_be_held_out(experiment):
+    own = experiment("noise__train_types=('white',)", fold=2)
+    assert "e" in own.rows and not {"c-unseen", "e-unseen"} & own.rows.keys()
+
+
+def test_stored_targets_go_with_their_experiment(experiment, trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(recipes.tempfile, "tempdir", str(tmp_path))
+    own = experiment()
+    assert len(own.targets("e").states) == 24 and len(list(tmp_path.rglob("states.npy"))) == 1
+    del own
+    gc.collect()
+    assert not list(tmp_path.iterdir())
 
 
 # --- what is read again, and what is not
 
 
-@pytest.mark.parametrize("row", "ace")
+@pytest.mark.parametrize("row", ["a", "c", "e", "e-unseen"])
 def test_a_second_run_reads(experiment, trained, no_training, row):
     run = experiment().run(row)
     pd.testing.assert_frame_equal(run.predictions, trained[1][row].predictions)
@@ -156,6 +212,8 @@ def test_a_second_run_reads(experiment, trained, no_training, row):
         ("a", {"seed": 1}),
         ("a", {"fold": 2}),
         ("d", {}),
+        ("e-unseen", {"fold": 2}),
+        ("gamma-10", {}),
     ],
 )
 def test_other_settings_train_another_model(experiment, no_training, row, options):
@@ -192,23 +250,22 @@ def test_a_fingerprint_notices_each_ingredient(experiment, tmp_path, monkeypatch
     assert experiment(**recorded).fingerprint("e") == prints["as is"]
 
 
-def test_a_fingerprint_notices_the_audio(experiment, corpus, tmp_path):
-    copy = shutil.copytree(corpus.parent, tmp_path / "copy")
+def test_a_fingerprint_notices_the_audio(experiment, tones, tmp_path):
+    copy = shutil.copytree(tones.parent, tmp_path / "copy")
     before = Experiment("manifest", data_root=str(copy / "corpus.csv")).fingerprint("a")
-    assert before == Experiment("manifest", data_root=str(corpus)).fingerprint("a")  # wherever it lies
+    assert before == Experiment("manifest", data_root=str(tones)).fingerprint("a")  # wherever it lies
     wave, _ = soundfile.read(copy / "sad-5-1.wav")
     soundfile.write(copy / "sad-5-1.wav", -wave, RATE)
     assert before != Experiment("manifest", data_root=str(copy / "corpus.csv")).fingerprint("a")
 
 
 def test_a_teacher_without_weights_is_trained_again_to_the_same(experiment, trained):
-    first, runs, _ = trained
-    shape = first.settings.levels, first.settings.student_layers
+    _, runs, _ = trained
     teacher = experiment().teacher()
-    heads = experiment().student(*shape).heads.state_dict()
+    heads = experiment().student("e").heads.state_dict()
     wanted = runs["a"].predictions
     shutil.rmtree(runs["a"].folder / "model")
-    student = experiment().student(*shape)  # as in a clone: the record is here, the weights are not
+    student = experiment().student("e")  # as in a clone: the record is here, the weights are not
     again = experiment().teacher()
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in teacher.state_dict().items())
     pd.testing.assert_frame_equal(experiment().run("a").predictions, wanted)
@@ -249,8 +306,9 @@ def test_best_and_last_epoch_are_told_apart(experiment, trained):
         last[name] = -given[name]
     fitted = recipes.Fitted(model, pd.DataFrame({"loss": [1.0, 0.5]}), 1, last, 1.0, 1.0)
     table = own._test(model, fitted).set_index(["utterance", "condition", "snr_db"])
-    best, final = (np.stack(table[table["checkpoint"] == name]["logits"]) for name in ("best", "last"))
-    np.testing.assert_array_equal(best, -final)
+    best, final = (table[table["checkpoint"] == name]["logits"] for name in ("best", "last"))
+    assert len(best) == 16 * 31 and len(final) == 16 * 6 and final.index.isin(best.index).all()
+    np.testing.assert_array_equal(np.stack(best[final.index]), -np.stack(final))
     assert all(torch.equal(value, given[name]) for name, value in model.state_dict().items())  # what will be saved
 
 
@@ -278,12 +336,14 @@ def test_the_rows_are_mlkds_claims():
         ({"changes": "teacher__epoch=1"}, "epoch for the teacher.*epochs"),
         ({"protocol": "leave-one-out"}, "no protocol 'leave-one-out'"),
         ({"profile": "huge"}, "'huge'.*tiny, paper"),
+        ({"changes": "stages='three'"}, "^stages='three': choose one of 'joint', 'two-stage'"),
+        ({"changes": "noise__train_types=('white', 'hum')"}, "^No noise hum to train on: choose among babble, white"),
         ({"corpus": "iemocop"}, "'iemocop'.*iemocap"),
     ],
 )
-def test_a_wrong_argument_is_one_error_that_names_the_right_ones(corpus, options, message):
+def test_a_wrong_argument_is_one_error_that_names_the_right_ones(tones, options, message):
     with pytest.raises(ValueError, match=message):
-        Experiment(**{"corpus": "manifest", "data_root": str(corpus)} | options)
+        Experiment(**{"corpus": "manifest", "data_root": str(tones)} | options)
 
 
 @pytest.mark.parametrize(
@@ -297,6 +357,8 @@ def test_a_wrong_argument_is_one_error_that_names_the_right_ones(corpus, options
         ("levels=(2, 1)", "levels=(2, 1)"),
         (f"student_layers={LAYERS + 1}", f"student_layers={LAYERS + 1}"),
         ("student_layers=0", "student_layers=0"),
+        (f"depths=(1, {LAYERS + 1})", f"depths=(1, {LAYERS + 1})"),
+        ("depths=(0,)", "depths=(0,)"),
     ],
 )
 def test_a_layer_the_teacher_lacks_is_an_error_before_anything_is_read(monkeypatch, changes, asked):
@@ -314,6 +376,16 @@ def test_the_depth_that_counts_is_the_changed_teachers():
         Experiment(changes=f"teacher__layers={LAYERS - 1}")
     with pytest.raises(ValueError, match=f"network has {LAYERS} layers, not {LAYERS + 1}"):
         Experiment(changes=f"teacher__layers={LAYERS + 1}")
+
+
+def test_an_unknown_row_is_one_error_that_names_those_there_are(experiment, no_training):
+    with pytest.raises(ValueError) as caught:
+        experiment().run("gama-10")
+    message = str(caught.value)
+    assert message.startswith("No row 'gama-10': choose among a, b, c, d, e, ") and "--speech-dir" in message
+    assert all(name in message for name in experiment().rows) and caught.value.__context__ is None
+    with pytest.raises(ValueError, match="^No row 'unlabelled'"):
+        experiment().run("unlabelled")
 
 
 def test_the_card_is_ready_for_json(experiment):

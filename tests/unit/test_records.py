@@ -13,6 +13,7 @@ from ser_kd_utils import records
 from ser_kd_utils.records import Run, code_fingerprint, fingerprint, predictions, read_runs, run_name, write_run
 
 LABELS = ("angry", "sad")
+SETTINGS = {"the noise": {"train_snr_db": [0.0, 20.0]}}
 PROTOCOL = {"protocol": "speaker-groups", "noise": "generated: pink, white", "speech level": "active"}
 
 
@@ -29,7 +30,7 @@ def table(checkpoints=("best", "last"), angry=1.0) -> pd.DataFrame:
 def info(**changes) -> dict:
     history = [{"epoch": 1, "loss": 1.5, "dev_UA": 0.5}, {"epoch": 2, "loss": 1.0, "dev_UA": 0.6}]
     about = {"method": "mlkd", "variant": "v", "labels": LABELS, "fingerprint": "abc", "history": history}
-    return about | {"protocol": PROTOCOL, "audio_fingerprint": "cc", "settings": {"epochs": 1}} | changes
+    return about | {"protocol": PROTOCOL, "audio_fingerprint": "cc", "settings": SETTINGS} | changes
 
 
 @pytest.fixture
@@ -141,7 +142,10 @@ def test_folders_of_noise_are_told_apart_by_their_samples(tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "what"),
-    [({"audio_fingerprint": "dd"}, "corpus content"), ({"settings": {"epochs": 2}}, "settings of v")],
+    [
+        ({"audio_fingerprint": "dd"}, "corpus content"),
+        ({"settings": SETTINGS | {"MLKD": {"epochs": 2}}}, "settings of v"),
+    ],
 )
 def test_other_sound_or_settings_cannot_stand_in_one_table(tmp_path, change, what):
     for fold, about in ((1, info()), (2, info(**change))):
@@ -163,6 +167,21 @@ def test_predictions_joins_runs_and_takes_one_checkpoint(tmp_path):
     assert list(best.index) == [0, 1, 2, 3] and set(best["checkpoint"]) == {"best"}
     assert best["variant"].tolist() == ["x", "x", "y", "y"]
     assert set(predictions(runs, "last")["checkpoint"]) == {"last"}
+
+
+@pytest.mark.parametrize(
+    ("trained", "wanted"),
+    [
+        ([0.0, 20.0], [True, True, True, True, False, False]),
+        ([-5, 5], [True, False, False, True, True, False]),
+    ],
+)
+def test_the_snrs_that_were_trained_on_and_clean_speech_are_in_range(folder, trained, wanted):
+    snrs = [np.nan, 20.0, 10.0, 0.0, -5.0, 25.0]
+    conditions = ["clean", *["babble"] * 5]
+    rows = pd.concat([table(("best",))[:1]] * 6, ignore_index=True).assign(condition=conditions, snr_db=snrs)
+    run = write_run(folder, rows, info(settings={"the noise": {"train_snr_db": trained}}))
+    assert run.predictions["in_range"].tolist() == wanted and predictions([run])["in_range"].dtype == bool
 
 
 def test_a_record_is_small(folder):

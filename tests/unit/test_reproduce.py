@@ -38,6 +38,8 @@ def notebooks(tmp_path, monkeypatch):
     write_notebook(folder / "00_corpora_and_noise.ipynb", "corpus")
     write_notebook(folder / "01_teacher_finetuning.ipynb", RECORD.format(method="teacher"))
     write_notebook(folder / "02_noisy_student_distillation.ipynb", RECORD.format(method="mlkd"))
+    rows = EACH + '\nspeech_dir: str = ""\nablations: str = ""'
+    write_notebook(folder / "03_mlkd_ablations.ipynb", RECORD.format(method="mlkd-ablation"), parameters=rows)
     write_notebook(folder / "09_paper_tables.ipynb", "results", parameters=PARAMETERS)
     monkeypatch.setattr(reproduce, "NOTEBOOKS", folder)
     return folder
@@ -77,9 +79,34 @@ def test_plan_is_notebook_by_fold_by_seed(run, notebooks, capsys):
         f"{name}__fold-{fold}__seed-{seed}"
         for fold in (1, 2)
         for seed in (0, 3)
-        for name in ("01_teacher_finetuning", "02_noisy_student_distillation")
+        for name in ("01_teacher_finetuning", "02_noisy_student_distillation", "03_mlkd_ablations")
     ]
     assert lines == ["00_corpora_and_noise", *each, "09_paper_tables"]
+    assert run("--folds", "1", "--ablations", "none", "--dry-run") == 0
+    assert "03_mlkd_ablations" not in capsys.readouterr().out
+
+
+def test_other_ablations_or_other_speech_run_notebook_03_again(run, notebooks, tmp_path, capsys):
+    soundfile.write(tmp_path / "speech.wav", np.zeros(16_000), 16_000)
+    options = ("--folds", "1", "--only", "02,03")
+    assert run(*options, "--ablations", "gamma-10") == 0
+    for again in (("gamma-10", "--speech-dir", str(tmp_path)), ("gamma-10, l1-only", "--speech-dir", str(tmp_path))):
+        capsys.readouterr()
+        assert run(*options, "--ablations", *again) == 0
+        out = capsys.readouterr().out
+        assert "03_mlkd_ablations__fold-1__seed-0  running" in out
+    assert run(*options, "--ablations", *again) == 0
+    assert capsys.readouterr().out.count("already recorded, skipped") == 2
+
+
+def test_forcing_the_ablations_keeps_the_weights_of_rows_a_to_e(run, notebooks, tmp_path):
+    folder = tmp_path / "results" / "manifest-tiny" / "runs"
+    names = ["teacher__clean", "mlkd__student-noisy", "mlkd-ablation__gamma-10"]
+    weights = [folder / f"{name}__fold-1__seed-0" / "model" for name in names]
+    for path in weights:
+        path.mkdir(parents=True)
+    assert run("--folds", "1", "--only", "03", "--force") == 0
+    assert [path.exists() for path in weights] == [True, True, False]
 
 
 def test_all_folds_by_default_but_one_of_the_demo(run, notebooks, capsys):
@@ -165,6 +192,9 @@ def test_a_parameter_the_notebook_does_not_declare_is_refused(run, notebooks, ca
         (("--profile", "huge"), "Unknown profile 'huge': choose one of tiny, paper"),
         (("--folds", "9"), "no fold 9; folds: 1 to 5"),
         (("--only", "42"), "No notebook 42 in the plan"),
+        (("--ablations", "gamma-11"), "No ablation gamma-11: choose among levels-ends, gamma-0.1"),
+        (("--ablations", "unlabelled"), "more with --speech-dir"),
+        (("--speech-dir", "nowhere"), "pass with --speech-dir"),
     ],
 )
 def test_bad_options_are_one_clear_line(run, notebooks, capsys, extra, message):

@@ -6,32 +6,47 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ser_kd_utils import tables
-from ser_kd_utils.recipes import ROWS
+from ser_kd_utils import ablation_tables, tables
 from ser_kd_utils.records import run_name, write_run
+from ser_kd_utils.rows import ROWS
 
 LABELS = ["angry", "sad"]
 TRUTH = ["angry"] * 6 + ["sad"] * 2
+SNR = [10.0, 0.0, -5.0]
+BEST = [("clean", np.nan), *((kind, snr_db) for kind in ("buzz", "hum") for snr_db in SNR)]
+LAST = [("clean", np.nan), ("buzz", 10.0), ("hum", 10.0)]
 
 
-def record(folder, row, wrong, fold=1, seed=0):
-    """A run that errs on the first `wrong` angry utterances in noise and on none in clean speech."""
+def record(folder, row, wrong, fold=1, seed=0, last=None, **about):
+    """A run that errs on the first angry utterances in noise: `wrong` of the six, or as many as it says by noise type
+    or by SNR; on all six at -5 dB, below the range of training; on none in clean speech.
+
+    last: the same for the last epoch, where it differs; about: more of what is recorded.
+    """
+
+    def errors(checkpoint, condition, snr_db):
+        count = wrong if checkpoint == "best" or last is None else last
+        if isinstance(count, dict):
+            count = count.get(condition, count.get(snr_db))
+        return {"clean": 0}.get(condition, 6 if snr_db < 0 else count)
+
     rows = []
-    for checkpoint in ("best", "last"):
-        for condition, snr_db in (("clean", np.nan), ("hum", 10.0), ("hum", 0.0)):
+    for checkpoint, conditions in (("best", BEST), ("last", LAST)):
+        for condition, snr_db in conditions:
+            missed = errors(checkpoint, condition, snr_db)
             for number, label in enumerate(TRUTH):
-                miss = condition != "clean" and number < wrong
-                guess = LABELS.index(label) ^ int(miss)
-                logits = np.eye(2, dtype=np.float16)[guess]
+                logits = np.eye(2, dtype=np.float16)[LABELS.index(label) ^ int(number < missed)]
                 rows.append((f"f{fold}u{number}", fold, seed, condition, snr_db, checkpoint, label, logits))
     names = ["utterance", "fold", "seed", "condition", "snr_db", "checkpoint", "label", "logits"]
-    kind = ROWS[row]
-    info = {"method": kind.method, "variant": kind.variant, "fold": fold, "seed": seed, "labels": LABELS}
+    method, variant = (ROWS[row].method, ROWS[row].variant) if row in ROWS else ("mlkd-ablation", row)
+    info = {"method": method, "variant": variant, "fold": fold, "seed": seed, "labels": LABELS}
     info |= {"corpus": "emodb", "profile": "tiny", "parameters": 1_500_000, "row": row}
-    info["protocol"] = {"protocol": "speaker-groups", "optimistic": False, "noise": "folder: hum"}
+    info |= {"title": row, "question": f"why {row}?", "group": "", "against": "", "situation": "", "held_out": ""}
+    info["settings"] = {"the noise": {"train_snr_db": [0.0, 20.0], "test_snr_db": SNR}}
+    info["protocol"] = {"protocol": "speaker-groups", "optimistic": False, "noise": "folder: buzz, hum"}
     info["protocol"] |= {"synthetic": False, "speaker_independent": True}
-    name = run_name(kind.method, kind.variant, fold, seed)
-    return write_run(folder / "runs" / name, pd.DataFrame(rows, columns=names), info)
+    name = run_name(method, variant, fold, seed)
+    return write_run(folder / "runs" / name, pd.DataFrame(rows, columns=names), info | about)
 
 
 @pytest.fixture
@@ -48,6 +63,7 @@ def test_rows_come_in_order_with_hand_counted_scores(runs):
     assert table.loc["(e)", "UA clean"].startswith("100.0 [")
     assert table.loc["(e)", "UA noisy"].startswith("75.0 [")
     assert table.loc["(e)", "UA 0 dB"].startswith("75.0 [")
+    assert table.loc["(e)", "UA -5 dB"].startswith("50.0 [")  # and no part of "noisy", being below the trained range
     assert table.loc["(e)", "WA noisy"].startswith("62.5 [")
     assert table.loc["(a)", "UA noisy"].startswith("50.0 [")
     assert table.loc["(e)", "folds x seeds"] == "2 x 1"
@@ -64,30 +80,217 @@ def test_comparisons_give_points_and_refuse_to_decide_without_evidence(runs):
     assert (table["p (Holm)"] >= table["p"]).all()
 
 
+def test_the_caption_says_which_snr_was_not_trained_on(tmp_path):
+    caption = tables.about(record(tmp_path, "a", 0))
+    assert "; noisy: 0 to 20 dB, the range of training (-5 dB was not trained on); " in caption
+    noise = {"train_snr_db": [-5.0, 20.0], "test_snr_db": SNR}
+    run = record(tmp_path, "a", 0, settings={"the noise": noise})
+    assert "; noisy: -5 to 20 dB, the range of training; " in tables.about(run)
+    assert [name for name in tables.mlkd_table([run]) if name.endswith(" dB")] == ["UA -5 dB"]
+
+
+def test_comparisons_by_run_give_mean_interval_and_what_could_be_seen(tmp_path):
+    some = [
+        record(tmp_path, row, wrong, fold) for fold, row, wrong in ((1, "c", 6), (1, "e", 3), (2, "c", 6), (2, "e", 0))
+    ]
+    table = tables.comparison_table(some)
+    # 25 and 50 points: mean 37.5, standard error 12.5; t of one degree of freedom 12.706 at 97.5 %, 1.376 at 80 %
+    assert table["by run, points"].tolist() == [37.5]
+    assert table["95 % interval by run"].tolist() == ["[-121.3, 196.3]"]
+    assert table["smallest detectable"].tolist() == [176.0]
+    assert table["reading"].tolist() == ["first is better"]  # nine of sixteen utterances, all to one side
+    one = tables.comparison_table(some[:2])
+    assert one[tables.BY_RUN].values.tolist() == [["", "", ""]] and one["UA noisy, points"].tolist() == [25.0]
+
+
 def test_conditions_are_by_noise_and_snr(runs):
     table = tables.condition_table(runs, "WA")
     assert list(table.columns) == ["noise", "SNR", "(a)", "(b)", "(c)", "(e)"]
-    assert table["noise"].tolist() == ["clean", "hum", "hum"] and table["SNR"].tolist()[1:] == [10.0, 0.0]
+    assert table["noise"].tolist() == ["clean", *["buzz"] * 3, *["hum"] * 3] and table["SNR"].tolist()[1:] == SNR * 2
     assert table.iloc[1].tolist()[2:] == [25.0, 25.0, 25.0, 62.5]
 
 
-def test_only_folds_that_all_rows_have_are_compared(runs, tmp_path):
-    more = [*runs, record(tmp_path, "e", 0, fold=3)]
+def test_only_folds_that_all_main_rows_have_are_compared(runs, tmp_path):
+    part = record(tmp_path, "gamma-10", 0, fold=7, group="part", against="e")
+    more = [*runs, record(tmp_path, "e", 0, fold=3), part]
     whole, left_out = tables.complete(more)
     assert whole == runs and [run.info["fold"] for run in left_out] == [3]
     assert tables.comparison_table([run for run in runs if run.info["row"] == "a"]).empty
 
 
-def test_published_values_stand_on_their_own_corpus_only(tmp_path, monkeypatch):
+def test_the_last_epoch_is_compared_where_both_epochs_were_tested(tmp_path):
+    run = record(tmp_path, "e", {10.0: 3, 0.0: 6}, last=0)
+    table = tables.selection_table([run]).set_index("speech")
+    assert table.loc["noisy", "chosen on dev"].startswith("75.0 [")  # at 10 dB; 62.5 with 0 dB
+    assert table.loc["noisy", "last epoch"].startswith("100.0 [")
+    assert table.loc["clean", "chosen on dev"] == "100.0 [100.0, 100.0]"
+
+
+def test_ablations_are_compared_with_e_on_the_folds_both_have(tmp_path):
+    main = [record(tmp_path, "e", wrong, fold) for fold, wrong in ((1, 3), (2, 6), (3, 0), (4, 0))]
+    about = {"group": "part", "against": "e"}
+    parts = [
+        record(tmp_path, row, wrong, fold, **about)
+        for row, wrong, folds in (("l1-only", 0, (1, 2)), ("gamma-10", 6, (1, 9)), ("untuned", 6, (3, 4)))
+        for fold in folds
+    ]
+    others = [
+        record(tmp_path, "depth-1", 0, 9, **about),  # shares no fold with (e)
+        record(tmp_path, "c-long", 6),
+        record(tmp_path, "e-long", 0, group="gain", against="c-long"),
+    ]
+    table = ablation_tables.ablation_table([*main, *parts, *others]).set_index("row")
+    assert list(table.index) == ["gamma-10", "l1-only", "untuned"]  # as notebook 03 lists them, others last
+    table = table.loc[["l1-only", "gamma-10", "untuned"]]
+    assert table["question"].tolist() == ["why l1-only?", "why gamma-10?", "why untuned?"]
+    assert table["UA clean"].tolist() == [100.0, 100.0, 100.0]
+    assert table["UA noisy"].tolist() == [100.0, 50.0, 50.0]
+    assert table["difference, points"].tolist() == [37.5, -25.0, -50.0]
+    assert table["folds x seeds"].tolist() == ["2 x 1", "1 x 1", "2 x 1"]
+    assert table["reading"].tolist() == ["better than (e)", "undecided", "worse than (e)"]
+    assert table.loc["gamma-10", "p"] == table.loc["gamma-10", "p (Holm)"] == 0.25  # 2 of the 8 exchanges of three
+    assert table.loc["l1-only", "p (Holm)"] == pytest.approx(2 * table.loc["l1-only", "p"])
+    assert table["by run, points"].tolist() == [37.5, "", -50.0]
+    assert table["smallest detectable"].tolist() == [176.0, "", 0.0]
+    assert table.loc["l1-only", "95 % interval by run"] == "[-121.3, 196.3]"
+
+
+def unseen(folder, row, heard, held_out, **about):
+    """A row trained without one noise type: errs on `heard` utterances in the other, on those given in this one."""
+    about |= {"group": "gain", "against": "c-unseen", "situation": "a new noise"} if row == "e-unseen" else {}
+    return [
+        record(folder, row, {"buzz": heard, "hum": heard, kind: wrong}, fold, held_out=kind, **about)
+        for fold, (kind, wrong) in held_out.items()
+    ]
+
+
+def test_the_gain_is_by_situation_with_the_main_pair_first(tmp_path):
+    few = {"group": "gain", "against": "c-few-labels", "situation": "a quarter of the labels"}
+    runs = [
+        *(record(tmp_path, "e-few-labels", 4, fold, **few) for fold in (1, 2)),
+        *(record(tmp_path, "c-few-labels", wrong, fold) for fold, wrong in ((2, 2), (3, 6))),
+        *unseen(tmp_path, "c-unseen", 0, {1: ("hum", 6), 2: ("buzz", 6)}),
+        *unseen(tmp_path, "e-unseen", 6, {1: ("hum", 3), 2: ("buzz", 0)}),
+        *(record(tmp_path, row, wrong, fold) for row, wrong in (("c", 6), ("e", 3)) for fold in (1, 2, 3)),
+        record(tmp_path, "gamma-10", 0, group="part", against="e"),
+    ]
+    table = ablation_tables.gain_table(runs)
+    assert table["situation"].tolist() == [
+        "as in the main table",
+        "a quarter of the labels",
+        "a new noise, scored in it",
+    ]
+    assert table["control UA noisy"].tolist() == [50.0, 83.3, 50.0]
+    assert table["distilled UA noisy"].tolist() == [75.0, 66.7, 87.5]
+    assert table["gain, points"].tolist() == [25.0, -16.7, 37.5]
+    assert table["folds x seeds"].tolist() == ["3 x 1", "1 x 1", "2 x 1"]
+    assert table["by run, points"].tolist() == [25.0, "", 37.5]
+    assert table["reading"].tolist() == ["distilled is better", "undecided", "distilled is better"]
+    assert (table["p (Holm)"] >= table["p"]).all()
+
+
+def test_unseen_noise_is_judged_on_the_type_and_the_folds_that_all_four_share(tmp_path):
+    runs = [
+        record(tmp_path, "c", {"hum": 2, "buzz": 6}, 1),
+        record(tmp_path, "c", {"hum": 6, "buzz": 4}, 2),
+        record(tmp_path, "c", 0, 3),
+        record(tmp_path, "e", {"hum": 1, "buzz": 6}, 1),
+        record(tmp_path, "e", {"hum": 6, "buzz": 1}, 2),
+        record(tmp_path, "e", 0, 3),
+        *unseen(tmp_path, "c-unseen", 0, {1: ("hum", 4), 2: ("buzz", 5), 3: ("hum", 6)}),
+        *unseen(tmp_path, "e-unseen", 0, {1: ("hum", 3), 2: ("buzz", 1)}),
+    ]
+    table = ablation_tables.unseen_table(runs)
+    # of twelve angry utterances, c misses 2 + 4 and 4 + 5 unheard, e misses 1 + 1 and 3 + 1
+    assert table["row"].tolist() == ["(c)", "(e)"] and table["model"].tolist() == [ROWS["c"].title, ROWS["e"].title]
+    assert table["UA heard"].tolist() == [75.0, 91.7]
+    assert table["UA not heard"].tolist() == [62.5, 83.3]
+    assert table["cost, points"].tolist() == [12.5, 8.3]
+    assert table["p"].tolist() == pytest.approx(
+        [0.25, 0.5], abs=0.02
+    )  # three and two utterances differ, all to one side
+    assert table["by run, points"].tolist() == [12.5, 8.3] and set(table["folds x seeds"]) == {"2 x 1"}
+
+
+@pytest.mark.parametrize("name", ["ablation_table", "gain_table", "unseen_table"])
+def test_a_table_without_its_records_is_empty_and_can_be_written(runs, tmp_path, name):
+    only = [run for run in runs if run.info["row"] in "ab"]
+    lonely = record(tmp_path, "e-few-labels", 0, group="gain", against="c-few-labels", situation="few")
+    table = getattr(ablation_tables, name)([*only, lonely])
+    assert table.empty and {"p (Holm)", "reading", *tables.BY_RUN} < set(table)
+    tables.write_table(table, tmp_path, name, "recorded speech")
+    assert "p (Holm)" in (tmp_path / "tables" / f"{name}.md").read_text()
+
+
+@pytest.fixture
+def reference(tmp_path, monkeypatch):
+    """Writes lines of published values where the tables look for them."""
     monkeypatch.setattr(tables, "PACKAGE", tmp_path / "package")
-    folder = tmp_path / "results" / "reference"
-    folder.mkdir(parents=True)
-    (folder / "mlkd_results.csv").write_text(
-        "dataset,metric,value,source\nIEMOCAP,UA,61.25,Table 2\nIEMOCAP,WA,,none\n"
+    (tmp_path / "results" / "reference").mkdir(parents=True)
+
+    def write(*lines):
+        header = "paper,table,method,dataset,condition,snr_db,metric,value,source"
+        text = "\n".join([header, "MLKD,2,MLKD,IEMOCAP,five types,,WA,,abstract only", *lines])
+        (tmp_path / "results" / "reference" / "mlkd_results.csv").write_text(text + "\n")
+
+    write()
+    return write
+
+
+def test_published_values_stand_on_their_own_corpus_only(reference):
+    reference(
+        "MLKD,2,MLKD,IEMOCAP,five types,,UA,61.25,Table 2",
+        "MLKD,2,MLKD,IEMOCAP,clean,,UA,70,Table 2",
+        "MLKD,2,MLKD,IEMOCAP,hum,0,UA,55,Table 2",
+        "MLKD,2,c,IEMOCAP,five types,,UA,50,Table 2",
     )
-    assert tables._published("iemocap", "UA") == "61.2 (Table 2)"
+    assert tables._published("iemocap", "UA") == "61.2 (Table 2)"  # neither one condition nor another row
     assert tables._published("iemocap", "WA") == "not available"
     assert tables._published("emodb", "UA") == ""
+
+
+@pytest.fixture
+def iemocap(tmp_path):
+    return [record(tmp_path / "iemocap", row, wrong, corpus="iemocap") for row, wrong in (("c", 6), ("e", 3))]
+
+
+def test_published_values_stand_beside_ours_once_they_are_filled_in(iemocap, runs, reference):
+    reference(
+        "MLKD,2,MLKD,IEMOCAP,hum,0,UA,70.25,Table 2",
+        "MLKD,2,MLKD,IEMOCAP,clean,,WA,98.5,Table 2",
+        "MLKD,2,c,IEMOCAP,buzz,10,WA,20,Table 2",
+        "MLKD,2,another,IEMOCAP,hum,0,UA,11,Table 2",
+        "MLKD,2,MLKD,EMODB,hum,10,UA,1,none",
+    )
+    table = tables.paper_table(iemocap)
+    values = ["WA", "UA", "published WA", "published UA", "WA - published", "UA - published"]
+    assert list(table) == ["noise", "SNR", "row", "method", *values]
+    assert table["noise"].tolist() == [kind for kind, _ in BEST for _ in "ce"] and set(table["row"]) == {"(c)", "(e)"}
+    table = table.set_index(["noise", "SNR", "row"])
+    assert table.loc[("hum", 0.0, "(e)"), "method"] == ROWS["e"].title
+    # (e) has UA 75 and WA 62.5 in noise, (c) 50 and 25
+    assert table.loc[("hum", 0.0, "(e)"), "published UA"] == 70.25
+    filled = table["UA - published"].dropna()
+    assert filled.to_dict() == {("hum", 0.0, "(e)"): pytest.approx(4.8)}
+    filled = table["WA - published"].dropna().reset_index()[["noise", "row", "WA - published"]]
+    assert filled.values.tolist() == [["clean", "(e)", 1.5], ["buzz", "(c)", 5.0]]
+    assert tables.paper_table(runs)["published UA"].dropna().tolist() == [1.0]  # EMO-DB's own
+
+
+def test_two_values_for_one_place_are_refused(iemocap, reference):
+    reference(*["MLKD,2,MLKD,IEMOCAP,hum,0,UA,70,Table 2", "MLKD,3,MLKD,IEMOCAP,hum,0,UA,71,Table 3"])
+    with pytest.raises(pd.errors.MergeError):
+        tables.paper_table(iemocap)
+
+
+def test_published_columns_wait_empty_in_every_format(iemocap, reference, tmp_path):
+    tables.write_table(tables.paper_table(iemocap), tmp_path, "paper", "recorded speech")
+    stored = pd.read_csv(tmp_path / "tables" / "paper.csv")
+    assert stored[["published WA", "published UA", "WA - published", "UA - published"]].isna().all(axis=None)
+    markdown = (tmp_path / "tables" / "paper.md").read_text()
+    assert "published WA" in markdown and "UA - published" in markdown and "nan" not in markdown.lower()
+    latex = (tmp_path / "tables" / "paper.tex").read_text()
+    assert r"hum & -5 & (c) & student, noisy & 25 & 50 &  &  &  &  \\" in latex and "published WA" in latex
 
 
 def test_a_table_is_written_in_three_formats(runs, tmp_path):

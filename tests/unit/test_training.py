@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainingArguments
 
 from ser_kd_utils import training
 from ser_kd_utils.models import wav2vec2
 from ser_kd_utils.noise import NoiseBank
+from ser_kd_utils.pieces import UNLABELLED, Buckets, Pieces, collate, teacher_targets
 from ser_kd_utils.settings import MLKDSettings, TeacherSettings
-from ser_kd_utils.training import CrossEntropy, MultiLevel, Pieces, collate, fit
+from ser_kd_utils.training import CrossEntropy, MultiLevel, fit
 
 RATE = 16_000
 TINY = TeacherSettings.of("tiny")
 MLKD = MLKDSettings.of("tiny")
 LABELS = ("high", "low")
+
+pytestmark = pytest.mark.usefixtures("little_garbage")
 
 
 def tone(hertz: float, samples: int) -> np.ndarray:
@@ -42,82 +44,11 @@ def noise():
 
 @pytest.fixture
 def pieces(audio, noise):
-    def make(utterances=tuple(audio), seed=0, seconds=0.25, **options) -> Pieces:
-        labels = {utterance: int(utterance[1:]) % 2 for utterance in utterances}
+    def make(utterances=tuple(audio), seed=0, seconds=0.25, labels=None, **options) -> Pieces:
+        labels = labels or {utterance: int(utterance[1:]) % 2 for utterance in utterances}
         return Pieces(audio, labels, seed=seed, seconds=seconds, **{"noise": noise} | options)
 
     return make
-
-
-def same(one: dict, other: dict) -> bool:
-    return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
-
-
-# --- pieces
-
-
-def test_an_item_is_a_function_of_utterance_seed_and_epoch(pieces, audio):
-    training, again = pieces(), pieces(tuple(reversed(audio)))
-    for epoch in (1, 0, 1):
-        training.set_epoch(epoch)
-        again.set_epoch(epoch)
-        assert all(same(training[i], again[7 - i]) for i in range(8))
-    first, other_seed = pieces(), pieces(seed=1)
-    for i in range(8):
-        for name in ("clean", "noise", "snr_db"):
-            assert not np.array_equal(first[i][name], other_seed[i][name])
-            assert not np.array_equal(first[i][name], training[i][name])  # epoch 1
-
-
-def test_a_piece_lies_in_its_utterance_and_short_ones_stay_whole(pieces, audio):
-    training = pieces(seconds=0.45)  # 7,200 samples
-    for utterance, item in zip(audio, map(training.__getitem__, range(8)), strict=True):
-        whole, piece = audio[utterance], item["clean"].numpy()
-        assert len(piece) == len(item["noise"]) == min(len(whole), 7200)
-        assert any(np.array_equal(piece, whole[i : i + len(piece)]) for i in range(len(whole) - len(piece) + 1))
-
-
-def test_pieces_start_everywhere(pieces, audio):
-    training, starts = pieces(("u7",)), []
-    room = len(audio["u7"]) - 4000
-    ramp = Pieces({"u7": np.arange(len(audio["u7"]), dtype=np.float32)}, {"u7": 1}, seed=0, seconds=0.25)
-    for epoch in range(200):
-        ramp.set_epoch(epoch)
-        starts.append(int(ramp[0]["clean"][0]))
-    assert min(starts) < 0.05 * room and max(starts) > 0.95 * room and max(starts) <= room
-    assert len(training[0]["clean"]) == 4000
-
-
-def test_noise_types_and_snrs_cover_their_range_and_clean_pieces_have_none(pieces):
-    training, snrs = pieces(snr_db=(5.0, 10.0)), []
-    for epoch in range(25):
-        training.set_epoch(epoch)
-        snrs += [training[i]["snr_db"] for i in range(8)]
-    assert 5 <= min(snrs) < 5.3 and 9.7 < max(snrs) <= 10
-    assert pieces(noise=None)[0].keys() == {"clean", "label"}
-
-
-def test_workers_do_not_change_a_batch(pieces):
-    training = pieces()
-    training.set_epoch(3)
-    here, there = (
-        list(DataLoader(training, batch_size=3, shuffle=False, collate_fn=collate, num_workers=workers))
-        for workers in (0, 2)
-    )
-    assert len(here) == 3 and all(map(same, here, there))
-
-
-def test_collate_pads_with_zeros(pieces):
-    items = [pieces(seconds=1.0)[i] for i in (0, 5)]
-    batch = collate(items)
-    assert batch["lengths"].tolist() == [6400, 8000] and batch["labels"].tolist() == [0, 1]
-    for name in ("clean", "noise"):
-        assert batch[name].shape == (2, 8000) and torch.equal(batch[name][0, :6400], items[0][name])
-        assert (batch[name][0, 6400:] == 0).all()
-    assert batch["snr_db"].tolist() == [item["snr_db"] for item in items]
-
-
-# --- training
 
 
 @pytest.fixture
@@ -127,48 +58,67 @@ def teacher():
 
 
 @pytest.fixture
-def train(teacher, pieces, tmp_path):
-    """Trains a student of `teacher`, or with `levels=None` a plain classifier, for a few epochs."""
+def student(teacher):
+    def student(levels=MLKD.levels, layers=MLKD.student_layers):
+        return wav2vec2.DistilledStudent(wav2vec2.build_student(teacher, layers), levels, teacher.config.hidden_size)
 
-    def train(utterances=("u0", "u1", "u2", "u3"), levels=MLKD.levels, dev=None, seed=0, callbacks=(), **changes):
+    return student
+
+
+def objective_of(model, levels=MLKD.levels, **changes) -> MultiLevel:
+    settings = MLKDSettings.of("tiny", **changes)
+    return MultiLevel(settings, levels, TINY.layers, partial(wav2vec2.frame_mask, model.student))
+
+
+@pytest.fixture
+def train(teacher, student, pieces, tmp_path):
+    """Trains a student of `teacher`, or with `levels=None` a plain classifier, for a few epochs.
+
+    items: options of the pieces; a teacher is asked at each step unless they hold its targets.
+    """
+
+    def train(
+        utterances=("u0", "u1", "u2", "u3"),
+        levels=MLKD.levels,
+        dev=None,
+        seed=0,
+        items=(),
+        hears_noise=False,
+        **changes,
+    ):
         settings = MLKDSettings.of("tiny", **{"epochs": 2, "batch_size": 4, "seconds": 0.25} | changes)
         torch.manual_seed(seed)
-        model, objective = wav2vec2.build_student(teacher, settings.student_layers), CrossEntropy()
-        if levels is not None:
-            frame_mask = partial(wav2vec2.frame_mask, model)
-            model = wav2vec2.DistilledStudent(model, levels, teacher.config.hidden_size)
-            objective = MultiLevel(levels, settings.gamma, settings.cosine_weight, TINY.layers, frame_mask)
+        items = dict(items)
+        if levels is None:
+            model, objective = wav2vec2.build_student(teacher, settings.student_layers), CrossEntropy()
+        else:
+            model = student(levels, settings.student_layers)
+            objective = objective_of(model, levels, **changes)
         return fit(
             model,
             objective,
-            pieces(utterances, seconds=settings.seconds),
+            pieces(utterances, seconds=settings.seconds, **items),
             dev or (lambda _: {"UA": 0.5, "WA": 0.5}),
             settings,
             groups=[{"params": list(model.parameters()), "lr": settings.lr}],
             level="overall",
             seed=seed,
             folder=tmp_path / "checkpoints",
-            teacher=teacher if levels else None,
-            callbacks=callbacks,
+            teacher=teacher if levels and not items.get("targets") else None,
+            teacher_hears_noise=hears_noise,
         )
 
     return train
 
 
-def weights(model) -> dict[str, torch.Tensor]:
-    return {name: value.detach().clone() for name, value in model.state_dict().items()}
-
-
-def identical(one: dict, other: dict) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-def test_the_teacher_hears_clean_speech_and_the_student_the_same_speech_in_noise(train, teacher, pieces, monkeypatch):
+@pytest.fixture
+def heard(teacher, monkeypatch):
+    """What teacher and student are given in training: (waves, attention mask, in training mode) of each step."""
     heard = {"teacher": [], "student": []}
 
     def spy(name):
         def hear(module, inputs, keywords):
-            heard[name].append((inputs[0].clone(), keywords["attention_mask"], module.training))
+            heard[name].append((inputs[0].clone(), keywords.get("attention_mask"), module.training))
 
         return hear
 
@@ -181,6 +131,21 @@ def test_the_teacher_hears_clean_speech_and_the_student_the_same_speech_in_noise
         return student
 
     monkeypatch.setattr(wav2vec2, "DistilledStudent", spied)
+    return heard
+
+
+def weights(model) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def identical(one: dict, other: dict) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+# --- what is heard
+
+
+def test_the_teacher_hears_clean_speech_and_the_student_the_same_speech_in_noise(train, heard, pieces):
     train(("u5",), epochs=3)
     given = pieces(("u5",))
     assert len(heard["teacher"]) == len(heard["student"]) == 3
@@ -199,18 +164,69 @@ def test_the_teacher_hears_clean_speech_and_the_student_the_same_speech_in_noise
         assert clean[1].all() and noisy[1].all()
 
 
-def test_the_attention_mask_ends_with_the_item(train, teacher):
-    masks = []
-    teacher.register_forward_pre_hook(lambda _, __, given: masks.append(given["attention_mask"]), with_kwargs=True)
+def test_a_teacher_that_is_to_hear_the_noise_hears_what_the_student_hears(train, heard, pieces):
+    train(("u5", "u6"), epochs=2, hears_noise=True)
+    assert len(heard["teacher"]) == 2
+    for epoch, (one, other) in enumerate(zip(heard["teacher"], heard["student"], strict=True)):
+        assert torch.equal(one[0], other[0]) and (one[2], other[2]) == (False, True)
+        given = pieces(("u5", "u6"))
+        given.set_epoch(epoch)
+        clean = wav2vec2.normalise(given[0]["clean"][None], torch.tensor([4000]))
+        assert not any(torch.allclose(wave, clean[0], atol=0.01) for wave in one[0])
+
+
+def test_items_without_noise_among_noisy_ones_are_heard_clean(train, heard, pieces):
+    """By their SNR of infinity, in one batch with the others."""
+    items = {"clean_share": 0.5}
+    train(epochs=4, items=items)
+    given = pieces(("u0", "u1", "u2", "u3"), **items)
+    equal, wanted = 0, 0
+    for epoch, (clean, noisy) in enumerate(zip(heard["teacher"], heard["student"], strict=True)):
+        given.set_epoch(epoch)
+        wanted += sum(math.isinf(given[i]["snr_db"]) for i in range(4))
+        equal += sum(map(torch.equal, clean[0], noisy[0]))
+    assert 0 < equal == wanted < 16
+
+
+def test_a_teacher_whose_targets_are_stored_is_not_asked_again(train, heard, teacher, audio, tmp_path):
+    (tmp_path / "targets").mkdir()
+    targets = teacher_targets(teacher, audio, list(audio), MLKD.levels, tmp_path / "targets")
+    assert len(heard["teacher"]) == len(audio)
+    fitted = train(items={"targets": targets}, logit_weight=1.0)
+    assert len(heard["teacher"]) == len(audio) and len(heard["student"]) == 2
+    assert fitted.history[["feature", "logits"]].gt(0).all(axis=None)
+
+
+def test_batches_come_in_the_order_of_their_buckets_anew_in_each_epoch(train, heard, pieces, audio):
+    train(tuple(audio), epochs=3, batch_size=2, seconds=1.0)
+    given = pieces(seconds=1.0)
+    wanted = []
+    for epoch in range(3):
+        given.set_epoch(epoch)
+        order = list(Buckets(given, 2))
+        wanted += [[given.lengths[i] for i in order[first : first + 2]] for first in range(0, 8, 2)]
+    assert [mask.sum(1).tolist() for _, mask, _ in heard["student"]] == wanted
+    assert wanted[:4] != wanted[4:8] != wanted[8:]
+
+
+def test_the_attention_mask_ends_with_the_item(train, heard):
     train(("u0", "u1"), epochs=1, seconds=1.0)
-    assert sorted(masks[0].sum(1).tolist()) == [6400, 6720] and masks[0].shape == (2, 6720)
+    for masks in (heard["teacher"][0][1], heard["student"][0][1]):
+        assert sorted(masks.sum(1).tolist()) == [6400, 6720] and masks.shape == (2, 6720)
+
+
+# --- the teacher
 
 
 def test_training_leaves_the_teacher_as_it_was(train, teacher):
     before = weights(teacher)
-    train()
-    assert identical(before, weights(teacher))
-    assert not teacher.training and not any(p.requires_grad or p.grad is not None for p in teacher.parameters())
+    for hears_noise in (False, True):
+        trained = train(hears_noise=hears_noise)
+        assert identical(before, weights(teacher))
+        assert not teacher.training and not any(p.requires_grad or p.grad is not None for p in teacher.parameters())
+        own = {id(part) for part in (*trained.model.modules(), *trained.model.parameters())}
+        assert not own & {id(part) for part in (*teacher.modules(), *teacher.parameters())}
+        assert len(trained.last) == len(trained.model.state_dict())  # nor was it saved with the student
 
 
 def test_a_teacher_in_training_mode_is_an_error(train, teacher):
@@ -226,26 +242,61 @@ def test_a_student_learns_its_teachers_features(train):
     np.testing.assert_allclose(history["loss"], history["ce"] + history["feature"], atol=1e-3)
 
 
-def test_gamma_weighs_the_feature_loss():
+# --- targets, stages and labels
+
+
+def test_stored_targets_and_a_teacher_asked_at_this_step_give_the_same_loss(teacher, student, pieces, audio, tmp_path):
+    """On whole utterances of different lengths, with levels that are not mistaken for each other."""
+    levels = (1, 3)
     torch.manual_seed(0)
-    states = tuple(torch.randn(2, 5, 4) for _ in range(3))
-    student = SimpleNamespace(logits=torch.randn(2, 2), hidden_states=states[:1])
-    given = {"labels": torch.tensor([0, 1]), "attention_mask": torch.ones(2, 5)}
-    mask = torch.ones(2, 5, dtype=torch.bool)
-    once, thrice = (
-        MultiLevel((2,), gamma, 1.0, 2, lambda *_: mask)(given, student, SimpleNamespace(hidden_states=states), 0.0)
-        for gamma in (1.0, 3.0)
-    )
-    assert thrice["feature"].item() == pytest.approx(3 * once["feature"].item(), rel=1e-6)
-    assert thrice["ce"] == once["ce"]
-    probability = np.exp(student.logits.numpy()) / np.exp(student.logits.numpy()).sum(1, keepdims=True)
-    assert once["ce"].item() == pytest.approx(-np.log(probability[[0, 1], [0, 1]]).mean(), rel=1e-5)
+    model = student(levels).eval()
+    targets = teacher_targets(teacher, audio, list(audio), levels, tmp_path)
+    batch = collate([pieces(seconds=1.0, targets=targets)[i] for i in (2, 7, 0)])
+    mask = (torch.arange(batch["clean"].shape[1]) < batch["lengths"][:, None]).long()
+    batch["attention_mask"] = mask
+    waves = wav2vec2.normalise(batch["clean"], batch["lengths"])
+    objective = objective_of(model, levels, logit_weight=1.0)
+    with torch.no_grad():
+        output, live = model(waves, mask), teacher(waves, attention_mask=mask, output_hidden_states=True)
+        asked = objective({name: batch[name] for name in ("labels", "attention_mask")}, output, live, 0.0)
+        stored = objective(batch, output, None, 0.0)
+        mistaken = objective(batch | {"states": batch["states"].flip(2)}, output, None, 0.0)
+    assert stored.keys() == asked.keys() == {"ce", "feature", "logits"}
+    for name, value in asked.items():
+        assert (
+            stored[name].item() == pytest.approx(value.item(), rel=2e-4, abs=1e-6) and stored[name].dtype == value.dtype
+        )
+    assert mistaken["feature"].item() != pytest.approx(asked["feature"].item(), rel=2e-3)
 
 
-def test_a_teacher_that_dropped_a_layer_is_an_error():
-    objective = MultiLevel((1,), 1.0, 1.0, 3, lambda *_: None)
-    with pytest.raises(RuntimeError, match="Expected 4 hidden states, the network returned 3"):
-        objective({}, None, SimpleNamespace(hidden_states=(torch.zeros(2, 5, 4),) * 3), 0.0)
+def test_stored_targets_train_the_same_student_as_a_teacher_asked_at_each_step(train, teacher, audio, tmp_path):
+    (tmp_path / "targets").mkdir()
+    targets = teacher_targets(teacher, audio, list(audio), MLKD.levels, tmp_path / "targets")
+    asked, stored = (train(seconds=1.0, items=items, logit_weight=1.0).history for items in ({}, {"targets": targets}))
+    np.testing.assert_allclose(stored, asked, rtol=2e-3, atol=1e-4)
+
+
+def test_progress_goes_from_0_to_below_1(train, monkeypatch):
+    seen, call = [], CrossEntropy.__call__
+    monkeypatch.setattr(CrossEntropy, "__call__", lambda self, *given: seen.append(given[-1]) or call(self, *given))
+    train(levels=None, epochs=3, batch_size=2)
+    assert seen == [step / 6 for step in range(6)]
+
+
+def test_two_stages_in_a_training(train):
+    history = train(epochs=4, batch_size=2, stages="two-stage").history
+    assert (history["ce"] > 0).tolist() == [False, False, True, True] == (history["feature"] == 0).tolist()
+    np.testing.assert_allclose(history["loss"], history["ce"] + history["feature"], atol=1e-3)
+
+
+def test_speech_without_labels_is_distilled_on(train):
+    """Here all of it: nothing but the features is learnt."""
+    utterances = "u0", "u2", "u4", "u6"
+    history = train(utterances, epochs=6, items={"labels": dict.fromkeys(utterances, UNLABELLED)}).history
+    assert history["ce"].eq(0).all() and history["feature"].iloc[-1] < 0.9 * history["feature"].iloc[0]
+
+
+# --- what comes back
 
 
 @pytest.mark.parametrize("levels", [None, MLKD.levels], ids=["plain", "distilled"])
@@ -296,7 +347,7 @@ def test_a_network_trained_in_mixed_precision_scores_in_float32(train, monkeypat
         torch.testing.assert_close(network(wave).logits, again(wave).logits, rtol=1e-5, atol=1e-7)
 
 
-def test_settings_reach_the_optimiser(train):
+def test_settings_reach_the_optimiser(train, monkeypatch):
     rates, found = [], {}
 
     class Watch(TrainerCallback):
@@ -304,8 +355,12 @@ def test_settings_reach_the_optimiser(train):
             rates.append(optimizer.param_groups[0]["lr"])
             found.update(optimizer.param_groups[0], clip=args.max_grad_norm)
 
-    train(("u0", "u1"), epochs=5, batch_size=1, lr=2e-3, warmup=0.4, weight_decay=0.3, betas=(0.5, 0.6), clip=0.7,
-          callbacks=[Watch()])  # fmt: skip
+    class Watched(training.DistillationTrainer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, callbacks=[Watch()], **kwargs)
+
+    monkeypatch.setattr(training, "DistillationTrainer", Watched)
+    train(("u0", "u1"), epochs=5, batch_size=1, lr=2e-3, warmup=0.4, weight_decay=0.3, betas=(0.5, 0.6), clip=0.7)
     up, down = np.linspace(0, 2e-3, 4, endpoint=False), np.linspace(2e-3, 0, 6, endpoint=False)
     np.testing.assert_allclose(rates, [*up, *down], atol=1e-9)
     assert (found["weight_decay"], found["betas"], found["clip"]) == (0.3, (0.5, 0.6), 0.7)

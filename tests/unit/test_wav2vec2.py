@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from ser_kd_utils.models import wav2vec2
-from ser_kd_utils.models.wav2vec2 import DistilledStudent, build_student, build_teacher, frame_mask, hidden_states
+from ser_kd_utils.models.wav2vec2 import HOP, DistilledStudent, build_student, build_teacher, frame_mask, hidden_states
 from ser_kd_utils.settings import MLKDSettings, TeacherSettings
 
 LABELS = ("angry", "happy", "neutral", "sad")
@@ -121,10 +121,25 @@ def test_a_student_as_deep_as_its_teacher_is_the_teacher(teacher, waves, mask):
     close(student.eval()(waves, mask).logits, teacher.eval()(waves, mask).logits)
 
 
+@pytest.mark.parametrize("initial", ["teacher", "random"])
 @pytest.mark.parametrize("layers", [0, TINY.layers + 1])
-def test_a_student_cannot_have_layers_its_teacher_lacks(teacher, layers):
+def test_a_student_cannot_have_layers_its_teacher_lacks(teacher, layers, initial):
     with pytest.raises(ValueError, match=f"{layers} layers cannot be cut from {TINY.layers}"):
-        build_student(teacher, layers)
+        build_student(teacher, layers, initial)
+
+
+def test_a_random_student_has_the_shape_of_the_other_and_none_of_its_weights(teacher):
+    with torch.no_grad():
+        for parameter in teacher.parameters():
+            parameter.add_(0.5)  # or norms would begin alike
+    torch.manual_seed(1)
+    fresh, again = (build_student(teacher, MLKD.student_layers, "random") for _ in range(2))
+    inherited = build_student(teacher, MLKD.student_layers).state_dict()
+    assert fresh.state_dict().keys() == inherited.keys()
+    for name, value in fresh.state_dict().items():
+        assert value.shape == inherited[name].shape and not torch.equal(value, inherited[name]), name
+    assert not torch.equal(fresh.projector.weight, again.projector.weight)
+    assert fresh.config.to_dict() == build_student(teacher, MLKD.student_layers).config.to_dict()
 
 
 def test_parameter_counts_at_full_size():
@@ -138,11 +153,12 @@ def test_parameter_counts_at_full_size():
     assert sum(p.numel() for p in student.parameters()) == encoder + classifier - 10 * layer == 23_690_884
 
 
-def test_the_gradient_into_the_cnn_is_scaled_and_no_other(teacher, waves, mask):
+@pytest.mark.parametrize("factor", [0.0, 0.1, 1.0])
+def test_the_gradient_into_the_cnn_is_scaled_and_no_other(teacher, waves, mask, factor):
     gradients = []
-    for factor in (None, 0.1):
+    for scaling in (False, True):
         student = build_student(teacher, MLKD.student_layers).eval()  # no dropout
-        if factor:
+        if scaling:
             wav2vec2.scale_cnn_gradient(student, factor)
         student(waves, mask).logits.square().sum().backward()
         gradients.append({name: p.grad for name, p in student.named_parameters() if p.grad is not None})
@@ -151,7 +167,7 @@ def test_the_gradient_into_the_cnn_is_scaled_and_no_other(teacher, waves, mask):
     assert cnn and all(full[name].abs().max() > 0 for name in cnn)
     for name, gradient in full.items():
         if name in cnn:
-            torch.testing.assert_close(scaled[name], 0.1 * gradient, rtol=1e-4, atol=1e-7 * gradient.abs().max())
+            torch.testing.assert_close(scaled[name], factor * gradient, rtol=1e-4, atol=1e-7 * gradient.abs().max())
         else:
             assert torch.equal(scaled[name], gradient), name
 
@@ -181,6 +197,11 @@ def test_teacher_and_student_frames_are_aligned(teacher, waves, mask):
         assert valid.dtype == torch.bool and valid.shape == target.shape[:2]
         assert valid.sum(1).tolist() == frames.tolist()
         assert all(row[:count].all() for row, count in zip(valid, frames, strict=True))
+
+
+def test_both_networks_have_a_frame_each_20_ms(teacher):
+    assert HOP == 16_000 * 20 // 1000
+    assert teacher.config.inputs_to_logits_ratio == Wav2Vec2Config().inputs_to_logits_ratio == HOP
 
 
 def test_normalise_is_transformers_feature_extractor():

@@ -1,0 +1,211 @@
+"""Figures: what is drawn is what was counted, and what a reader must know stands on it."""
+
+from __future__ import annotations
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib import pyplot as plt
+from matplotlib.colors import to_hex
+
+from ser_kd_utils import plots
+
+matplotlib.use("agg")
+LABELS = ("angry", "sad")
+SNRS = (20.0, 0.0, -5.0)
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+def predictions(clean: int, missed: dict[str, tuple[int, ...]]) -> pd.DataFrame:
+    """Ten angry and ten sad utterances; so many angry ones are missed, clean and by noise type at SNRS.
+
+    One missed costs 5 points of UA.
+    """
+    wrong = {("clean", np.nan): clean}
+    wrong |= {(kind, snr_db): n for kind, each in missed.items() for snr_db, n in zip(SNRS, each, strict=True)}
+    rows = [
+        (f"{label} {number}", condition, snr_db, label, "sad" if label == "sad" or number < n else "angry")
+        for (condition, snr_db), n in wrong.items()
+        for label in LABELS
+        for number in range(10)
+    ]
+    table = pd.DataFrame(rows, columns=["utterance", "condition", "snr_db", "label", "prediction"])
+    return table.assign(in_range=~(table["snr_db"] < 0))
+
+
+@pytest.fixture(scope="module")
+def tables():
+    """Row letter -> predictions. UA clean 100 and 95 %, at 0 dB 80 and 70 %, at -5 dB 55 and 65 %."""
+    return {
+        "c": predictions(0, {"hum": (2, 4, 10), "buzz": (0, 4, 8)}),
+        "e": predictions(1, {"hum": (0, 6, 6), "buzz": (1, 6, 8)}),
+    }
+
+
+def texts(axis) -> list[str]:
+    return [text.get_text() for text in axis.texts]
+
+
+def ticks(labels) -> list[str]:
+    return [label.get_text() for label in labels]
+
+
+def lines(axis) -> dict[str, np.ndarray]:
+    """Legend entry -> the heights of its line."""
+    handles, names = axis.get_legend_handles_labels()
+    return {name: handle.lines[0].get_ydata() for name, handle in zip(names, handles, strict=True)}
+
+
+def test_a_curve_goes_from_the_lowest_snr_to_clean_speech(tables):
+    (axis,) = plots.snr_curves(tables, chance=0.5).axes
+    assert ticks(axis.get_xticklabels()) == ["-5", "0", "20", "clean"]
+    assert axis.get_title() == "mean of the noise types"
+    drawn = lines(axis)
+    assert list(drawn) == ["(c) student, noisy", "(e) student + levels"]
+    np.testing.assert_allclose(drawn["(c) student, noisy"], [55, 80, 95, 100])
+    np.testing.assert_allclose(drawn["(e) student + levels"], [65, 70, 97.5, 95])
+    assert [line.get_ydata()[0] for line in axis.lines if line.get_linestyle() == ":"] == [50]  # chance
+
+
+def test_curves_by_type_have_a_panel_each_and_clean_speech_in_all(tables):
+    buzz, hum = plots.snr_curves(tables, chance=0.5, per_type=True).axes
+    assert (buzz.get_title(), hum.get_title()) == ("buzz", "hum")
+    np.testing.assert_allclose(lines(buzz)["(c) student, noisy"], [60, 80, 100, 100])
+    np.testing.assert_allclose(lines(hum)["(c) student, noisy"], [50, 80, 90, 100])
+    assert texts(buzz) == texts(hum) == ["not trained"]
+
+
+def test_the_snr_below_training_is_marked_and_no_other(tables):
+    (axis,) = plots.snr_curves(tables, chance=0.5).axes
+    assert texts(axis) == ["not trained"]
+    assert [(patch.get_x(), patch.get_x() + patch.get_width()) for patch in axis.patches] == [(-0.5, 0.5)]
+    inside = {row: table.assign(in_range=True) for row, table in tables.items()}
+    (axis,) = plots.snr_curves(inside, chance=0.5).axes
+    assert not axis.texts and not axis.patches
+
+
+def test_nothing_is_marked_for_a_teacher_that_never_heard_noise(tables):
+    (axis,) = plots.snr_curves({"a": tables["c"]}, chance=0.5).axes
+    assert not axis.texts and not axis.patches
+
+
+def test_gains_are_differences_of_ua_with_their_mean_and_clean_speech_below():
+    without = predictions(0, {"hum": (2, 4, 10), "buzz": (0, 4, 8), "fan": (0, 6, 3)})
+    distilled = predictions(1, {"hum": (0, 6, 6), "buzz": (1, 6, 8), "fan": (1, 0, 1)})
+    axis, bar = plots.gain_map(distilled, without).axes
+    assert ticks(axis.get_yticklabels()) == ["buzz", "fan", "hum", "mean"]
+    assert ticks(axis.get_xticklabels()) == ["clean", "20", "0", "-5\nnot trained"]
+    assert texts(axis) == [
+        *("-5.0", "-10.0", "+0.0"),
+        *("-5.0", "+30.0", "+10.0"),
+        *("+10.0", "-10.0", "+20.0"),
+        *("-5.0", "+0.0", "+3.3", "+10.0"),
+    ]
+    cells = axis.collections[0].get_array()
+    assert cells.mask[:3, 0].all() and cells.mask.sum() == 3  # clean speech has no noise type
+    assert bar.get_ylabel() == "UA, points"
+
+
+def test_the_colours_of_gains_are_symmetric_about_zero_and_under_a_point_pale(tables):
+    mesh = plots.gain_map(tables["e"], tables["c"]).axes[0].collections[0]
+    assert mesh.get_clim() == (-20, 20)
+    assert plots.gain_map(tables["c"], tables["c"]).axes[0].collections[0].get_clim() == (-1, 1)
+
+
+def test_a_line_parts_the_trained_snrs_from_the_others(tables):
+    def dashed(first, second) -> list[float]:
+        axis = plots.gain_map(first, second).axes[0]
+        return [line.get_xdata()[0] for line in axis.lines if line.get_linestyle() == "--"]
+
+    assert dashed(tables["e"], tables["c"]) == [3]  # between 0 and -5 dB
+    narrow = {
+        row: table.assign(in_range=table["snr_db"].isna() | (table["snr_db"] == 0)) for row, table in tables.items()
+    }
+    assert dashed(narrow["e"], narrow["c"]) == [1, 2, 3]
+    assert dashed(tables["e"].assign(in_range=True), tables["c"]) == []
+
+
+def test_confusions_are_percent_of_the_true_class_in_a_grid_filled_row_by_row(tables):
+    clean, noisy = (tables["e"].query(query) for query in ("condition == 'clean'", "snr_db == 0"))
+    figure = plots.confusions({"clean": clean, "0 dB": noisy, "3": clean, "4": noisy}, LABELS, columns=2)
+    assert [axis.get_title() for axis in figure.axes] == ["clean", "0 dB", "3", "4"]
+    assert [texts(axis) for axis in figure.axes] == [["90", "10", "0", "100"], ["40", "60", "0", "100"]] * 2
+    places = [axis.get_subplotspec().get_geometry()[:3] for axis in figure.axes]
+    assert places == [(2, 2, 0), (2, 2, 1), (2, 2, 2), (2, 2, 3)]
+    assert [axis.get_xlabel() for axis in figure.axes] == ["", "", "predicted", "predicted"]
+    assert [axis.get_ylabel() for axis in figure.axes] == ["true", "", "true", ""]
+    one_row = plots.confusions({"clean": clean, "0 dB": noisy}, LABELS).axes
+    assert [axis.get_subplotspec().get_geometry()[:3] for axis in one_row] == [(1, 2, 0), (1, 2, 1)]
+    assert ticks(one_row[0].get_yticklabels()) == ticks(one_row[0].get_xticklabels()) == list(LABELS)
+
+
+def alignment(values) -> pd.DataFrame:
+    rows, columns = (pd.RangeIndex(1, count + 1) for count in np.shape(values))
+    return pd.DataFrame(values, rows.rename("teacher layer"), columns.rename("student layer"))
+
+
+def test_similarities_share_one_scale_from_0_to_1():
+    named = {"alone": alignment([[0.25], [0.5]]), "distilled": alignment([[0.75, 0.1], [0.875, 0.2]])}
+    alone, distilled, bar = plots.similarity_map(named).axes
+    assert (alone.get_title(), distilled.get_title(), bar.get_ylabel()) == ("alone", "distilled", "CKA")
+    assert texts(alone) == ["0.25", "0.50"] and texts(distilled) == ["0.75", "0.10", "0.88", "0.20"]
+    assert [axis.collections[0].get_clim() for axis in (alone, distilled)] == [(0, 1)] * 2
+    assert ticks(alone.get_yticklabels()) == ticks(distilled.get_xticklabels()) == ["1", "2"]
+    assert (alone.get_ylabel(), alone.get_xlabel()) == ("teacher layer", "student layer")
+
+
+def test_each_class_has_its_colour_and_marker_on_every_map():
+    labels = ["sad", "angry", "sad", "happy"]
+    clean = np.arange(8.0).reshape(4, 2)
+    figure = plots.embedding_map({"clean": clean, "noisy": clean - 10, "other": 100 * clean, "4": clean}, labels, 2)
+    axes = figure.axes
+    assert [axis.get_title() for axis in axes] == ["clean", "noisy", "other", "4"]
+    for axis, offset in zip(axes[:2], (0, -10), strict=True):
+        drawn = {line.get_label(): line.get_xydata() - offset for line in axis.lines}
+        assert list(drawn) == ["angry", "happy", "sad"]
+        assert drawn["sad"].tolist() == [[0, 1], [4, 5]]
+        assert drawn["angry"].tolist() == [[2, 3]] and drawn["happy"].tolist() == [[6, 7]]
+    looks = [[(line.get_marker(), to_hex(line.get_color())) for line in axis.lines] for axis in axes]
+    assert looks[0] == looks[1] == looks[2]
+    assert all(len(set(each)) == 3 for each in zip(*looks[0], strict=True))
+    assert ticks(figure.legends[0].get_texts()) == ["angry", "happy", "sad"]
+    # one network's conditions on one map, another network on its own
+    assert axes[0].get_xlim() == axes[1].get_xlim() != axes[2].get_xlim() and axes[0].get_ylim() == axes[1].get_ylim()
+
+
+def test_there_is_a_marker_for_each_of_eight_classes():
+    labels = [f"class {number}" for number in range(8)]  # RAVDESS
+    (axis,) = plots.embedding_map({"map": np.zeros((8, 2))}, labels, 1).axes
+    assert len({line.get_marker() for line in axis.lines}) == 8
+    assert len({to_hex(line.get_color()) for line in axis.lines}) == 8
+
+
+def test_ablations_are_dots_with_their_intervals_in_the_order_given():
+    table = pd.DataFrame(
+        {
+            "row": ["no cosine", "gamma 10", "two stages"],
+            "gain": [-2.0, 0.5, 1.0],
+            "95 % interval": ["[-3.5, -1.0]", "[-1.0, 2.0]", "[0.2, 1.5]"],
+        }
+    )
+    (axis,) = plots.ablation_points(table, "row", "gain", "UA noisy less that of (e), points").axes
+    (dots,) = axis.containers
+    assert dots.lines[0].get_xydata().tolist() == [[-2, 0], [0.5, 1], [1, 2]]
+    bars = [segment[:, 0].tolist() for segment in dots.lines[2][0].get_segments()]
+    np.testing.assert_allclose(bars, [[-3.5, -1.0], [-1.0, 2.0], [0.2, 1.5]])
+    assert ticks(axis.get_yticklabels()) == ["no cosine", "gamma 10", "two stages"]
+    assert axis.yaxis_inverted()  # the first on top
+    assert [line.get_xdata() for line in axis.lines if line.get_color() == "black"] == [[0, 0]]
+    assert axis.get_xlabel() == "UA noisy less that of (e), points"
+
+
+def test_a_figure_is_saved_as_png_below_the_records(tmp_path):
+    figure, _ = plt.subplots()
+    plots.save_figure(figure, tmp_path / "demo-tiny", "empty")
+    assert (tmp_path / "demo-tiny/figures/empty.png").read_bytes().startswith(b"\x89PNG")

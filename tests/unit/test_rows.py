@@ -1,0 +1,191 @@
+"""Rows: each changes what it says and nothing else, no two are the same, and what cannot be trained is not offered."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from ser_kd_utils.rows import DEMO_ABLATIONS, PRETRAINING_EPOCHS, ROWS, SITUATIONS, Row, ablations, choose, levels_of
+from ser_kd_utils.settings import PROFILES, settings_of
+
+each_profile = pytest.mark.parametrize("profile", PROFILES)
+
+# What a part row changes in (e), written down a second time; what depends on the profile follows.
+PARTS = {
+    "l1-only": {"cosine_weight": 0.0},
+    "cosine-only": {"l1_weight": 0.0},
+    "logits": {"logit_weight": 1.0},
+    "two-stage": {"stages": "two-stage"},
+    "gamma-0.1": {"gamma": 0.1},
+    "gamma-10": {"gamma": 10.0},
+    "cnn-gradient-0": {"cnn_gradient": 0.0},
+    "cnn-gradient-1": {"cnn_gradient": 1.0},
+    "clean-and-noisy": {"clean_share": 0.5},
+    "piece-targets": {"targets": "piece"},
+    "noisy-teacher": {"targets": "noisy piece"},
+    "untuned-teacher": {"target_network": "untuned"},
+    "unlabelled": {"unlabelled": True},
+}
+OF_PROFILE = {
+    "tiny": {
+        "levels-ends": {"levels": (1, 3)},
+        "depth-2": {"student_layers": 2},
+        "depth-3": {"student_layers": 3},
+    },
+    "paper": {
+        "levels-ends": {"levels": (4, 12)},
+        "levels-every": {"levels": tuple(range(1, 13))},
+        "depth-1": {"student_layers": 1},
+        "depth-4": {"student_layers": 4},
+    },
+}
+# What the rows of a situation change in (c) and (e).
+SITUATED = {
+    "random-start": {"initial": "random"},
+    "few-labels": {"label_share": 0.25},
+    "long": {"epochs": {"tiny": 32, "paper": 60}},
+    "unseen": {"unseen": True},
+    "pretrained": {"teacher": "a-pretrained"},
+}
+
+
+def rows_of(profile: str, changes: str = "", speech: bool = True) -> dict[str, Row]:
+    teacher, settings, _ = settings_of(profile, changes)
+    return ablations(teacher, settings, speech)
+
+
+def conditions(row: Row, profile: str) -> dict:
+    """All that decides what the row learns."""
+    teacher, settings, _ = settings_of(profile)
+    own = {"levels": levels_of(row, teacher, settings)}
+    own |= {name: getattr(row, name) for name in ("noisy", "small", "teacher", "unseen", "unlabelled")}
+    changed = dataclasses.asdict(dataclasses.replace(settings if row.teacher else teacher, **row.changes))
+    assert not {name for name in own if name in changed} - {"levels"}
+    return changed | own
+
+
+def difference(row: Row, other: Row, profile: str) -> dict:
+    ours, theirs = conditions(row, profile), conditions(other, profile)
+    assert ours.keys() == theirs.keys()
+    return {name: value for name, value in ours.items() if value != theirs[name]}
+
+
+# --- one change each
+
+
+@each_profile
+def test_a_part_row_changes_in_mlkd_what_it_says_and_nothing_else(profile):
+    parts = {name: row for name, row in rows_of(profile).items() if row.group == "part"}
+    assert {name: difference(row, ROWS["e"], profile) for name, row in parts.items()} == PARTS | OF_PROFILE[profile]
+    assert {row.against for row in parts.values()} == {"e"}
+
+
+@each_profile
+@pytest.mark.parametrize("situation", SITUATED)
+def test_the_rows_of_a_situation_change_it_alone_and_differ_in_levels_alone(profile, situation):
+    rows, wanted = rows_of(profile), SITUATED[situation]
+    wanted = {name: value[profile] if isinstance(value, dict) else value for name, value in wanted.items()}
+    control, distilled = rows[f"c-{situation}"], rows[f"e-{situation}"]
+    assert difference(control, ROWS["c"], profile) == difference(distilled, ROWS["e"], profile) == wanted
+    assert difference(distilled, control, profile) == {"levels": settings_of(profile)[1].levels}
+    assert (control.group, control.against) == ("", "")
+    assert (distilled.group, distilled.against) == ("gain", f"c-{situation}")
+    assert control.situation == distilled.situation == SITUATIONS[situation][0] != ""
+
+
+@each_profile
+def test_a_pretrained_teacher_differs_from_the_other_in_its_pretraining(profile):
+    row = rows_of(profile)["a-pretrained"]
+    assert difference(row, ROWS["a"], profile) == {"pretraining_epochs": PRETRAINING_EPOCHS}
+    assert not row.teacher and not row.group and not row.against
+
+
+@each_profile
+def test_there_are_no_other_rows(profile):
+    situated = {f"{letter}-{name}" for name in SITUATED for letter in "ce"}
+    assert rows_of(profile).keys() == {*PARTS, *OF_PROFILE[profile], *situated, "a-pretrained"}
+    assert SITUATIONS.keys() == SITUATED.keys()
+
+
+# --- names
+
+
+@each_profile
+def test_rows_have_a_name_of_their_own_that_is_a_file_name(profile):
+    rows = ROWS | rows_of(profile)
+    for names in ({(row.method, row.variant) for row in rows.values()}, {row.title for row in rows.values()}):
+        assert len(names) == len(rows)
+    for name, row in rows_of(profile).items():
+        assert name == row.variant and row.method == "mlkd-ablation" and name not in ROWS
+        assert all(letter.isalnum() or letter in ".-" for letter in name)
+        assert row.question[-1] in "?." and row.against in {"", *rows} and row.teacher in {"", *rows}
+
+
+# --- what is left out
+
+
+@pytest.mark.parametrize(
+    ("profile", "changes", "absent", "present"),
+    [
+        ("tiny", "", {"levels-every", "gamma-1", "depth-1"}, {"levels-ends", "depth-2"}),
+        ("paper", "", {"gamma-1", "depth-2"}, {"levels-every", "levels-ends", "depth-1"}),
+        ("tiny", "gamma=10.0", {"gamma-10"}, {"gamma-0.1", "gamma-1"}),
+        ("tiny", "levels=(1, 3)", {"levels-ends"}, {"levels-every"}),
+        ("tiny", "levels=(2,)", {"levels-ends"}, {"levels-every"}),
+        ("tiny", "student_layers=2", {"depth-2"}, {"depth-1", "depth-3"}),
+        ("tiny", "stages='two-stage', cosine_weight=0.0", {"two-stage", "l1-only"}, {"logits"}),
+        ("tiny", "targets='piece', cnn_gradient=1.0", {"piece-targets", "cnn-gradient-1"}, {"noisy-teacher"}),
+        ("tiny", "gammas=(0.5,), depths=()", {"gamma-0.1", "gamma-10", "depth-2", "depth-3"}, {"gamma-0.5"}),
+    ],
+)
+def test_what_the_settings_make_equal_to_mlkd_is_left_out(profile, changes, absent, present):
+    names = rows_of(profile, changes).keys()
+    assert present <= names and not absent & names
+
+
+def test_one_level_is_asked_for_once():
+    teacher, settings, _ = settings_of("tiny", "levels=(2,)")
+    ends = dataclasses.replace(ROWS["e"], levels="ends")
+    assert levels_of(ends, teacher, settings) == levels_of(ROWS["d"], teacher, settings) == (2,)
+
+
+@each_profile
+def test_rows_that_need_unlabelled_speech_are_there_with_it_only(profile):
+    with_speech, without = rows_of(profile), rows_of(profile, speech=False)
+    needing = {"unlabelled", "a-pretrained", "c-pretrained", "e-pretrained"}
+    assert with_speech.keys() - without.keys() == needing == {n for n, row in with_speech.items() if row.needs_speech}
+    assert without.keys() <= with_speech.keys() and not any(row.needs_speech for row in ROWS.values())
+
+
+# --- the choice
+
+
+def test_all_rows_are_chosen_unless_some_are_asked_for():
+    rows = rows_of("tiny")
+    assert choose("", rows, synthetic=False) == list(rows)
+    assert choose(" two-stage ,l1-only,", rows, synthetic=False) == ["l1-only", "two-stage"]  # in reading order
+    assert choose("two-stage", rows, synthetic=True) == ["two-stage"]
+
+
+def test_a_distilled_row_comes_with_its_control():
+    rows = rows_of("tiny")
+    assert choose("e-unseen, logits", rows, synthetic=False) == ["logits", "c-unseen", "e-unseen"]
+    assert choose("c-unseen", rows, synthetic=False) == ["c-unseen"]
+
+
+def test_the_demo_trains_two():
+    assert choose("", rows_of("tiny"), synthetic=True) == list(DEMO_ABLATIONS) == ["gamma-10", "two-stage"]
+
+
+def test_the_demo_trains_what_the_settings_leave_of_the_two():
+    assert choose("", rows_of("tiny", "gamma=10.0"), synthetic=True) == ["two-stage"]
+
+
+def test_an_unknown_name_is_one_error_that_names_the_rows_there_are():
+    rows = rows_of("tiny", speech=False)
+    with pytest.raises(ValueError) as caught:
+        choose("logits, gama, unlabelled", rows, synthetic=False)
+    message = str(caught.value)
+    assert message.startswith("No ablation gama, unlabelled: choose among ") and "--speech-dir" in message
+    assert all(name in message for name in rows)
