@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +53,7 @@ def teacher_targets(
     if teacher.config.inputs_to_logits_ratio != HOP:
         raise ValueError(f"The teacher's frames are {teacher.config.inputs_to_logits_ratio} samples apart, not {HOP}.")
     device, depth = next(teacher.parameters()).device, teacher.config.num_hidden_layers
-
-    def frames(samples: int) -> int:
-        return int(teacher._get_feat_extract_output_lengths(samples))
-
+    frames = partial(_frames, list(zip(teacher.config.conv_kernel, teacher.config.conv_stride, strict=True)))
     counts = [frames(len(audio[utterance])) for utterance in utterances]
     shape = (sum(counts), len(levels), teacher.config.hidden_size)
     store = np.lib.format.open_memmap(folder / "states.npy", "w+", np.float16, shape)
@@ -69,6 +66,13 @@ def teacher_targets(
         states[utterance][:] = layers.transpose(0, 1).cpu().numpy()
         logits[utterance] = output.logits[0].float().cpu()
     return Targets(states, logits, frames)
+
+
+def _frames(layers: Sequence[tuple[int, int]], samples: int) -> int:
+    """Frames that convolutions of these kernels and strides make of so many samples."""
+    for kernel, stride in layers:
+        samples = (samples - kernel) // stride + 1
+    return samples
 
 
 class Pieces(torch.utils.data.Dataset):

@@ -80,6 +80,8 @@ class Experiment:
         self.noise = NoiseBank.from_folder(noise_dir) if noise_dir else self._generated_noise()
         if unknown := sorted(set(self.noise_settings.train_types) - set(self.noise.types)):
             raise ValueError(f"No noise {', '.join(unknown)} to train on: choose among {', '.join(self.noise.types)}.")
+        if self.teacher_settings.pretraining_epochs and not speech_dir:
+            raise ValueError("teacher__pretraining_epochs needs unlabelled speech: pass its folder with --speech-dir.")
         self.speech_dir, self.profile, self.fold, self.seed = speech_dir, profile, fold, seed
         self.folder = records.results_folder(results, corpus, profile, protocol, changes)
         self._asked: dict[tuple, Targets] = {}

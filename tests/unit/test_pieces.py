@@ -208,6 +208,7 @@ class FrameCounter(torch.nn.Module):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(1))
         self.config = SimpleNamespace(inputs_to_logits_ratio=hop, num_hidden_layers=3, hidden_size=2)
+        self.config.conv_kernel, self.config.conv_stride = (400,), (hop,)
 
     def _get_feat_extract_output_lengths(self, samples):
         return (samples - 400) // HOP + 1  # wav2vec2-base: its receptive field is 400 samples

@@ -333,6 +333,7 @@ def test_the_rows_are_mlkds_claims():
         ({"fold": 6}, "no fold 6; folds: 1 to 5"),
         ({"fold": 0}, "no fold 0; folds: 1 to 5"),
         ({"changes": "gama=1"}, "gama.*MLKD.*gamma"),
+        ({"changes": "teacher__pretraining_epochs=1"}, "pass its folder with --speech-dir"),
         ({"changes": "teacher__epoch=1"}, "epoch for the teacher.*epochs"),
         ({"protocol": "leave-one-out"}, "no protocol 'leave-one-out'"),
         ({"profile": "huge"}, "'huge'.*tiny, paper"),
