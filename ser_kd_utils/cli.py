@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
         "--ablations",
         default="",
         metavar="LIST",
-        help="rows of notebook 03 by name, or none (default: all; the demo: two)",
+        help="rows of notebook 03 by name, or none (default: all; the demo: one)",
     )
     run.add_argument("--results", default="", metavar="DIR", help="where to write (default: results/)")
     run.add_argument(
