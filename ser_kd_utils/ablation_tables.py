@@ -14,8 +14,18 @@ from ser_kd_utils.metrics import score
 from ser_kd_utils.records import Run, predictions
 from ser_kd_utils.rows import ROWS, ablations
 from ser_kd_utils.settings import settings_of
-from ser_kd_utils.tables import clean_part, compared, noisy_part, on_common_cells, verdicts
+from ser_kd_utils.tables import (
+    BY_RUN,
+    clean_part,
+    compared,
+    comparison_table,
+    complete,
+    noisy_part,
+    on_common_cells,
+    verdicts,
+)
 
+SCORED_THERE = ", scored in it"
 MAIN_PAIR = {"row": "e", "against": "c", "situation": "as in the main table"}
 
 
@@ -75,7 +85,7 @@ def gain_table(runs: Sequence[Run]) -> pd.DataFrame:
     points = "gain, points"
     records = [
         {
-            "situation": info["situation"] + (", scored in it" if info.get("held_out") else ""),
+            "situation": info["situation"] + (SCORED_THERE if info.get("held_out") else ""),
             "control UA noisy": _percent_of(noisy_part(control)),
             "distilled UA noisy": _percent_of(noisy_part(distilled)),
             **compared(noisy_part(distilled), noisy_part(control), points),
@@ -105,3 +115,65 @@ def unseen_table(runs: Sequence[Run]) -> pd.DataFrame:
     ]
     leading = ["row", "model", "UA heard", "UA not heard", points]
     return verdicts(records, leading, "hearing it is better", "not hearing it is better")
+
+
+CLAIMS = (
+    ("training in noise helps in noise", "(b) - (a)", 1),
+    ("teacher levels help a student in noise", "(e) - (c)", 1),
+    ("one teacher level helps a student in noise", "(d) - (c)", 1),
+    ("several levels help more than the last one", "(e) - (d)", 1),
+    ("the small student with levels beats the full size without", "(e) - (b)", 1),
+    ("targets from clean speech are better than from noisy speech", "noisy-teacher", -1),
+    ("the targets must come from a teacher that knows emotion", "untuned-teacher", -1),
+    ("teacher and labels together are better than one after the other", "two-stage", -1),
+    ("levels help when labels are few", "e-few-labels", 1),
+    ("levels help a student from random weights", "e-random-start", 1),
+    ("levels help in a noise that was not heard in training", "e-unseen", 1),
+)
+"""What the paper claims, or distillation at large; the comparison that tests it; the sign that supports it."""
+
+
+def claims_table(runs: Sequence[Run]) -> pd.DataFrame:
+    """Each claim whose rows are recorded with its test: points of UA noisy, positive where they speak for the claim.
+
+    Supported (contradicted) takes both a Holm-corrected p under 5 % in the table the comparison stands in and an
+    interval by run that leaves 0 out; with the p alone it is so "for these models", with neither it is undecided.
+    """
+    whole, _ = complete(runs)
+    named = {"part": "title", "gain": "situation"}
+    title = {run.info["row"]: run.info[named[run.info["group"]]] for run in runs if run.info["group"]}
+    found = {}
+    for table in (comparison_table(whole), ablation_table(runs), gain_table(runs)):
+        name = next(column for column in ("rows", "row", "situation") if column in table)
+        points = next(column for column in table if column.endswith(", points") and column not in BY_RUN)
+        for line in table.rename(columns={name: "evidence", points: "points"}).to_dict("records"):
+            found[line["evidence"].removesuffix(SCORED_THERE)] = line
+    records = []
+    for claim, evidence, sign in CLAIMS:
+        if line := found.get(title.get(evidence, evidence)):
+            low, high = _interval(line["95 % interval"], sign)
+            by_run = _interval(line["95 % interval by run"], sign)
+            records.append(
+                {
+                    "claim": claim,
+                    "tested by": line["evidence"],
+                    "points for it": sign * line["points"],
+                    "95 % interval": f"[{low:.1f}, {high:.1f}]",
+                    "p (Holm)": line["p (Holm)"],
+                    "95 % interval by run": f"[{by_run[0]:.1f}, {by_run[1]:.1f}]" if by_run else "",
+                    "folds x seeds": line["folds x seeds"],
+                    "verdict": _verdict(sign * line["points"], line["p (Holm)"], by_run),
+                }
+            )
+    return pd.DataFrame(records)
+
+
+def _interval(text: str, sign: int) -> list[float]:
+    return sorted(sign * float(end) for end in text.strip("[]").split(", ")) if text else []
+
+
+def _verdict(points: float, p: float, by_run: Sequence[float]) -> str:
+    if p >= 0.05:
+        return "undecided"
+    word = "supported" if points > 0 else "contradicted"
+    return word if by_run and by_run[0] * by_run[1] > 0 else f"{word} for these models"

@@ -48,6 +48,7 @@ def test_every_table_is_what_the_records_say(folder, tmp_path):
         "mlkd_ablations": ablation_tables.ablation_table(recorded),
         "mlkd_gains": ablation_tables.gain_table(recorded),
         "mlkd_unseen_noise": ablation_tables.unseen_table(recorded),
+        "mlkd_claims": ablation_tables.claims_table(recorded),
     }
     for name, table in made.items():
         tables.write_table(table, tmp_path, name, caption)

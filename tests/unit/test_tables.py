@@ -317,3 +317,30 @@ def test_readme_markers_are_filled_and_a_stale_table_is_seen(monkeypatch, tmp_pa
     assert tables.update_readme() == 0
     assert tables.README.read_text() == "before\n<!-- table x/t.md -->\n| a |\n<!-- end -->\nafter\n"
     assert tables.update_readme(check=True) == 0
+
+
+def test_claims_are_read_from_the_tables_with_their_sign(tmp_path):
+    wrong = {"a": (6, 6, 6), "b": (0, 0, 0), "c": (3, 3, 3), "e": (3, 3, 3)}
+    runs = [record(tmp_path, row, n, fold) for row, misses in wrong.items() for fold, n in enumerate(misses, 1)]
+    runs += [record(tmp_path, "noisy-teacher", 6, fold, group="part", against="e") for fold in (1, 2, 3)]
+    runs += [record(tmp_path, "two-stage", n, f, group="part", against="e") for f, n in ((1, 0), (2, 0), (3, 4))]
+    runs += [record(tmp_path, "untuned-teacher", 0, 1, group="part", against="e")]
+    table = ablation_tables.claims_table(runs).set_index("tested by")
+    verdicts = table["verdict"].to_dict()
+    assert verdicts["(b) - (a)"] == "supported" and table.loc["(b) - (a)", "points for it"] == 50.0
+    assert verdicts["(e) - (c)"] == "undecided" and "(e) - (d)" not in verdicts  # (d) is not recorded
+    # worse without the part: points for the claim that it is needed, and the interval turned round
+    assert table.loc["noisy-teacher", ["points for it", "95 % interval by run"]].tolist() == [25.0, "[25.0, 25.0]"]
+    assert verdicts["noisy-teacher"] == "supported"
+    assert verdicts["two-stage"] == "undecided"  # one fold of three speaks the other way
+    low, high = map(float, table.loc["two-stage", "95 % interval by run"].strip("[]").split(", "))
+    assert low < table.loc["two-stage", "points for it"] < 0 < high
+    assert table.loc["untuned-teacher", "95 % interval by run"] == ""
+
+
+def test_a_claim_needs_the_test_and_the_runs():
+    assert ablation_tables._verdict(3, 0.01, [1, 5]) == "supported"
+    assert ablation_tables._verdict(-3, 0.01, [-5, -1]) == "contradicted"
+    assert ablation_tables._verdict(3, 0.01, [-1, 5]) == "supported for these models"
+    assert ablation_tables._verdict(3, 0.01, []) == "supported for these models"
+    assert ablation_tables._verdict(3, 0.05, [1, 5]) == "undecided"
