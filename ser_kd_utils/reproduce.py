@@ -278,7 +278,7 @@ def _summary(folder: Path, seconds: float) -> None:
     path = folder / "tables" / "mlkd.csv"
     if path.exists():
         table = pd.read_csv(path)
-        columns = ["row", "model", *(name for name in table if name.startswith("UA "))]
+        columns = ["row", "model", *[name for name in table if name.startswith("UA ")][:3]]  # 80 columns hold no more
         print(f"\nUA in percent [95 % interval]\n{table[columns].to_string(index=False)}\n")
     print(f"Done in {seconds / 60:.1f} min. In {_short(folder)}:")
     print("tables/, figures/, runs/ (predictions and settings), notebooks/ (executed)", flush=True)
