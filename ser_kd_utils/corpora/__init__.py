@@ -12,14 +12,14 @@ import pandas as pd
 from ser_kd_utils.corpora import folds
 from ser_kd_utils.corpora.emodb import EMODB
 from ser_kd_utils.corpora.folds import Split, split
-from ser_kd_utils.corpora.iemocap import IEMOCAP
+from ser_kd_utils.corpora.iemocap import IEMOCAP, IMPROVISED
 from ser_kd_utils.corpora.manifest import COLUMNS, MANIFEST, Source, exclusions, protocols_of, tidy
 from ser_kd_utils.corpora.meld import MELD
 from ser_kd_utils.corpora.ravdess import RAVDESS
 
 __all__ = ["COLUMNS", "CORPORA", "Corpus", "Split", "cache_root", "load_corpus", "split", "unlabelled"]
 
-CORPORA = ("demo", "iemocap", "meld", "emodb", "ravdess", "manifest")
+CORPORA = ("demo", "iemocap", "iemocap-improvised", "meld", "emodb", "ravdess", "manifest")
 SOUND_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".m4a", ".mp4")
 
 # Written in IEMOCAP's layout by demo.py, so that the demo runs through the same reader as the licensed corpus.
@@ -32,7 +32,7 @@ _DEMO = replace(
     counts={},
     synthetic=True,
 )
-_SOURCES = {source.name: source for source in (_DEMO, IEMOCAP, MELD, EMODB, RAVDESS, MANIFEST)}
+_SOURCES = {source.name: source for source in (_DEMO, IEMOCAP, IMPROVISED, MELD, EMODB, RAVDESS, MANIFEST)}
 
 
 def cache_root() -> Path:
@@ -184,7 +184,7 @@ def _found(home: Path) -> str:
         return "nothing: the path does not exist"
     others = [other.name for other in _SOURCES.values() if not other.synthetic and other.recognises(home)]
     if others:
-        return f"{others[0]}: choose that corpus or pass another --data-root"
+        return f"{' or '.join(others)}: choose that corpus or pass another --data-root"
     if home.is_file():
         return "a file"
     names = sorted(path.name for path in home.iterdir() if not path.name.startswith("."))

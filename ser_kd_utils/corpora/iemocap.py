@@ -1,8 +1,16 @@
-"""IEMOCAP with four classes: excited counts as happy; all labels but angry, happy, neutral and sad are dropped."""
+"""IEMOCAP with four classes, read in two ways.
+
+`iemocap`: excited counts as happy; all labels but angry, happy, neutral and sad are dropped.
+`iemocap-improvised`: the improvised dialogs alone, with excited instead of happy, as Head Fusion's released code takes
+them.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -10,6 +18,7 @@ import pandas as pd
 from ser_kd_utils.corpora.manifest import Source, exclusions
 
 LABELS = {"ang": "angry", "hap": "happy", "exc": "happy", "neu": "neutral", "sad": "sad"}
+EXCITED = {"ang": "angry", "exc": "excited", "neu": "neutral", "sad": "sad"}
 
 # [6.2901 - 8.2357]<TAB>Ses01F_impro01_F000<TAB>neu<TAB>[2.5, ...: start and end in s, utterance, label, ratings
 SUMMARY = re.compile(r"^\[(\d+\.?\d*) - (\d+\.?\d*)\]\t(Ses\d\d[FM]_\S+_[FM]\w+)\t(?P<label>\w+)\t\[", re.MULTILINE)
@@ -25,15 +34,18 @@ def recognises(root: Path) -> bool:
     return any(home(root).glob("Session*/dialog/EmoEvaluation"))
 
 
-def read(root: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Read the summary lines of dialog/EmoEvaluation/*.txt. FileNotFoundError if wav files of kept utterances miss."""
+def read(root: Path, labels: Mapping[str, str] = LABELS, dialogs: str = "[!.]*") -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Read the summary lines of dialog/EmoEvaluation/*.txt. FileNotFoundError if wav files of kept utterances miss.
+
+    labels: our name of each label to keep; dialogs: a pattern of those to read (default: all but macOS's ._Ses*).
+    """
     rows = pd.DataFrame(
         [
             _row(session, *summary.groups())
             for session in sorted(home(root).glob("Session*"))
-            for table in sorted((session / "dialog" / "EmoEvaluation").glob("[!.]*.txt"))  # ._Ses*.txt are macOS files
+            for table in sorted((session / "dialog" / "EmoEvaluation").glob(f"{dialogs}.txt"))
             for summary in SUMMARY.finditer(table.read_text(encoding="latin-1"))
-            if summary["label"] in LABELS
+            if summary["label"] in labels
         ],
         columns=["utterance", "path", "label", "speaker", "gender", "session", "style", "seconds"],
     )
@@ -43,7 +55,7 @@ def read(root: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
             f"{root}: {len(missing)} of {len(rows)} wav files of IEMOCAP are missing ({', '.join(missing[:3])}"
             f"{', ...' if len(missing) > 3 else ''}); unpack Session*/sentences/wav completely"
         )
-    return rows, exclusions()
+    return rows.assign(label=rows.label.map(labels)), exclusions()
 
 
 def _row(session: Path, start: str, end: str, utterance: str, label: str) -> tuple[str | float, ...]:
@@ -52,7 +64,7 @@ def _row(session: Path, start: str, end: str, utterance: str, label: str) -> tup
     return (
         utterance,
         str(session / "sentences" / "wav" / dialog / f"{utterance}.wav"),
-        LABELS[label],
+        label,
         utterance[:5] + turn[0],
         turn[0],
         str(int(utterance[3:5])),
@@ -78,4 +90,14 @@ IEMOCAP = Source(
         "4": {"angry": 327, "happy": 303, "neutral": 258, "sad": 143},
         "5": {"angry": 170, "happy": 442, "neutral": 384, "sad": 245},
     },
+)
+
+IMPROVISED = replace(
+    IEMOCAP,
+    name="iemocap-improvised",
+    read=partial(read, labels=EXCITED, dialogs="Ses*_impro*"),
+    citation=f"{IEMOCAP.citation}; part and classes: Xu, Zhang and Zhang, Head Fusion, IEEE Access 9, 2021",
+    classes=(tuple(EXCITED.values()),),
+    counts={"impro": {"angry": 289, "excited": 663, "neutral": 1099, "sad": 608}},
+    counted_by="style",
 )

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import wave
 from collections import Counter
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from ser_kd_utils.corpora import Corpus, load_corpus, split
+from ser_kd_utils.segments import at_least
 
-FULL_NAMES = {"ang": "angry", "hap": "happy", "neu": "neutral", "sad": "sad"}
+FULL_NAMES = {"ang": "angry", "exc": "excited", "hap": "happy", "neu": "neutral", "sad": "sad"}
 MELD_CLIPS = {
     "train": "train/train_splits",
     "dev": "dev/dev_splits_complete",
@@ -127,6 +130,47 @@ def test_a_session_that_is_missing_is_noted(iemocap_root, tmp_path):
     with pytest.warns(UserWarning, match="session 4, angry: 0 utterances, published 327"):
         corpus = load_corpus("iemocap", tmp_path)
     assert len(corpus.notes) == 4 and corpus.fold_count() == 4
+
+
+def test_improvised_part_has_the_published_utterances(iemocap_root, iemocap_ids):
+    corpus = load_corpus("iemocap-improvised", iemocap_root)
+    rows = corpus.manifest
+    assert rows.label.value_counts().to_dict() == {"angry": 289, "excited": 663, "neutral": 1099, "sad": 608}
+    assert corpus.notes == () and set(rows["style"]) == {"impro"}
+    ids = iemocap_ids[(iemocap_ids["style"] == "impro") & (iemocap_ids.label_iemocap != "hap")]
+    ids = ids.sort_values("utterance", ignore_index=True)
+    assert rows.utterance.tolist() == ids.utterance.tolist()
+    assert rows.label.tolist() == ids.label_iemocap.map(FULL_NAMES).tolist()
+    assert split(corpus, None, 1, 0).optimistic and corpus.fold_count() == 5
+    check_speaker_independent(corpus, "leave-one-session-out")
+
+
+def test_improvised_utterances_of_two_seconds_and_more_are_kept(iemocap_ids):
+    ids = iemocap_ids[(iemocap_ids["style"] == "impro") & iemocap_ids.label_iemocap.isin(["ang", "exc", "neu", "sad"])]
+    frames = dict(zip(ids.utterance, ids.frames_16k, strict=True))
+
+    class Silence:
+        def __getitem__(self, utterance):
+            return np.broadcast_to(np.float32(0), frames[utterance])
+
+    kept = at_least(Silence(), list(ids.utterance), 2.0)
+    assert kept == ids.utterance[ids.frames_16k >= 32_000].tolist()
+    assert Counter(ids.set_index("utterance").label_iemocap[kept]) == {"ang": 257, "exc": 492, "neu": 834, "sad": 535}
+    assert frames["Ses02F_impro03_F004"] == 32_000 and "Ses02F_impro03_F004" in kept
+
+
+def test_excitement_that_turns_happiness_is_noted_in_the_improvised_part_alone(iemocap_root, tmp_path):
+    for number in (2, 3, 4, 5):
+        (tmp_path / f"Session{number}").symlink_to(iemocap_root / f"Session{number}")
+    shutil.copytree(iemocap_root / "Session1" / "dialog", tmp_path / "Session1" / "dialog")
+    (tmp_path / "Session1" / "sentences").symlink_to(iemocap_root / "Session1" / "sentences")
+    tables = sorted((tmp_path / "Session1" / "dialog" / "EmoEvaluation").glob("Ses*_impro*.txt"))
+    table = next(table for table in tables if b"\texc\t" in table.read_bytes())
+    table.write_bytes(table.read_bytes().replace(b"\texc\t", b"\thap\t", 1))
+    with pytest.warns(UserWarning, match="iemocap-improvised differs from the published counts"):
+        corpus = load_corpus("iemocap-improvised", tmp_path)
+    assert corpus.notes == ("style impro, excited: 662 utterances, published 663",)
+    assert load_corpus("iemocap", tmp_path).notes == ()
 
 
 @pytest.fixture(scope="session")

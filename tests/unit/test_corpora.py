@@ -12,10 +12,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from ser_kd_utils import cli
 from ser_kd_utils.corpora import COLUMNS, CORPORA, Corpus, cache_root, load_corpus
 
 ROOT = Path(__file__).parents[2]
 NAMES = CORPORA[1:]
+ONE_TREE = ("iemocap", "iemocap-improvised")
 MELD_FOLDERS = {"train": "train_splits", "dev": "dev_splits_complete", "test": "output_repeated_splits_test"}
 MELD_HEADER = "Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID,Season,Episode,StartTime,EndTime"
 pytestmark = pytest.mark.filterwarnings("ignore:.*differs from the published counts:UserWarning")
@@ -102,7 +104,7 @@ def make_manifest(root: Path, **changes: list[str]) -> Path:
 
 @pytest.fixture(scope="module")
 def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    makers = (make_iemocap, make_meld, make_emodb, make_ravdess, make_manifest)
+    makers = (make_iemocap, make_iemocap, make_meld, make_emodb, make_ravdess, make_manifest)
     return {name: make(tmp_path_factory.mktemp(name)) for name, make in zip(NAMES, makers, strict=True)}
 
 
@@ -156,11 +158,27 @@ def test_iemocap_reads_summary_lines_only(newline, tmp_path):
     assert all(Path(path).is_file() for path in rows.path)
 
 
-def test_iemocap_missing_wavs_are_one_error_with_count_and_names(tmp_path):
+def test_improvised_part_of_iemocap_has_excited_and_no_happy(tmp_path):
+    table = make_iemocap(tmp_path) / "Session1" / "dialog" / "EmoEvaluation" / "Ses01F_impro01.txt"
+    write(table, EVALUATION.replace("fru", "hap"))
+    corpus = load_corpus("iemocap-improvised", tmp_path)
+    assert corpus.labels == ("angry", "excited", "neutral", "sad")
+    assert corpus.manifest.utterance.tolist() == ["Ses01F_impro01_F000", "Ses01F_impro01_M000"]
+    assert corpus.manifest.label.tolist() == ["neutral", "excited"]
+    assert corpus.protocols == ("leave-one-session-out", "random")  # the optimistic one is never the default
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("iemocap", "2 of 4 wav files of IEMOCAP are missing (Ses01F_impro01_M000, Ses02M_script01_1b_M000)"),
+        ("iemocap-improvised", "1 of 2 wav files of IEMOCAP are missing (Ses01F_impro01_M000)"),
+    ],
+)
+def test_iemocap_missing_wavs_are_one_error_with_count_and_names(name, words, tmp_path):
     for path in make_iemocap(tmp_path).glob("Session*/sentences/wav/*/*_M000.wav"):
         path.unlink()
-    said = only_error(FileNotFoundError, lambda: load_corpus("iemocap", tmp_path))
-    assert "2 of 4 wav files" in said and "Ses01F_impro01_M000, Ses02M_script01_1b_M000" in said
+    assert words in only_error(FileNotFoundError, lambda: load_corpus(name, tmp_path))
 
 
 def test_demo_is_read_by_the_same_reader_and_marked(tmp_path, monkeypatch):
@@ -310,6 +328,7 @@ def test_without_leaves_out_and_reports(roots):
 def test_unknown_name():
     said = only_error(ValueError, lambda: load_corpus("iemocpa"))
     assert "'iemocpa'" in said and all(name in said for name in CORPORA)
+    assert tuple(cli.CORPORA.split(", ")) == CORPORA
 
 
 @pytest.mark.parametrize("root", [None, ""])
@@ -317,7 +336,8 @@ def test_unknown_name():
 def test_no_root_says_how_to_get_the_corpus_and_what_to_pass(name, root):
     said = only_error(FileNotFoundError, lambda: load_corpus(name, root))
     assert name in said and "--data-root" in said
-    where = {"iemocap": "sail.usc.edu", "meld": "declare-lab/MELD", "emodb": "bilderbar", "ravdess": "zenodo"}
+    where = dict.fromkeys(ONE_TREE, "sail.usc.edu")
+    where |= {"meld": "declare-lab/MELD", "emodb": "bilderbar", "ravdess": "zenodo"}
     assert where.get(name, "CSV") in said
 
 
@@ -332,10 +352,11 @@ def test_nothing_at_the_root(name, tmp_path):
     assert "found a file" in only_error(FileNotFoundError, lambda: load_corpus(name, tmp_path / "notes.txt"))
 
 
-@pytest.mark.parametrize(("name", "there"), list(permutations(NAMES, 2)))
+@pytest.mark.parametrize(("name", "there"), [pair for pair in permutations(NAMES, 2) if {*pair} != {*ONE_TREE}])
 def test_another_corpus_at_the_root(name, there, roots):
     said = only_error(FileNotFoundError, lambda: load_corpus(name, roots[there]))
-    assert f"no {name} at {roots[there]}" in said and f"found {there}: choose that corpus" in said
+    found = " or ".join(ONE_TREE) if there in ONE_TREE else there
+    assert f"no {name} at {roots[there]}" in said and f"found {found}: choose that corpus" in said
 
 
 @pytest.mark.parametrize(("name", "offered"), [("meld", "7 or 4"), ("emodb", "4"), ("manifest", "2")])
