@@ -47,8 +47,39 @@ def multi_level_loss(
 def kd_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
     r"""Logit distillation, $T^2\,\mathrm{KL}(p_\text{teacher} \,\Vert\, p_\text{student})$ (Hinton et al. 2015).
 
-    student, teacher: logits (batch, classes), softened by T = temperature; mean over the batch. In log space: finite at
-    any logit gap.
+    student, teacher: logits (batch, classes), softened by T = temperature; mean over the batch. In log space and at
+    least float32: finite at any logit gap.
     """
-    ours, theirs = (F.log_softmax(logits / temperature, dim=-1) for logits in (student, teacher))
-    return temperature**2 * F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+    return temperature**2 * _divergence(_soften(student, temperature), _soften(teacher, temperature))
+
+
+def decoupled_kd(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    r"""Target and non-target part of logit distillation, TCKD and NCKD (Zhao et al. 2022), each unweighted.
+
+    student, teacher: logits (batch, classes); labels: (batch,) indices of the target classes t. With probabilities p
+    softened by T = temperature, b = [p_t, 1 - p_t] and q = p / (1 - p_t) over the other classes, means over the batch:
+
+    $$\mathrm{TCKD} = T^2\,\mathrm{KL}(b_\text{teacher} \,\Vert\, b_\text{student}), \qquad
+      \mathrm{NCKD} = T^2\,\mathrm{KL}(q_\text{teacher} \,\Vert\, q_\text{student})$$
+
+    For one item `kd_loss` is TCKD + (1 - p_t of the teacher) NCKD. In log space and at least float32: finite at any
+    logit gap, where the released code takes the logarithm of a probability that has become 0.
+    """
+    columns = torch.arange(student.shape[1] - 1, device=student.device)
+    others = columns + (columns >= labels[:, None])
+    b, q = [], []
+    for logits in (_soften(student, temperature), _soften(teacher, temperature)):
+        q.append(logits.gather(1, others))
+        b.append(torch.cat([logits.gather(1, labels[:, None]), q[-1].logsumexp(1, keepdim=True)], 1))
+    return temperature**2 * _divergence(*b), temperature**2 * _divergence(*q)
+
+
+def _soften(logits: Tensor, temperature: float) -> Tensor:
+    """Half precision becomes float32, float64 stays."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+
+
+def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(softmax of teacher || softmax of student) of logits (batch, classes), mean over the batch."""
+    ours, theirs = F.log_softmax(student, dim=1), F.log_softmax(teacher, dim=1)
+    return F.kl_div(ours, theirs, reduction="batchmean", log_target=True)

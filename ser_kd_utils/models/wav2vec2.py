@@ -119,6 +119,12 @@ def normalise(waves: Tensor, lengths: Tensor) -> Tensor:
     return centred / (variance + 1e-7).sqrt()
 
 
+def hear(waves: Tensor, lengths: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+    """The network's arguments for waves (batch, samples); mask: (batch, samples), 0 in the padding, where there is."""
+    values = {"input_values": normalise(waves, lengths)}
+    return values if mask is None else values | {"attention_mask": mask}
+
+
 def frame_mask(model: Wav2Vec2ForSequenceClassification, frames: int, attention_mask: Tensor) -> Tensor:
     """(batch, frames) booleans: which of the network's 20 ms frames hold samples of the item."""
     return model._get_feature_vector_attention_mask(frames, attention_mask)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ser_kd_utils.losses import feature_loss, kd_loss, multi_level_loss
+from ser_kd_utils.losses import decoupled_kd, feature_loss, kd_loss, multi_level_loss
 
 MASK = torch.tensor([[True, True, True, True], [True, True, False, False], [True, False, False, False]])
 
@@ -129,3 +129,138 @@ def test_kd_loss_is_finite_and_right_at_any_logit_gap(gap, dtype):
     assert loss.item() == pytest.approx(2.0**2 * (gap / 2) / 2, rel=1e-2)  # one item wrong by the whole gap, one right
     wanted = torch.tensor([[1.0, -1, 0], [0, 0, 0]], dtype=dtype)  # T / batch is 1
     torch.testing.assert_close(student.grad, wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32_and_float64_stays(dtype):
+    student, teacher, labels = logits(0).to(dtype), logits(1).to(dtype), torch.arange(5) % 4
+    assert torch.equal(kd_loss(student, teacher, 3.0), kd_loss(student.float(), teacher.float(), 3.0))
+    for part, full in zip(
+        decoupled_kd(student, teacher, labels, 3.0),
+        decoupled_kd(student.float(), teacher.float(), labels, 3.0),
+        strict=True,
+    ):
+        assert part.dtype == torch.float32 and torch.equal(part, full)
+    parts = kd_loss(logits(0), logits(1)), *decoupled_kd(logits(0), logits(1), labels)
+    assert {part.dtype for part in parts} == {torch.float64}
+
+
+# --- target and non-target part
+
+
+def decoupled(student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor, temperature: float) -> list[float]:
+    """The two divergences from probabilities, item by item."""
+    sums = np.zeros(2)
+    for ours, theirs, label in zip(
+        soft(student, temperature), soft(teacher, temperature), labels.tolist(), strict=True
+    ):
+        for i, p in enumerate(theirs):
+            if i == label:
+                sums[0] += p * np.log(p / ours[i]) + (1 - p) * np.log((1 - p) / (1 - ours[i]))
+            else:
+                p, q = p / (1 - theirs[label]), ours[i] / (1 - ours[label])
+                sums[1] += p * np.log(p / q)
+    return (temperature**2 * sums / len(labels)).tolist()
+
+
+def scenes(temperatures: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)):
+    """(student, teacher, labels, temperature) over several numbers of classes, every class a target."""
+    for seed, (classes, temperature) in enumerate((c, t) for c in (2, 3, 4, 7) for t in temperatures):
+        labels = torch.from_numpy(np.random.default_rng(seed).permutation(8) % classes)
+        yield logits(2 * seed, 8, classes), logits(2 * seed + 1, 8, classes), labels, temperature
+
+
+def test_decoupled_parts_are_the_divergences_of_target_and_of_the_other_classes():
+    for scene in scenes():
+        parts = decoupled_kd(*scene)
+        assert [part.item() for part in parts] == pytest.approx(decoupled(*scene), rel=1e-9, abs=1e-12)
+        assert all(part.shape == () for part in parts)
+
+
+def test_decoupled_kd_has_temperature_1_by_default():
+    student, teacher, labels, _ = next(scenes())
+    assert decoupled_kd(student, teacher, labels) == decoupled_kd(student, teacher, labels, 1.0)
+
+
+def test_the_parts_add_up_to_kd_loss_item_by_item():
+    for student, teacher, labels, temperature in scenes():
+        rest = 1 - soft(teacher, temperature)[range(8), labels]
+        total = 0.0
+        for i, weight in enumerate(rest):
+            one = slice(i, i + 1)
+            tckd, nckd = (part.item() for part in decoupled_kd(student[one], teacher[one], labels[one], temperature))
+            together = tckd + weight * nckd
+            assert kd_loss(student[one], teacher[one], temperature).item() == pytest.approx(together, rel=1e-9)
+            total += together
+        assert kd_loss(student, teacher, temperature).item() == pytest.approx(total / 8, rel=1e-9)
+
+
+def test_two_classes_have_no_non_target_part():
+    student, teacher, labels, temperature = next(scenes((2.0,)))
+    tckd, nckd = decoupled_kd(student, teacher, labels, temperature)
+    assert nckd.item() == 0 and tckd.item() == pytest.approx(kd_loss(student, teacher, temperature).item(), rel=1e-12)
+
+
+def test_decoupled_parts_see_differences_of_logits_only():
+    for student, teacher, labels, temperature in scenes():
+        shift = torch.from_numpy(np.random.default_rng(0).normal(0, 5, (2, 8, 1)))
+        same = decoupled_kd(student + shift[0], student + shift[1], labels, temperature)
+        assert [part.item() for part in same] == pytest.approx([0, 0], abs=1e-12)
+        parts = decoupled_kd(student, teacher, labels, temperature)
+        moved = decoupled_kd(student + shift[0], teacher + shift[1], labels, temperature)
+        torch.testing.assert_close(moved, parts, rtol=1e-10, atol=1e-12)
+
+
+def test_decoupled_gradients():
+    for student, teacher, labels, temperature in scenes():
+        student.requires_grad_()
+        assert torch.autograd.gradcheck(
+            lambda s, *others: decoupled_kd(s, *others), (student, teacher, labels, temperature)
+        )
+        assert torch.autograd.gradcheck(kd_loss, (student, teacher, temperature))
+
+
+# logits in gaps, target first: (student, teacher), TCKD and NCKD over T^2, their gradients over T, at a gap g over T
+EXTREMES = {
+    "student sure of the truth, teacher of another class": (
+        ([1, 0, 0, 0], [0, 1, 0, 0]),
+        lambda g: (g - math.log(3), math.log(3)),
+        ([1, -1 / 3, -1 / 3, -1 / 3], [0, -2 / 3, 1 / 3, 1 / 3]),
+    ),
+    "teacher sure of the truth, student of another class": (
+        ([0, 1, 0, 0], [1, 0, 0, 0]),
+        lambda g: (g, 2 / 3 * g - math.log(3)),
+        ([-1, 1, 0, 0], [0, 2 / 3, -1 / 3, -1 / 3]),
+    ),
+    "sure of two wrong classes": (
+        ([0, 1, 0, 0], [0, 0, 1, 0]),
+        lambda g: (0, g),
+        ([0, 0, 0, 0], [0, 1, -1, 0]),
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("gap", [120.0, 1e3, 1e4])
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+@pytest.mark.parametrize("case", EXTREMES)
+def test_decoupled_parts_are_finite_and_right_at_any_logit_gap(case, temperature, gap, dtype):
+    who, values, slopes = EXTREMES[case]
+    student, teacher = (gap * torch.tensor([each], dtype=dtype) for each in who)
+    parts = decoupled_kd(student.requires_grad_(), teacher, torch.tensor([0]), temperature)
+    wanted = [temperature**2 * value for value in values(student.max().item() / temperature)]
+    assert [part.item() for part in parts] == pytest.approx(wanted, rel=1e-5, abs=1e-5)
+    for part, slope in zip(parts, slopes, strict=True):
+        (gradient,) = torch.autograd.grad(part, student, retain_graph=True)
+        torch.testing.assert_close(gradient, temperature * torch.tensor([slope], dtype=dtype))
+
+
+def test_the_released_form_fails_where_log_space_does_not():
+    """The student at a gap of 120 from the truth of a teacher that doubts: softmax gives it a probability of 0."""
+    student, teacher = torch.tensor([[120.0, 0, 0, 0]], requires_grad=True), torch.tensor([[3.0, 1, 0, 0]])
+    assert student.softmax(1)[0, 1:].sum() == 0  # of which the released form takes the logarithm
+    tckd, _ = decoupled_kd(student, teacher, torch.tensor([0]))
+    tckd.backward()
+    assert tckd.item() == pytest.approx(22.13, abs=5e-3)
+    share = teacher.softmax(1)[0, 0].item()
+    torch.testing.assert_close(student.grad, torch.tensor([[1 - share] + 3 * [(share - 1) / 3]]))
