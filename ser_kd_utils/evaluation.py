@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ser_kd_utils.audio import SAMPLE_RATE, AudioCache
-from ser_kd_utils.models.wav2vec2 import normalise
+from ser_kd_utils.models import wav2vec2
 from ser_kd_utils.noise import NoiseBank, draw, mix
 
 CLEAN = ("clean", math.nan)
@@ -66,12 +66,13 @@ def predict(
     part: str,
     seed: int,
     level: str,
+    hear: Callable[[Tensor, Tensor], dict[str, Tensor]] = wav2vec2.hear,
 ) -> pd.DataFrame:
     """Logits of whole utterances: columns utterance, condition, snr_db, logits (float16, in the order of the labels).
 
     A batch holds one utterance under its conditions: all items have one length, nothing is padded, and a score cannot
     depend on what else is in the batch (wav2vec2-base's group norm would see the padding). part: the half of the noise
-    recordings, "train" or "test".
+    recordings, "train" or "test"; hear: (waves, lengths) -> the network's arguments.
     """
     device = next(model.parameters()).device
     was_training = model.training
@@ -84,7 +85,7 @@ def predict(
             some = wanted[first : first + size]
             views = noisy_views(clean, utterance, some, noise, part, seed, level).to(device)
             lengths = torch.full((len(views),), views.shape[1], device=device)
-            logits = model(normalise(views, lengths)).logits.float().cpu().numpy().astype(np.float16)
+            logits = model(**hear(views, lengths)).logits.float().cpu().numpy().astype(np.float16)
             rows += [(utterance, kind, snr, row) for (kind, snr), row in zip(some, logits, strict=True)]
     model.train(was_training)
     return pd.DataFrame(rows, columns=["utterance", "condition", "snr_db", "logits"])

@@ -75,11 +75,32 @@ def _frames(layers: Sequence[tuple[int, int]], samples: int) -> int:
     return samples
 
 
+def collate(items: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+    """Pad to the longest item: clean and noise (batch, samples), lengths, labels and snr_db (batch,).
+
+    Where a teacher was asked before: its states (batch, frames, levels, width) and teacher_logits (batch, classes).
+    """
+    batch = {
+        "clean": pad_sequence([item["clean"] for item in items], batch_first=True),
+        "lengths": torch.tensor([len(item["clean"]) for item in items]),
+        "labels": torch.tensor([item["label"] for item in items]),
+    }
+    if "noise" in items[0]:
+        batch["noise"] = pad_sequence([item["noise"] for item in items], batch_first=True)
+        batch["snr_db"] = torch.tensor([item["snr_db"] for item in items], dtype=torch.float64)
+    if "states" in items[0]:
+        batch["states"] = pad_sequence([item["states"] for item in items], batch_first=True)
+        batch["teacher_logits"] = torch.stack([item["teacher_logits"] for item in items])
+    return batch
+
+
 class Pieces(torch.utils.data.Dataset):
     """Training items: a random piece of each utterance and, with a bank, the noise it is to be mixed with.
 
     Piece, noise and SNR are pure functions of (utterance, seed, epoch): workers, batches and order cannot change them.
     """
+
+    collate = staticmethod(collate)
 
     def __init__(
         self,
@@ -102,6 +123,9 @@ class Pieces(torch.utils.data.Dataset):
         self.types = tuple(types) or (noise.types if noise else ())
         self.clean_share, self.targets = clean_share, targets
         self.epoch = 0
+
+    def sampler(self, batch_size: int) -> Buckets:
+        return Buckets(self, batch_size)
 
     @cached_property
     def lengths(self) -> list[int]:
@@ -151,22 +175,3 @@ class Buckets(torch.utils.data.Sampler):
         key = keyed_rng("order", self.pieces.seed, self.pieces.epoch).integers(2**62)
         generator = torch.Generator().manual_seed(int(key))
         return iter(get_length_grouped_indices(self.pieces.lengths, self.batch_size, generator=generator))
-
-
-def collate(items: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-    """Pad to the longest item: clean and noise (batch, samples), lengths, labels and snr_db (batch,).
-
-    Where a teacher was asked before: its states (batch, frames, levels, width) and teacher_logits (batch, classes).
-    """
-    batch = {
-        "clean": pad_sequence([item["clean"] for item in items], batch_first=True),
-        "lengths": torch.tensor([len(item["clean"]) for item in items]),
-        "labels": torch.tensor([item["label"] for item in items]),
-    }
-    if "noise" in items[0]:
-        batch["noise"] = pad_sequence([item["noise"] for item in items], batch_first=True)
-        batch["snr_db"] = torch.tensor([item["snr_db"] for item in items], dtype=torch.float64)
-    if "states" in items[0]:
-        batch["states"] = pad_sequence([item["states"] for item in items], batch_first=True)
-        batch["teacher_logits"] = torch.stack([item["teacher_logits"] for item in items])
-    return batch

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ser_kd_utils.settings import MLKDSettings, TeacherSettings
+from ser_kd_utils.settings import DKDSettings, MLKDSettings, TeacherSettings
 
 PRETRAINING_EPOCHS = 16
 
@@ -58,8 +58,79 @@ SITUATIONS = {
 }
 """Where distillation may matter most: a row without it (c-...) and one with it (e-...) under the same conditions."""
 
-DEMO_ABLATIONS = ("two-stage",)
-"""What the demo trains of the ablations: one, to show how; its numbers mean nothing anyway."""
+CNN_ROWS = {
+    "cnn-teacher": Row(
+        "dkd", "cnn-teacher", "teacher CNN", "What do more and wider heads reach?", noisy=False, small=False,
+        teacher="", group="cnn",
+    ),
+    "cnn-alone": Row(
+        "dkd", "cnn-alone", "student CNN", "What does the small network reach without distillation?", noisy=False,
+        teacher="", group="cnn",
+    ),
+    "cnn-kd": Row(
+        "dkd", "cnn-kd", "student + KD", "Does classical distillation help?", noisy=False, teacher="cnn-teacher",
+        changes={"loss": "kd"}, group="cnn", against="cnn-alone",
+    ),
+    "cnn-dkd": Row(
+        "dkd", "cnn-dkd", "student + DKD", "Does decoupling it help more?", noisy=False, teacher="cnn-teacher",
+        group="cnn", against="cnn-alone",
+    ),
+    "cnn-wav2vec2": Row(
+        "dkd", "cnn-wav2vec2", "student + DKD from wav2vec 2.0", "Does a teacher of another kind serve?",
+        noisy=False, teacher="a", group="cnn", against="cnn-alone",
+    ),
+    "cnn-stored": Row(
+        "dkd", "cnn-stored", "student + DKD from stored logits (may have seen the test)",
+        "What would a far better teacher be worth?", noisy=False, teacher="stored", group="cnn", against="cnn-alone",
+    ),
+}  # fmt: skip
+"""DKDFMH: a CNN with fused attention heads, alone, distilled from a larger one of its kind, and from other teachers."""
+
+P1_ROWS = ("cnn-teacher", "cnn-alone", "cnn-kd", "cnn-dkd")
+"""Trained under the paper's likely protocol too; the others under the honest one only."""
+
+DEMO_ABLATIONS = ("two-stage", "cnn-nckd")
+"""What the demo trains of the ablations: one a notebook, to show how; its numbers mean nothing anyway."""
+
+
+def cnn_ablations(settings: DKDSettings) -> dict[str, Row]:
+    """Rows of notebook 05 by name: row cnn-dkd with one part changed, and both students trained in noise."""
+
+    def part(name: str, title: str, question: str, **changes) -> Row:
+        return Row(
+            "dkd-ablation", name, title, question, noisy=False, teacher="cnn-teacher", changes=changes,
+            group="cnn-part", against="cnn-dkd",
+        )  # fmt: skip
+
+    parts = [
+        part("cnn-tckd", "TCKD only", "Is it the target class that teaches?", beta=0.0),
+        part("cnn-nckd", "NCKD only", "Is it the other classes?", alpha=0.0),
+        *(part(f"cnn-alpha-{a:g}", f"alpha {a:g}", "How much target class?", alpha=a) for a in settings.alphas),
+        *(part(f"cnn-beta-{b:g}", f"beta {b:g}", "How much of the others?", beta=b) for b in settings.betas),
+        *(
+            part(f"cnn-temperature-{t:g}", f"T {t:g}", "How soft?", temperature=t)
+            for t in settings.temperatures
+        ),
+        *(
+            part(f"cnn-heads-{n}", f"{n} head{'s' * (n > 1)}", "How many heads must be fused?", heads=n)
+            for n in settings.head_counts
+        ),
+        part("cnn-attention-text", "attention as in the text", "Code or text?", attention="text"),
+        part("cnn-mfcc", "MFCC", "Do the features matter?", features="mfcc"),
+    ]  # fmt: skip
+    noise = [
+        Row(
+            "dkd-ablation", "cnn-alone-noisy", "student CNN, trained in noise", "What is noisy training worth?",
+            teacher="", group="cnn-noise", against="cnn-alone",
+        ),
+        Row(
+            "dkd-ablation", "cnn-dkd-noisy", "student + DKD, trained in noise", "Does a clean teacher help in noise?",
+            teacher="cnn-teacher", group="cnn-noise", against="cnn-alone-noisy",
+        ),
+    ]  # fmt: skip
+    chosen = dataclasses.asdict(settings)
+    changed = {row.variant: any(chosen[key] != value for key, value in row.changes.items()) for row in parts}
+    return {row.variant: row for row in (*parts, *noise) if changed.get(row.variant, True)}
 
 
 def ablations(teacher: TeacherSettings, settings: MLKDSettings, speech: bool) -> dict[str, Row]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import pandas as pd
 
@@ -205,20 +205,81 @@ class MLKDSettings(Settings):
     precision: str = setting("float32", "bf16", ASSUMED, "bf16: mixed precision where the GPU has it")
 
 
-def settings_of(profile: str, changes: str = "") -> tuple[TeacherSettings, MLKDSettings, NoiseSettings]:
+@dataclass(frozen=True)
+class DKDSettings(Settings):
+    """Decoupled distillation into a CNN with fused multi-head attention, DKDFMH (notebook 04)."""
+
+    title = "DKDFMH"
+
+    features: str = setting(
+        "log filter bank", "log filter bank", ASSUMED, "of a later list of results", ("log filter bank", "mfcc")
+    )
+    frame_step: float = setting(0.02, 0.01, CODE, "seconds, of the log filter bank (Head Fusion 10 ms)")
+    segment: float = setting(1.0, 2.0, CODE, "seconds (Head Fusion 2); tiny: the demo's utterances last 0.9 to 1.8")
+    train_overlap: float = setting(0.5, 1.0, CODE, "seconds, of segments in training (Head Fusion 1)")
+    test_overlap: float = setting(0.75, 1.6, CODE, "seconds, of segments in tests (Head Fusion 1.6)")
+    channels: tuple = setting((4, 16, 24, 32, 40), (8, 32, 48, 64, 80), CODE, "of the convolutions (Head Fusion)")
+    heads: int = setting(4, 4, CODE, "of the student (Head Fusion)")
+    size: int = setting(16, 64, CODE, "width of a head of the student (Head Fusion 64)")
+    teacher_heads: int = setting(8, 8, ASSUMED, "a larger scale of the attention set")
+    teacher_size: int = setting(64, 256, ASSUMED, "width of a head of the teacher")
+    attention: str = setting(
+        "code", "code", CODE, "Head Fusion's code, or what its text says, which differs", ("code", "text")
+    )
+    loss: str = setting("dkd", "dkd", ASSUMED, "decoupled or classical distillation (weight alpha)", ("dkd", "kd"))
+    ce_weight: float = setting(1.0, 1.0, CODE, "of cross-entropy beside distillation, DKD")
+    alpha: float = setting(1.0, 1.0, CODE, "weight of TCKD, DKD")
+    beta: float = setting(
+        1.0, 1.0, ASSUMED, "weight of NCKD; DKD 8 with 100 classes; of 0.25, 1, 2, 8 best on dev speakers of EMO-DB"
+    )
+    temperature: float = setting(
+        1.0, 1.0, ASSUMED, "of DKD, whose authors take 4, a public use on IEMOCAP 1; best on the same dev speakers"
+    )
+    kd_temperature: float = setting(4.0, 4.0, ASSUMED, "of classical distillation; better than 2 on the same")
+    kd_warmup: float = setting(0.08, 0.08, CODE, "share of the epochs over which distillation sets in, DKD 20 of 240")
+    alphas: tuple = setting((0.5, 2.0), (0.5, 2.0), ASSUMED, "compared in notebook 05")
+    betas: tuple = setting((0.25, 2.0, 8.0), (0.25, 2.0, 8.0), ASSUMED, "compared in notebook 05")
+    temperatures: tuple = setting((2.0, 4.0), (2.0, 4.0), ASSUMED, "compared in notebook 05")
+    head_counts: tuple = setting((1, 2, 8), (1, 2, 8), ASSUMED, "heads of the student compared in notebook 05")
+    epochs: int = setting(24, 50, CODE, "Head Fusion (50)")
+    batch_size: int = setting(32, 32, CODE, "segments a step, Head Fusion")
+    lr: float = setting(1e-3, 1e-3, CODE, "Adam, Head Fusion")
+    lr_drops: tuple = setting(
+        (0.6, 0.85), (0.2, 0.4, 0.6, 0.8), CODE, "shares of the training after which lr falls to a tenth (Head Fusion)"
+    )
+    weight_decay: float = setting(1e-6, 1e-6, CODE, "Head Fusion")
+    clip: float = setting(0.0, 0.0, CODE, "gradient norm; 0: not clipped (Head Fusion)")
+    precision: str = setting("float32", "float32", ASSUMED, "bf16: mixed precision where the GPU has it")
+
+
+class AllSettings(NamedTuple):
+    """The settings of a profile, one group for each method and for what methods share."""
+
+    teacher: TeacherSettings
+    mlkd: MLKDSettings
+    noise: NoiseSettings
+    dkd: DKDSettings
+
+
+def settings_of(profile: str, changes: str = "") -> AllSettings:
     """The settings of a profile; changes: MLKD's by name, others as `teacher__epochs=2`, `noise__level="overall"`.
 
     Raises ValueError for an unknown profile or setting, and for levels or a student the teacher has no layers for.
     """
-    groups: dict[str, dict[str, Any]] = {"teacher": {}, "noise": {}, "": {}}
+    groups: dict[str, dict[str, Any]] = {"teacher": {}, "noise": {}, "dkd": {}, "": {}}
     for name, value in parse_changes(changes).items():
         group, _, own = name.rpartition("__")
         if group not in groups:
-            raise ValueError(f"Unknown setting {name}: write epochs, teacher__epochs or noise__level.")
+            raise ValueError(f"Unknown setting {name}: write epochs, teacher__epochs, noise__level or dkd__epochs.")
         groups[group][own] = value
-    teacher, mlkd = TeacherSettings.of(profile, **groups["teacher"]), MLKDSettings.of(profile, **groups[""])
-    _check_depths(teacher, mlkd)
-    return teacher, mlkd, NoiseSettings.of(profile, **groups["noise"])
+    found = AllSettings(
+        TeacherSettings.of(profile, **groups["teacher"]),
+        MLKDSettings.of(profile, **groups[""]),
+        NoiseSettings.of(profile, **groups["noise"]),
+        DKDSettings.of(profile, **groups["dkd"]),
+    )
+    _check_depths(found.teacher, found.mlkd)
+    return found
 
 
 def _check_depths(teacher: TeacherSettings, mlkd: MLKDSettings) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import shutil
 import time
@@ -15,15 +16,17 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from ser_kd_utils.losses import kd_loss, multi_level_loss
-from ser_kd_utils.models.wav2vec2 import hidden_states, normalise
+from ser_kd_utils.losses import decoupled_kd, kd_loss, multi_level_loss
+from ser_kd_utils.models import wav2vec2
 from ser_kd_utils.noise import mix
-from ser_kd_utils.pieces import UNLABELLED, Buckets, Pieces, collate
-from ser_kd_utils.settings import MLKDSettings
+from ser_kd_utils.pieces import UNLABELLED, Pieces
+from ser_kd_utils.segments import Segments
+from ser_kd_utils.settings import DKDSettings, MLKDSettings
 
 disable_progress_bar()  # bars and notices would end up in stored notebooks
 set_verbosity_error()
@@ -70,7 +73,7 @@ class MultiLevel:
         if teacher is None:
             targets, logits = batch["states"].float().unbind(2), batch["teacher_logits"]
         else:
-            targets, logits = hidden_states(teacher, self.levels, self.layers), teacher.logits
+            targets, logits = wav2vec2.hidden_states(teacher, self.levels, self.layers), teacher.logits
         mask = self.frame_mask(targets[0].shape[1], batch["attention_mask"])
         feature = multi_level_loss(student.hidden_states, targets, mask, use.cosine_weight, use.l1_weight)
         terms = {"ce": cross_entropy(student.logits, batch["labels"]), "feature": use.gamma * feature}
@@ -82,6 +85,27 @@ class MultiLevel:
         return terms
 
 
+@dataclass(frozen=True)
+class Decoupled:
+    """DKDFMH: ce_weight CE + w (alpha TCKD + beta NCKD), or w alpha KD where settings.loss is "kd".
+
+    w = min(epoch / warm-up epochs, 1), epochs counted from 1 (DKD, Zhao et al. 2022, released code).
+    """
+
+    settings: DKDSettings
+
+    def __call__(self, batch, student, teacher, progress):
+        use = self.settings
+        ours, theirs, labels = student.logits, batch["teacher_logits"], batch["labels"]
+        epoch = min(int(progress * use.epochs) + 1, use.epochs)
+        weight = min(epoch / max(use.kd_warmup * use.epochs, 1), 1.0)
+        terms = {"ce": use.ce_weight * cross_entropy(ours, labels)}
+        if use.loss == "kd":
+            return terms | {"kd": weight * use.alpha * kd_loss(ours, theirs, use.kd_temperature)}
+        target, others = decoupled_kd(ours, theirs, labels, use.temperature)
+        return terms | {"tckd": weight * use.alpha * target, "nckd": weight * use.beta * others}
+
+
 class DistillationTrainer(Trainer):
     """Mixes on the training device; asks a teacher at each step where its targets were not computed before."""
 
@@ -91,25 +115,23 @@ class DistillationTrainer(Trainer):
         objective: Objective,
         dev: Callable,
         level: str,
+        hear: Callable[..., dict[str, Tensor]] = wav2vec2.hear,
         teacher: nn.Module | None = None,
         teacher_hears_noise: bool = False,
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
-        self.objective, self.dev, self.level, self.teacher_hears_noise = objective, dev, level, teacher_hears_noise
+        self.objective, self.dev, self.level, self.hear = objective, dev, level, hear
+        self.teacher_hears_noise = teacher_hears_noise
         # in a list: as an attribute that is a module, it could be moved or switched to training with the student
         self._teacher = [teacher.to(self.args.device)] if teacher else []
         self._terms: dict[str, list[Tensor]] = {}
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        lengths = inputs["lengths"]
-        heard = inputs["clean"]
-        if "noise" in inputs:
-            heard = mix(heard, inputs["noise"], inputs["snr_db"], self.level, lengths)
-        samples = torch.arange(heard.shape[1], device=heard.device)
-        inputs["attention_mask"] = (samples < lengths[:, None]).long()
-        student = model(normalise(heard, lengths), attention_mask=inputs["attention_mask"])
-        teacher = self._teach(heard if self.teacher_hears_noise else inputs["clean"], inputs) if self._teacher else None
+        if "features" in inputs:  # computed once, of clean speech
+            student, teacher = model(features=inputs["features"]), None
+        else:
+            student, teacher = self._listen(model, inputs)
         progress = self.state.global_step / max(self.state.max_steps, 1)
         terms = self.objective(inputs, student, teacher, progress)
         for name, value in terms.items():
@@ -117,15 +139,24 @@ class DistillationTrainer(Trainer):
         loss = sum(terms.values())
         return (loss, student) if return_outputs else loss
 
+    def _listen(self, model, inputs):
+        clean, lengths = inputs["clean"], inputs["lengths"]
+        heard = clean
+        if "noise" in inputs:
+            heard = mix(clean, inputs["noise"], inputs["snr_db"], self.level, lengths)
+        mask = inputs["attention_mask"] = (torch.arange(clean.shape[1], device=clean.device) < lengths[:, None]).long()
+        student = model(**self.hear(heard, lengths, mask))
+        return student, self._teach(heard if self.teacher_hears_noise else clean, inputs) if self._teacher else None
+
     @torch.no_grad()
     def _teach(self, heard, inputs):
         (teacher,) = self._teacher
         assert not teacher.training, "The teacher was switched to training mode."
-        waves = normalise(heard, inputs["lengths"])
-        return teacher(waves, attention_mask=inputs["attention_mask"], output_hidden_states=True)
+        given = self.hear(heard, inputs["lengths"], inputs["attention_mask"])
+        return teacher(**given, output_hidden_states=True)
 
     def _get_train_sampler(self, train_dataset=None):
-        return Buckets(self.train_dataset, self.args.train_batch_size)
+        return self.train_dataset.sampler(self.args.train_batch_size)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         """Dev scores from the same code that scores the test speech."""
@@ -149,29 +180,34 @@ class Fitted:
     history: pd.DataFrame  # index epoch; columns loss, its terms, UA and WA on dev
     best_epoch: int
     last: dict[str, Tensor]  # weights after the last epoch
+    items: int  # in an epoch
     seconds: float
     peak_memory_mb: float
+    also: Sequence[pd.DataFrame] = ()  # predictions of other epochs, with their checkpoint
 
 
 def fit(
     model: nn.Module,
     objective: Objective,
-    train: Pieces,
+    train: Pieces | Segments,
     dev: Callable[[nn.Module], dict[str, float]],
     settings: Any,
     *,
-    groups: Sequence[dict[str, Any]],
+    optimiser: torch.optim.Optimizer,
+    schedule: Callable[[float], float] | None = None,
     level: str,
     seed: int,
     folder: Path,
+    hear: Callable[..., dict[str, Tensor]] = wav2vec2.hear,
     teacher: nn.Module | None = None,
     teacher_hears_noise: bool = False,
 ) -> Fitted:
     """Train to the last epoch and return the weights of the epoch with the highest dev UA (the first among equals).
 
-    dev: model -> {"UA": ..., "WA": ...}; settings: epochs, batch_size, weight_decay, betas, warmup, clip, precision;
-    groups: AdamW parameter groups with their learning rates; level: the mixing's speech level; folder: for checkpoints,
-    removed at the end; teacher: asked at each step, None where `train` holds its targets.
+    dev: model -> {"UA": ..., "WA": ...}; settings: epochs, batch_size, clip, precision, without a schedule also warmup;
+    schedule: share of the training done -> factor of the learning rates, None: linear warm-up, then linear decay;
+    level: the mixing's speech level; folder: for checkpoints, removed at the end; hear: (waves, lengths, mask) -> the
+    network's arguments; teacher: asked at each step, None where `train` holds its targets.
     """
     shutil.rmtree(folder, ignore_errors=True)  # what a killed training left
     on_gpu = torch.cuda.is_available()
@@ -181,7 +217,7 @@ def fit(
         output_dir=str(folder),
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=settings.batch_size,
-        warmup_steps=settings.warmup,
+        warmup_steps=0 if schedule else settings.warmup,
         lr_scheduler_type="linear",
         max_grad_norm=settings.clip,
         bf16=settings.precision == "bf16" and on_gpu,
@@ -199,7 +235,8 @@ def fit(
         disable_tqdm=True,
         seed=seed,
     )
-    optimiser = torch.optim.AdamW(groups, betas=settings.betas, weight_decay=settings.weight_decay)
+    steps_per_epoch = math.ceil(len(train) / arguments.train_batch_size)
+    steps = steps_per_epoch * settings.epochs
     trainer = DistillationTrainer(
         model,
         arguments,
@@ -208,10 +245,11 @@ def fit(
         teacher_hears_noise=teacher_hears_noise,
         dev=dev,
         level=level,
+        hear=hear,
         train_dataset=train,
         eval_dataset=train,  # demanded by the Trainer; `evaluate` scores the dev speech instead
-        data_collator=collate,
-        optimizers=(optimiser, None),
+        data_collator=train.collate,
+        optimizers=(optimiser, schedule and LambdaLR(optimiser, lambda step: schedule(step / steps))),
     )
     trainer.remove_callback(PrinterCallback)
     started = time.monotonic()
@@ -219,13 +257,13 @@ def fit(
     seconds = time.monotonic() - started
     model = trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # or tests would run in mixed precision
     last = load_file(Path(get_last_checkpoint(str(folder))) / "model.safetensors")
-    steps_per_epoch = trainer.state.max_steps // settings.epochs
     shutil.rmtree(folder)
     return Fitted(
         model=model.eval(),
         history=_history(trainer.state.log_history),
         best_epoch=trainer.state.best_global_step // steps_per_epoch,
         last=last,
+        items=len(train),
         seconds=seconds,
         peak_memory_mb=_peak_memory_mb(),
     )

@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from ser_kd_utils import recipes, training
+from ser_kd_utils import recipes
 from ser_kd_utils.audio import SAMPLE_RATE
 from ser_kd_utils.pieces import collate
 from ser_kd_utils.recipes import Experiment
@@ -103,12 +103,12 @@ def measure(experiment: Experiment, title: str, once: float) -> dict[str, Any]:
         if asked := rest["teacher"]:
             asked.forward = teacher.on(asked.forward)
         if title == PLAIN:
+            samples = longest(experiment)
             train.lengths = [samples] * len(train)  # all alike, hence shuffled and not grouped
+            train.collate = partial(padded, samples=samples)
         return whole.on(fit)(model, objective, train, dev.on(score), settings, **rest)
 
-    samples = longest(experiment)
-    join = partial(padded, samples=samples) if title == PLAIN else collate
-    with mock.patch.object(recipes, "fit", watched), mock.patch.object(training, "collate", join):
+    with mock.patch.object(recipes, "fit", watched):
         history = experiment.run(title).history
     stored = 0.0 if teacher.seconds else once
     seconds = whole.seconds - dev.seconds + stored

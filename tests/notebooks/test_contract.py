@@ -106,3 +106,23 @@ def test_the_formulas_of_notebook_03_are_the_packages():
     p, q = (np.exp(z / 3) / np.exp(z / 3).sum(1, keepdims=True) for z in (teacher, student))
     wanted = 9 * (p * np.log(p / q)).sum(1).mean()
     assert kd_loss(torch.tensor(student), torch.tensor(teacher), 3.0).item() == pytest.approx(wanted, rel=1e-12)
+
+
+def test_the_formulas_of_notebook_04_are_the_packages():
+    import numpy as np
+    import torch
+
+    from ser_kd_utils.losses import decoupled_kd
+
+    path = NOTEBOOKS / "04_decoupled_distillation.ipynb"
+    text = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells)
+    assert r"\mathrm{NCKD} = T^2\,\mathrm{KL}(q_\text{teacher} \,\Vert\, q_\text{student})" in text
+    assert r"$b = [p_t,\, 1 - p_t]$ and $q_i = p_i / (1 - p_t)$" in text and "decoupled_kd(student_says" in text
+    teacher, student = np.random.default_rng(0).normal(size=(2, 1, 4))
+    p, s = (np.exp(z / 3) / np.exp(z / 3).sum() for z in (teacher[0], student[0]))
+    b, others = (np.array([x[2], 1 - x[2]]) for x in (p, s)), [0, 1, 3]
+    first, second = b
+    target = 9 * (first * np.log(first / second)).sum()
+    q, r = (x[others] / (1 - x[2]) for x in (p, s))
+    found = decoupled_kd(torch.tensor(student), torch.tensor(teacher), torch.tensor([2]), 3.0)
+    assert [part.item() for part in found] == pytest.approx([target, 9 * (q * np.log(q / r)).sum()], rel=1e-12)

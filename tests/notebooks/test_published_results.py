@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ser_kd_utils import ablation_tables, tables
+from ser_kd_utils import ablation_tables, decoupled_tables, tables
 from ser_kd_utils.metrics import interval
-from ser_kd_utils.records import read_runs
+from ser_kd_utils.records import Run, read_runs
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,6 +37,11 @@ def test_results_are_committed_for_the_demo_and_for_recorded_speech():
     assert {folder.name for folder in FOLDERS} >= {"demo-tiny", "emodb-tiny"}
 
 
+def dkd_records(folder: Path, recorded: list[Run]) -> tuple[list[Run], list[Run]]:
+    """Of protocols P1 and P2."""
+    return read_runs(folder.with_name(f"{folder.name}+P1")), [r for r in recorded if r.info["method"].startswith("dkd")]
+
+
 def test_every_table_is_what_the_records_say(folder, tmp_path):
     recorded = read_runs(folder)
     runs, left_out = tables.complete(recorded)
@@ -57,13 +62,17 @@ def test_every_table_is_what_the_records_say(folder, tmp_path):
     for metric in ("UA", "WA"):
         name = f"mlkd_conditions_{metric}"
         tables.write_table(tables.condition_table(runs, metric), tmp_path, name, f"{metric} in percent; {caption}")
+    p1, p2 = dkd_records(folder, recorded)
+    for name, table in decoupled_tables.made(p1, p2).items():
+        tables.write_table(table, tmp_path, name, decoupled_tables.caption(p1, p2))
     stored = {path.name: path.read_bytes() for path in (folder / "tables").iterdir()}
     assert stored == {path.name: path.read_bytes() for path in (tmp_path / "tables").iterdir()}
     assert not left_out
 
 
 def test_records_are_whole_and_name_no_path(folder):
-    for run in read_runs(folder):
+    p1, _ = dkd_records(folder, [])
+    for run in (*read_runs(folder), *p1):
         text = (run.folder / "run.json").read_text(encoding="utf-8")
         assert not any(mark in text for mark in ("/home/", "/root/", "/tmp/", "/work/"))
         assert "local changes" not in run.info["commit"]
@@ -71,10 +80,14 @@ def test_records_are_whole_and_name_no_path(folder):
         assert not table[["utterance", "condition", "label"]].isna().any().any()
         assert np.isfinite(np.stack(table["logits"]).astype(float)).all()
         tested = run.info["protocol"]["sizes"]["test"]
-        # clean and five noise types at six SNRs; of the last epoch, at one
-        assert table["checkpoint"].value_counts().to_dict() == {"best": tested * (1 + 5 * 6), "last": tested * (1 + 5)}
+        # clean and five noise types at six SNRs; of the last epoch, at one; of the epochs chosen on the test, clean
+        wanted = {"best": tested * (1 + 5 * 6), "last": tested * (1 + 5)}
+        if run.info["method"].startswith("dkd"):
+            wanted |= {"test-UA": tested, "test-WA": tested}
+        assert table["checkpoint"].value_counts().to_dict() == wanted
         speakers = run.info["protocol"]["speakers"]
-        assert not set(speakers["test"]) & {*speakers["train"], *speakers["dev"]}
+        heard = bool(set(speakers["test"]) & {*speakers["train"], *speakers["dev"]})
+        assert heard == run.info["protocol"]["optimistic"] == (run in p1)
 
 
 def test_readme_tables_equal_the_files():

@@ -105,7 +105,7 @@ def test_five_rows_of_the_published_size(runs):
 
 def test_what_a_training_cost_is_recorded(runs):
     for run in runs.values():
-        assert run.info["utterances_per_second"] > 0
+        assert run.info["items_per_second"] > 0
         # at least weights, gradients and AdamW's two moments, in float32; the teacher's CNN needs weights only
         assert run.info["peak_memory_mb"] > 16 * (run.info["parameters"] - CNN) / 2**20
 

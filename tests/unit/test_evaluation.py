@@ -126,10 +126,10 @@ class Spy(nn.Module):
         self.weight = nn.Parameter(torch.ones(2))
         self.modes, self.samples = [], []
 
-    def forward(self, waves):
-        self.samples.append(waves.numel())
+    def forward(self, input_values):
+        self.samples.append(input_values.numel())
         self.modes.append((self.training, torch.is_grad_enabled()))
-        return SimpleNamespace(logits=waves[:, :2] * self.weight)
+        return SimpleNamespace(logits=input_values[:, :2] * self.weight)
 
 
 def test_a_network_hears_the_normalised_view(audio, noise):

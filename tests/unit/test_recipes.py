@@ -13,7 +13,7 @@ import pytest
 import soundfile
 import torch
 
-from ser_kd_utils import recipes
+from ser_kd_utils import recipes, study
 from ser_kd_utils.recipes import ROWS, Experiment
 from ser_kd_utils.settings import MLKDSettings, TeacherSettings
 
@@ -281,7 +281,7 @@ def test_a_training_killed_before_its_record_leaves_the_old_weights(experiment, 
 
     def fit(model, *_, **__):
         model.load_state_dict(other)
-        return recipes.Fitted(model.eval(), pd.DataFrame({"loss": [1.0]}), 1, other, 1.0, 1.0)
+        return recipes.Fitted(model.eval(), pd.DataFrame({"loss": [1.0]}), 1, other, 1, 1.0, 1.0)
 
     def killed(*_, **__):
         raise KeyboardInterrupt
@@ -304,8 +304,8 @@ def test_best_and_last_epoch_are_told_apart(experiment, trained):
     last = dict(given)
     for name in ("classifier.weight", "classifier.bias"):
         last[name] = -given[name]
-    fitted = recipes.Fitted(model, pd.DataFrame({"loss": [1.0, 0.5]}), 1, last, 1.0, 1.0)
-    table = own._test(model, fitted).set_index(["utterance", "condition", "snr_db"])
+    fitted = recipes.Fitted(model, pd.DataFrame({"loss": [1.0, 0.5]}), 1, last, 1, 1.0, 1.0)
+    table = own._test(fitted).set_index(["utterance", "condition", "snr_db"])
     best, final = (table[table["checkpoint"] == name]["logits"] for name in ("best", "last"))
     assert len(best) == 16 * 31 and len(final) == 16 * 6 and final.index.isin(best.index).all()
     np.testing.assert_array_equal(np.stack(best[final.index]), -np.stack(final))
@@ -366,7 +366,7 @@ def test_a_layer_the_teacher_lacks_is_an_error_before_anything_is_read(monkeypat
     def read(*_):
         pytest.fail("the corpus was read first")
 
-    monkeypatch.setattr(recipes, "load_corpus", read)
+    monkeypatch.setattr(study, "load_corpus", read)
     with pytest.raises(ValueError, match=f"^{re.escape(asked)}: .*layers 1 to {LAYERS}\\b") as caught:
         Experiment(changes=changes)
     assert caught.value.__context__ is None

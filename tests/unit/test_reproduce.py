@@ -16,12 +16,14 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 from ser_kd_utils import reproduce
 from ser_kd_utils.cli import main, parser
+from ser_kd_utils.corpora import load_corpus
 
 PARAMETERS = 'corpus: str = "demo"\nprofile: str = "tiny"\nresults: str = ""\nchanges: str = ""'
 RECORD = """from pathlib import Path
 runs = Path(results, f"{{corpus}}-{{profile}}", "runs")
 runs.joinpath(f"{method}__x__fold-{{fold}}__seed-{{seed}}").mkdir(parents=True, exist_ok=True)"""
 EACH = PARAMETERS + '\ndata_root: str = ""\nnoise_dir: str = ""\nfold: int = 1\nseed: int = 0'
+SPEECH, ABLATIONS, LOGITS = (f'\n{name}: str = ""' for name in ("speech_dir", "ablations", "teacher_logits"))
 
 
 def write_notebook(path, *cells, parameters=EACH):
@@ -38,8 +40,12 @@ def notebooks(tmp_path, monkeypatch):
     write_notebook(folder / "00_corpora_and_noise.ipynb", "corpus")
     write_notebook(folder / "01_teacher_finetuning.ipynb", RECORD.format(method="teacher"))
     write_notebook(folder / "02_noisy_student_distillation.ipynb", RECORD.format(method="mlkd"))
-    rows = EACH + '\nspeech_dir: str = ""\nablations: str = ""'
-    write_notebook(folder / "03_mlkd_ablations.ipynb", RECORD.format(method="mlkd-ablation"), parameters=rows)
+    for name, method, own in (
+        ("03_mlkd_ablations", "mlkd-ablation", SPEECH + ABLATIONS),
+        ("04_decoupled_distillation", "dkd", LOGITS),
+        ("05_decoupled_ablations", "dkd-ablation", ABLATIONS),
+    ):
+        write_notebook(folder / f"{name}.ipynb", RECORD.format(method=method), parameters=EACH + own)
     write_notebook(folder / "09_paper_tables.ipynb", "results", parameters=PARAMETERS)
     monkeypatch.setattr(reproduce, "NOTEBOOKS", folder)
     return folder
@@ -79,11 +85,35 @@ def test_plan_is_notebook_by_fold_by_seed(run, notebooks, capsys):
         f"{name}__fold-{fold}__seed-{seed}"
         for fold in (1, 2)
         for seed in (0, 3)
-        for name in ("01_teacher_finetuning", "02_noisy_student_distillation", "03_mlkd_ablations")
+        for name in (
+            "01_teacher_finetuning",
+            "02_noisy_student_distillation",
+            "03_mlkd_ablations",
+            "04_decoupled_distillation",
+            "05_decoupled_ablations",
+        )
     ]
     assert lines == ["00_corpora_and_noise", *each, "09_paper_tables"]
-    assert run("--folds", "1", "--ablations", "none", "--dry-run") == 0
-    assert "03_mlkd_ablations" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("asked", "wanted"),
+    [
+        ("", {"03": "", "05": ""}),
+        ("none", {}),
+        ("gamma-10,cnn-nckd", {"03": "gamma-10", "05": "cnn-nckd"}),
+        ("cnn-nckd", {"05": "cnn-nckd"}),
+        ("two-stage, l1-only", {"03": "l1-only,two-stage"}),
+        ("cnn-dkd-noisy, e-unseen", {"03": "c-unseen,e-unseen", "05": "cnn-alone-noisy,cnn-dkd-noisy"}),
+    ],
+)
+def test_ablations_go_to_the_notebook_that_knows_them(corpus, notebooks, asked, wanted):
+    options = parser().parse_args(["reproduce", "--folds", "1", "--ablations", asked, "--teacher-logits", "a.csv"])
+    steps = reproduce.plan(options, load_corpus("manifest", str(corpus)))
+    assert [step.notebook[:2] for step in steps] == sorted({"00", "01", "02", "04", "09"} | wanted.keys())
+    assert {s.notebook[:2]: s.parameters["ablations"] for s in steps if "ablations" in s.parameters} == wanted
+    logits = {s.notebook[:2]: s.parameters["teacher_logits"] for s in steps if "teacher_logits" in s.parameters}
+    assert logits == {"04": "a.csv"}
 
 
 def test_other_ablations_or_other_speech_run_notebook_03_again(run, notebooks, tmp_path, capsys):
@@ -99,14 +129,43 @@ def test_other_ablations_or_other_speech_run_notebook_03_again(run, notebooks, t
     assert capsys.readouterr().out.count("already recorded, skipped") == 2
 
 
-def test_forcing_the_ablations_keeps_the_weights_of_rows_a_to_e(run, notebooks, tmp_path):
+def test_other_ablations_of_one_notebook_leave_the_other_alone(run, notebooks, account, capsys):
+    options = ("--folds", "1", "--only", "03,05", "--ablations")
+    assert run(*options, "gamma-10,cnn-nckd") == run(*options, "gamma-10,cnn-tckd") == 0
+    out = capsys.readouterr().out
+    assert "03_mlkd_ablations__fold-1__seed-0  already recorded, skipped" in out and out.count("skipped") == 1
+    asked = {name[:2]: step["parameters"]["ablations"] for name, step in account().items()}
+    assert asked == {"03": "gamma-10", "05": "cnn-tckd"}
+
+
+def test_other_stored_logits_run_notebook_04_again(run, notebooks, account, tmp_path, capsys):
+    record = RECORD.format(method="dkd")
+    write_notebook(
+        notebooks / "04_decoupled_distillation.ipynb", record, "open(teacher_logits)", parameters=EACH + LOGITS
+    )
+    first, copy = tmp_path / "first.csv", tmp_path / "copy.csv"
+    first.write_text("file,angry,neutral,sad\nA0,1,0,0\n")
+    copy.write_text(first.read_text())
+
+    def runs(path) -> bool:
+        assert run("--folds", "1", "--only", "04", "--teacher-logits", str(path)) == 0
+        return "04_decoupled_distillation__fold-1__seed-0  running" in capsys.readouterr().out
+
+    assert runs(first) and not runs(first) and not runs(copy)  # wherever it lies
+    first.write_text(first.read_text().replace("1,0,0", "0,1,0"))
+    assert runs(first)
+    assert str(tmp_path) not in json.dumps(account())
+
+
+def test_forcing_the_ablations_keeps_the_weights_of_the_main_rows(run, notebooks, tmp_path):
     folder = tmp_path / "results" / "manifest-tiny" / "runs"
-    names = ["teacher__clean", "mlkd__student-noisy", "mlkd-ablation__gamma-10"]
-    weights = [folder / f"{name}__fold-1__seed-0" / "model" for name in names]
+    kept = ["teacher__clean", "mlkd__student-noisy", "dkd__cnn-dkd"]
+    dropped = ["mlkd-ablation__gamma-10", "dkd-ablation__cnn-nckd"]
+    weights = [folder / f"{name}__fold-1__seed-0" / "model" for name in (*kept, *dropped)]
     for path in weights:
         path.mkdir(parents=True)
-    assert run("--folds", "1", "--only", "03", "--force") == 0
-    assert [path.exists() for path in weights] == [True, True, False]
+    assert run("--folds", "1", "--only", "03,05", "--force") == 0
+    assert [path.exists() for path in weights] == [True] * 3 + [False] * 2
 
 
 def test_all_folds_by_default_but_one_of_the_demo(run, notebooks, capsys):
@@ -193,6 +252,11 @@ def test_a_parameter_the_notebook_does_not_declare_is_refused(run, notebooks, ca
         (("--folds", "9"), "no fold 9; folds: 1 to 5"),
         (("--only", "42"), "No notebook 42 in the plan"),
         (("--ablations", "gamma-11"), "No ablation gamma-11: choose among levels-ends, gamma-0.1"),
+        (("--ablations", "cnn-nckd,cnn-nkcd"), "No ablation cnn-nkcd: choose among levels-ends"),
+        (("--ablations", "cnn-nkcd"), "e-unseen, cnn-tckd, cnn-nckd"),  # of both notebooks
+        (("--ablations", "cnn-nckd", "--only", "03"), "No notebook 03 in the plan"),
+        (("--teacher-logits", "nowhere.csv"), "no file at nowhere.csv"),
+        (("--changes", "dkd__gama=1"), "Unknown setting gama for DKDFMH"),
         (("--ablations", "unlabelled"), "more with --speech-dir"),
         (("--speech-dir", "nowhere"), "pass with --speech-dir"),
     ],
@@ -200,6 +264,7 @@ def test_a_parameter_the_notebook_does_not_declare_is_refused(run, notebooks, ca
 def test_bad_options_are_one_clear_line(run, notebooks, capsys, extra, message):
     assert run(*extra) == 2
     captured = capsys.readouterr()
+    assert "running" not in captured.out
     assert captured.err.startswith("ser-kd: ") and message in captured.err and captured.err.count("\n") == 1
 
 

@@ -15,10 +15,12 @@ from ser_kd_utils import recipes
 from ser_kd_utils.pieces import UNLABELLED
 from ser_kd_utils.recipes import ROWS, Experiment
 from ser_kd_utils.rows import PRETRAINING_EPOCHS
-from ser_kd_utils.settings import MLKDSettings, TeacherSettings
+from ser_kd_utils.settings import settings_of
 
 RATE = 16_000
-TEACHER, MLKD = TeacherSettings.of("tiny"), MLKDSettings.of("tiny")
+CHANGES = "lr=2e-3, weight_decay=0.02, betas=(0.8, 0.95), teacher__lr_encoder=3e-3, teacher__lr_head=4e-3"
+"""The profile gives teachers and students the same values."""
+TEACHER, MLKD, *_ = settings_of("tiny", CHANGES)
 WHOLE = (1, 2, 3)
 
 # What a row's training is given otherwise than that of (e).
@@ -91,7 +93,7 @@ def declared(tones, speech, tmp_path_factory):
         )  # fmt: skip
         move(network, 0.001)
         history = pd.DataFrame({"loss": [1.0]}, index=pd.RangeIndex(1, 2, name="epoch"))
-        return recipes.Fitted(model.eval(), history, 1, model.state_dict(), 2.0, 1.0)
+        return recipes.Fitted(model.eval(), history, 1, model.state_dict(), len(train), 2.0, 1.0)
 
     def teacher_targets(teacher, audio, utterances, levels, folder):
         targets = compute(teacher, audio, utterances, levels, folder)
@@ -111,14 +113,26 @@ def declared(tones, speech, tmp_path_factory):
         patch.setattr(recipes.wav2vec2, "scale_cnn_gradient", scale_cnn_gradient)
         patch.setattr(recipes.records, "environment", dict)
         patch.setattr(Experiment, "_test", lambda *_: pd.DataFrame({"utterance": ["u"]}))
+        results = str(tmp_path_factory.mktemp("declared"))
         experiment = Experiment(
-            "manifest", data_root=str(tones), speech_dir=str(speech), results=str(tmp_path_factory.mktemp("declared"))
+            "manifest", data_root=str(tones), speech_dir=str(speech), results=results, changes=CHANGES
         )
         names = {experiment._run_folder(name).name: name for name in experiment.rows}
         given.runs = {name: experiment.run(name) for name in experiment.rows}
         given.known = {row: state(experiment.teacher(row)) for row in ("a", "a-pretrained")}
     given.known["before a"] = given.fits["a"].start
     return experiment, given
+
+
+def rates(fit) -> list[tuple]:
+    """The optimiser, and each of its groups with the parts of the network in it."""
+    part = {id(weight): name.split(".")[0] for name, weight in fit.model.named_parameters()}
+    groups = [{part.pop(id(weight)) for weight in group["params"]} for group in fit.optimiser.param_groups]
+    assert not part  # every weight is learnt
+    return [
+        (type(fit.optimiser), group["lr"], group["weight_decay"], group["betas"], parts)
+        for group, parts in zip(fit.optimiser.param_groups, groups, strict=True)
+    ]
 
 
 def conditions(declared, name: str) -> dict:
@@ -147,7 +161,7 @@ def conditions(declared, name: str) -> dict:
         "snr": fit.pieces.snr_db,
         "heard clean": fit.pieces.clean_share,
         "seconds heard": fit.pieces.longest / RATE,
-        "rates": [group["lr"] for group in fit.groups],
+        "rates": [group[:-1] for group in rates(fit)],
         "seeds": (fit.seed, fit.pieces.seed),
         "level": fit.level,
     }
@@ -174,7 +188,7 @@ def test_mlkd_is_trained_as_its_settings_say(declared):
         "snr": (0.0, 20.0),
         "heard clean": 0.0,
         "seconds heard": 2.0,
-        "rates": [MLKD.lr],
+        "rates": [(torch.optim.AdamW, MLKD.lr, MLKD.weight_decay, MLKD.betas)],
         "seeds": (0, 0),
         "level": "active",
     }
@@ -182,6 +196,14 @@ def test_mlkd_is_trained_as_its_settings_say(declared):
     assert difference(declared, "d", "e") == {"levels": (3,), "asked": ("a", (3,))}
     assert difference(declared, "c", "e") == without
     assert difference(declared, "b", "c") == {"depth": 3}
+
+
+def test_the_encoder_and_the_head_of_a_teacher_learn_at_rates_of_their_own(declared):
+    same = TEACHER.weight_decay, TEACHER.betas
+    assert rates(declared[1].fits["a"]) == [
+        (torch.optim.AdamW, TEACHER.lr_encoder, *same, {"wav2vec2"}),
+        (torch.optim.AdamW, TEACHER.lr_head, *same, {"projector", "classifier"}),
+    ]
 
 
 def test_the_training_of_a_part_row_differs_from_mlkds_in_that_part_alone(declared):
@@ -279,8 +301,8 @@ def test_a_record_says_what_its_row_is_compared_with(declared):
         types[1:], types[0], [1, 2, 3],
     )  # fmt: skip
     assert given.runs["e"].info["settings"]["the noise"]["train_snr_db"] == [0, 20]
-    rates = {name: given.runs[name].info["utterances_per_second"] for name in ("a", "e", "c-long", "unlabelled")}
-    assert rates == {
+    speed = {name: given.runs[name].info["items_per_second"] for name in ("a", "e", "c-long", "unlabelled")}
+    assert speed == {
         "a": 24 * TEACHER.epochs / 2,
         "e": 24 * MLKD.epochs / 2,
         "c-long": 24 * 2 * MLKD.epochs / 2,
@@ -310,7 +332,7 @@ def stale(declared, tones):
     before = fingerprints(declared[0])
 
     def stale(folder) -> set[str]:
-        after = fingerprints(Experiment("manifest", data_root=str(tones), speech_dir=str(folder)))
+        after = fingerprints(Experiment("manifest", data_root=str(tones), speech_dir=str(folder), changes=CHANGES))
         return {name for name, value in before.items() if after[name] != value}
 
     return stale

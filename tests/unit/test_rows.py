@@ -6,7 +6,19 @@ import dataclasses
 
 import pytest
 
-from ser_kd_utils.rows import DEMO_ABLATIONS, PRETRAINING_EPOCHS, ROWS, SITUATIONS, Row, ablations, choose, levels_of
+from ser_kd_utils.rows import (
+    CNN_ROWS,
+    DEMO_ABLATIONS,
+    P1_ROWS,
+    PRETRAINING_EPOCHS,
+    ROWS,
+    SITUATIONS,
+    Row,
+    ablations,
+    choose,
+    cnn_ablations,
+    levels_of,
+)
 from ser_kd_utils.settings import PROFILES, settings_of
 
 each_profile = pytest.mark.parametrize("profile", PROFILES)
@@ -48,19 +60,57 @@ SITUATED = {
     "unseen": {"unseen": True},
     "pretrained": {"teacher": "a-pretrained"},
 }
+# What the rows of the CNN change in cnn-dkd; those for a number of a list follow from the settings.
+CNN = {
+    "cnn-teacher": {"small": False, "teacher": ""},
+    "cnn-alone": {"teacher": ""},
+    "cnn-kd": {"loss": "kd"},
+    "cnn-dkd": {},
+    "cnn-wav2vec2": {"teacher": "a"},
+    "cnn-stored": {"teacher": "stored"},
+}
+CNN_PARTS = {
+    "cnn-tckd": {"beta": 0.0},
+    "cnn-nckd": {"alpha": 0.0},
+    "cnn-attention-text": {"attention": "text"},
+    "cnn-mfcc": {"features": "mfcc"},
+}
+CNN_LISTS = {"alpha": "alphas", "beta": "betas", "temperature": "temperatures", "heads": "head_counts"}
+CNN_NOISE = {"cnn-alone-noisy": {"noisy": True, "teacher": ""}, "cnn-dkd-noisy": {"noisy": True}}
+CNN_AGAINST = {  # the parts against cnn-dkd
+    "cnn-teacher": "",
+    "cnn-alone": "",
+    "cnn-kd": "cnn-alone",
+    "cnn-dkd": "cnn-alone",
+    "cnn-wav2vec2": "cnn-alone",
+    "cnn-stored": "cnn-alone",
+    "cnn-alone-noisy": "cnn-alone",
+    "cnn-dkd-noisy": "cnn-alone-noisy",
+}
 
 
 def rows_of(profile: str, changes: str = "", speech: bool = True) -> dict[str, Row]:
-    teacher, settings, _ = settings_of(profile, changes)
-    return ablations(teacher, settings, speech)
+    use = settings_of(profile, changes)
+    return ablations(use.teacher, use.mlkd, speech)
+
+
+def cnn_rows_of(profile: str, changes: str = "") -> dict[str, Row]:
+    return cnn_ablations(settings_of(profile, changes).dkd)
+
+
+def cnn_parts_of(profile: str) -> dict[str, dict]:
+    use = settings_of(profile).dkd
+    values = [(name, value) for name, others in CNN_LISTS.items() for value in getattr(use, others)]
+    return CNN_PARTS | {f"cnn-{name}-{value:g}": {name: value} for name, value in values if value != getattr(use, name)}
 
 
 def conditions(row: Row, profile: str) -> dict:
     """All that decides what the row learns."""
-    teacher, settings, _ = settings_of(profile)
-    own = {"levels": levels_of(row, teacher, settings)}
+    use = settings_of(profile)
+    own = {"levels": levels_of(row, use.teacher, use.mlkd)}
     own |= {name: getattr(row, name) for name in ("noisy", "small", "teacher", "unseen", "unlabelled")}
-    changed = dataclasses.asdict(dataclasses.replace(settings if row.teacher else teacher, **row.changes))
+    settings = use.dkd if row.method.startswith("dkd") else use.mlkd if row.teacher else use.teacher
+    changed = dataclasses.asdict(dataclasses.replace(settings, **row.changes))
     assert not {name for name in own if name in changed} - {"levels"}
     return changed | own
 
@@ -102,10 +152,28 @@ def test_a_pretrained_teacher_differs_from_the_other_in_its_pretraining(profile)
 
 
 @each_profile
+def test_a_row_of_the_cnn_changes_in_decoupled_distillation_what_it_says_and_nothing_else(profile):
+    rows, dkd = CNN_ROWS | cnn_rows_of(profile), CNN_ROWS["cnn-dkd"]
+    own = {"levels": (), "noisy": False, "small": True, "teacher": "cnn-teacher", "unseen": False, "unlabelled": False}
+    assert conditions(dkd, profile) == dataclasses.asdict(settings_of(profile).dkd) | own
+    parts = cnn_parts_of(profile)
+    for group, wanted in (("cnn", CNN), ("cnn-part", parts), ("cnn-noise", CNN_NOISE)):
+        found = {name: difference(row, dkd, profile) for name, row in rows.items() if row.group == group}
+        assert found == wanted
+    assert {name: row.against for name, row in rows.items()} == dict.fromkeys(parts, "cnn-dkd") | CNN_AGAINST
+
+
+def test_the_rows_of_the_first_protocol_need_no_other():
+    rows = [CNN_ROWS[name] for name in P1_ROWS]
+    assert {row.teacher for row in rows} | {row.against for row in rows} <= {"", *P1_ROWS}
+
+
+@each_profile
 def test_there_are_no_other_rows(profile):
     situated = {f"{letter}-{name}" for name in SITUATED for letter in "ce"}
     assert rows_of(profile).keys() == {*PARTS, *OF_PROFILE[profile], *situated, "a-pretrained"}
     assert SITUATIONS.keys() == SITUATED.keys()
+    assert CNN_ROWS.keys() | cnn_rows_of(profile).keys() == {*CNN, *cnn_parts_of(profile), *CNN_NOISE}
 
 
 # --- names
@@ -113,13 +181,17 @@ def test_there_are_no_other_rows(profile):
 
 @each_profile
 def test_rows_have_a_name_of_their_own_that_is_a_file_name(profile):
-    rows = ROWS | rows_of(profile)
+    kinds = {"mlkd-ablation": rows_of(profile), "dkd": CNN_ROWS, "dkd-ablation": cnn_rows_of(profile)}
+    rows = ROWS | {name: row for own in kinds.values() for name, row in own.items()}
+    assert len(rows) == len(ROWS) + sum(map(len, kinds.values()))
     for names in ({(row.method, row.variant) for row in rows.values()}, {row.title for row in rows.values()}):
         assert len(names) == len(rows)
-    for name, row in rows_of(profile).items():
-        assert name == row.variant and row.method == "mlkd-ablation" and name not in ROWS
-        assert all(letter.isalnum() or letter in ".-" for letter in name)
-        assert row.question[-1] in "?." and row.against in {"", *rows} and row.teacher in {"", *rows}
+    for method, own in kinds.items():
+        for name, row in own.items():
+            assert name == row.variant and row.method == method
+            assert all(letter.isalnum() or letter in ".-" for letter in name)
+            assert row.question[-1] in "?." and row.against in {"", *rows}
+            assert row.teacher in {"", *rows} or (name, row.teacher) == ("cnn-stored", "stored")
 
 
 # --- what is left out
@@ -137,15 +209,22 @@ def test_rows_have_a_name_of_their_own_that_is_a_file_name(profile):
         ("tiny", "stages='two-stage', cosine_weight=0.0", {"two-stage", "l1-only"}, {"logits"}),
         ("tiny", "targets='piece', cnn_gradient=1.0", {"piece-targets", "cnn-gradient-1"}, {"noisy-teacher"}),
         ("tiny", "gammas=(0.5,), depths=()", {"gamma-0.1", "gamma-10", "depth-2", "depth-3"}, {"gamma-0.5"}),
+        ("tiny", "dkd__alpha=0.5, dkd__beta=8", {"cnn-alpha-0.5", "cnn-beta-8"}, {"cnn-alpha-2", "cnn-tckd"}),
+        ("tiny", "dkd__alpha=0.0", {"cnn-nckd"}, {"cnn-tckd", "cnn-alpha-0.5"}),
+        ("tiny", "dkd__beta=0.0", {"cnn-tckd"}, {"cnn-nckd"}),
+        ("tiny", "dkd__heads=8, dkd__temperature=4.0", {"cnn-heads-8", "cnn-temperature-4"}, {"cnn-heads-1"}),
+        ("tiny", "dkd__attention='text', dkd__features='mfcc'", {"cnn-attention-text", "cnn-mfcc"}, {"cnn-tckd"}),
+        ("tiny", "dkd__head_counts=(3,), dkd__betas=()", {"cnn-heads-1", "cnn-beta-8"}, {"cnn-heads-3"}),
+        ("tiny", "temperature=4.0, betas=(8.0, 1.0)", set(), {"cnn-temperature-4", "cnn-beta-8"}),  # MLKD's own
     ],
 )
-def test_what_the_settings_make_equal_to_mlkd_is_left_out(profile, changes, absent, present):
-    names = rows_of(profile, changes).keys()
+def test_what_the_settings_make_equal_to_the_method_is_left_out(profile, changes, absent, present):
+    names = rows_of(profile, changes).keys() | cnn_rows_of(profile, changes).keys()
     assert present <= names and not absent & names
 
 
 def test_one_level_is_asked_for_once():
-    teacher, settings, _ = settings_of("tiny", "levels=(2,)")
+    teacher, settings, *_ = settings_of("tiny", "levels=(2,)")
     ends = dataclasses.replace(ROWS["e"], levels="ends")
     assert levels_of(ends, teacher, settings) == levels_of(ROWS["d"], teacher, settings) == (2,)
 
@@ -172,10 +251,13 @@ def test_a_distilled_row_comes_with_its_control():
     rows = rows_of("tiny")
     assert choose("e-unseen, logits", rows, synthetic=False) == ["logits", "c-unseen", "e-unseen"]
     assert choose("c-unseen", rows, synthetic=False) == ["c-unseen"]
+    asked = "cnn-dkd-noisy,cnn-mfcc"  # cnn-dkd is a row of another notebook
+    assert choose(asked, cnn_rows_of("tiny"), synthetic=False) == ["cnn-mfcc", "cnn-alone-noisy", "cnn-dkd-noisy"]
 
 
 def test_the_demo_trains_one_of_the_rows_there_are():
-    assert choose("", rows_of("tiny"), synthetic=True) == list(DEMO_ABLATIONS) == ["two-stage"]
+    found = [choose("", rows, synthetic=True) for rows in (rows_of("tiny"), cnn_rows_of("tiny"))]
+    assert found == [[name] for name in DEMO_ABLATIONS] == [["two-stage"], ["cnn-nckd"]]
     assert choose("", rows_of("tiny", "stages='two-stage'"), synthetic=True) == []  # which is (e) itself there
 
 

@@ -15,6 +15,7 @@ from ser_kd_utils.settings import (
     CODE,
     PROFILES,
     PUBLISHED,
+    DKDSettings,
     MLKDSettings,
     NoiseSettings,
     Settings,
@@ -132,10 +133,14 @@ def test_layers_beyond_the_teachers_are_refused(profile, name):
 
 
 def test_changes_reach_the_group_they_name_and_no_other():
-    teacher, mlkd, noise = settings_of("tiny", "epochs=3, teacher__epochs=4, noise__train_types=('hum',)")
+    changes = "epochs=3, teacher__epochs=4, noise__train_types=('hum',), dkd__epochs=5"
+    teacher, mlkd, noise, dkd = settings_of("tiny", changes)
     assert (teacher, mlkd) == (TeacherSettings.of("tiny", epochs=4), MLKDSettings.of("tiny", epochs=3))
     assert noise == NoiseSettings.of("tiny", train_types=("hum",)) != NoiseSettings.of("tiny")
-    with pytest.raises(ValueError, match="Unknown setting mlkd__epochs: write epochs, teacher__epochs or noise__level"):
+    assert dkd == DKDSettings.of("tiny", epochs=5)
+    with pytest.raises(
+        ValueError, match="Unknown setting mlkd__epochs: write epochs, teacher__epochs, noise__level or dkd"
+    ):
         settings_of("tiny", "mlkd__epochs=2")
 
 

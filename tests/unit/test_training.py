@@ -84,6 +84,7 @@ def train(teacher, student, pieces, tmp_path):
         seed=0,
         items=(),
         hears_noise=False,
+        schedule=None,
         **changes,
     ):
         settings = MLKDSettings.of("tiny", **{"epochs": 2, "batch_size": 4, "seconds": 0.25} | changes)
@@ -100,7 +101,10 @@ def train(teacher, student, pieces, tmp_path):
             pieces(utterances, seconds=settings.seconds, **items),
             dev or (lambda _: {"UA": 0.5, "WA": 0.5}),
             settings,
-            groups=[{"params": list(model.parameters()), "lr": settings.lr}],
+            optimiser=torch.optim.AdamW(
+                model.parameters(), settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
+            ),
+            schedule=schedule,
             level="overall",
             seed=seed,
             folder=tmp_path / "checkpoints",
@@ -118,7 +122,8 @@ def heard(teacher, monkeypatch):
 
     def spy(name):
         def hear(module, inputs, keywords):
-            heard[name].append((inputs[0].clone(), keywords.get("attention_mask"), module.training))
+            waves = inputs[0] if inputs else keywords["input_values"]
+            heard[name].append((waves.clone(), keywords.get("attention_mask"), module.training))
 
         return hear
 
@@ -307,8 +312,8 @@ def test_the_first_best_epoch_comes_back_and_the_last_is_kept(train, levels, tmp
         seen.append(weights(model))
         return {"UA": scores[len(seen) - 1], "WA": len(seen)}
 
-    fitted = train(levels=levels, dev=dev, epochs=4)
-    assert fitted.best_epoch == 2
+    fitted = train(levels=levels, dev=dev, epochs=4, batch_size=3)  # the second batch of an epoch is of one item
+    assert (fitted.best_epoch, fitted.items) == (2, 4)
     assert identical(weights(fitted.model), seen[1])
     assert fitted.last.keys() == seen[3].keys()
     assert identical(fitted.last, seen[3])
@@ -347,7 +352,15 @@ def test_a_network_trained_in_mixed_precision_scores_in_float32(train, monkeypat
         torch.testing.assert_close(network(wave).logits, again(wave).logits, rtol=1e-5, atol=1e-7)
 
 
-def test_settings_reach_the_optimiser(train, monkeypatch):
+@pytest.mark.parametrize(
+    ("schedule", "factors"),
+    [
+        (None, [*np.linspace(0, 1, 4, endpoint=False), *np.linspace(1, 0, 6, endpoint=False)]),
+        (lambda done: 0.1 ** ((done >= 0.2) + (done >= 0.6)), [1] * 2 + [0.1] * 4 + [0.01] * 4),
+    ],
+    ids=["warm-up and decay", "steps"],
+)
+def test_settings_reach_the_optimiser(train, monkeypatch, schedule, factors):
     rates, found = [], {}
 
     class Watch(TrainerCallback):
@@ -360,7 +373,7 @@ def test_settings_reach_the_optimiser(train, monkeypatch):
             super().__init__(*args, callbacks=[Watch()], **kwargs)
 
     monkeypatch.setattr(training, "DistillationTrainer", Watched)
-    train(("u0", "u1"), epochs=5, batch_size=1, lr=2e-3, warmup=0.4, weight_decay=0.3, betas=(0.5, 0.6), clip=0.7)
-    up, down = np.linspace(0, 2e-3, 4, endpoint=False), np.linspace(2e-3, 0, 6, endpoint=False)
-    np.testing.assert_allclose(rates, [*up, *down], atol=1e-9)
+    own = {"lr": 2e-3, "warmup": 0.4, "weight_decay": 0.3, "betas": (0.5, 0.6), "clip": 0.7}
+    train(("u0", "u1"), epochs=5, batch_size=1, schedule=schedule, **own)
+    np.testing.assert_allclose(rates, 2e-3 * np.array(factors), atol=1e-9)
     assert (found["weight_decay"], found["betas"], found["clip"]) == (0.3, (0.5, 0.6), 0.7)

@@ -1,0 +1,327 @@
+"""Tables of decoupled distillation from made-up records of two protocols whose scores can be counted by hand."""
+
+from __future__ import annotations
+
+import re
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib import pyplot as plt
+from matplotlib.colors import to_hex
+
+from ser_kd_utils import decoupled_tables as dkd
+from ser_kd_utils import plots, tables
+from ser_kd_utils.metrics import holm
+from ser_kd_utils.records import run_name, write_run
+
+matplotlib.use("agg")
+LABELS = ("angry", "sad")
+SNR = [10.0, -5.0]
+NOISY = [(kind, snr_db) for kind in ("buzz", "hum") for snr_db in SNR]
+ON_TEST = ("test-UA", "test-WA")
+NOISE_ROWS = ("cnn-alone-noisy", "cnn-dkd-noisy")
+
+
+def record(folder, row, wrong, fold=1, seed=0, group="cnn", noisy=0, utterances=None, angry="angry", **other):
+    """A run tested on utterances a0 ... (angry) and s0, s1 (sad) of its fold, that errs on the first `wrong` angry
+    ones in clean speech, and on the first `noisy` ones in noise (all six at -5 dB, below the range of training).
+
+    other: how many at the checkpoints last, test_UA and test_WA, where they differ from `wrong`; utterances: other
+    names than the fold's; angry: another name of that class.
+    """
+    names = utterances or [f"f{fold}{name}" for name in ("a0", "a1", "a2", "a3", "a4", "a5", "s0", "s1")]
+    labels = [angry, "sad"]
+    rows = []
+    for checkpoint in ("best", "last", *ON_TEST):
+        for condition, snr_db in [("clean", np.nan), *(NOISY if checkpoint == "best" else [])]:
+            missed = other.get(checkpoint.replace("-", "_"), wrong) if condition == "clean" else noisy
+            for number, name in enumerate(names):
+                label = int(name[2] == "s")
+                error = label == 0 and (number < missed or snr_db < 0)
+                logits = np.eye(2, dtype=np.float16)[label ^ int(error)]
+                rows.append((name, fold, seed, condition, snr_db, checkpoint, labels[label], logits))
+    columns = ["utterance", "fold", "seed", "condition", "snr_db", "checkpoint", "label", "logits"]
+    info = {"method": "dkd", "variant": row, "fold": fold, "seed": seed, "labels": labels, "row": row, "group": group}
+    info |= {"corpus": "emodb", "profile": "tiny", "parameters": 155_636, "title": f"<{row}>", "against": "cnn-dkd"}
+    info |= {"question": f"why {row}?", "settings": {"the noise": {"train_snr_db": [0.0, 20.0], "test_snr_db": SNR}}}
+    info["protocol"] = {"noise": "folder: buzz, hum"}
+    return write_run(folder / "runs" / run_name("dkd", row, fold, seed), pd.DataFrame(rows, columns=columns), info)
+
+
+@pytest.fixture
+def one(tmp_path):
+    """Of P1: two fifths; the epoch of the best UA misses 0, that of the best WA 3, dev's 6, the last 4 and 6."""
+    return [
+        record(tmp_path / "1", "cnn-alone", 6, fold, test_UA=0, test_WA=3, last=last) for fold, last in ((1, 4), (2, 6))
+    ]
+
+
+@pytest.fixture
+def two(tmp_path):
+    """Of P2: the same utterances in folds of their own, among them one that P1 dropped; dev's epoch misses both a0."""
+    first, second = (["f1a0", "f2a0", "f1a1", "f2a1", "f1s0", "f2s0", "f9a0"], ["f1a2", "f2a2", "f1s1", "f2s1"])
+    return [
+        record(tmp_path / "2", "cnn-alone", 2, 1, noisy=4, utterances=first, test_UA=0, test_WA=1),
+        record(tmp_path / "2", "cnn-alone", 0, 2, noisy=2, utterances=second, last=2),
+        record(tmp_path / "2", "c", 0, 7, group=""),  # another method's
+    ]
+
+
+def value(text: str) -> float:
+    assert re.fullmatch(r"[\d.]+ \[[\d.]+, [\d.]+\]", text)
+    return float(text.split()[0])
+
+
+def test_p1_is_scored_on_its_best_test_epochs_and_p2_on_devs(one, two):
+    table = dkd.dkd_table(one, two)
+    line = table.set_index("row").loc["cnn-alone"]
+    assert len(table) == 1 and line[["model", "parameters"]].tolist() == ["<cnn-alone>", "155.6k"]
+    assert value(line["WA P1"]) == 62.5 and value(line["UA P1"]) == 100.0  # of another epoch each: 5 of 8, and all
+    assert value(line["WA P2"]) == 81.8  # 9 of 11
+    assert value(line["UA P2"]) == 85.7  # 5 of 7 angry, 4 of 4 sad
+    assert value(line["UA noisy P2"]) == 57.1  # at 10 dB 1 of 7 angry
+    assert line[["folds x seeds P1", "folds x seeds P2", "published WA / UA"]].tolist() == ["2 x 1", "2 x 1", ""]
+    wanted = "ser-kd reproduce --corpus emodb --data-root DATA --noise-dir NOISE --folds 1,2 --seeds 0"
+    assert line["command"] == wanted
+
+
+def test_a_protocol_that_is_missing_leaves_its_columns_blank(one, two, tmp_path):
+    ours = ["WA P1", "UA P1", "folds x seeds P1"], ["WA P2", "UA P2", "UA noisy P2", "folds x seeds P2"]
+    for runs, there, blank in (((one, []), *ours), (([], two), *ours[::-1])):
+        line = dkd.dkd_table(*runs).iloc[0]
+        assert set(line[blank]) == {""} and "" not in set(line[there])
+    assert dkd.dkd_table([], two[-1:]).empty and dkd.optimism_table([], two[-1:]).empty
+    assert dkd.optimism_table(one, [])["rung"].tolist() == [1, 2, 3]
+    alone = dkd.optimism_table([], two)
+    assert alone[["rung", "against"]].values.tolist() == [[5, ""], [6, "rung 5"], [7, "rung 6"]]
+
+
+def test_main_rows_come_in_order_and_the_published_scores_stand_with_dkd_only(tmp_path):
+    names = ["cnn-stored", "cnn-dkd", "cnn-teacher", "cnn-wav2vec2", "cnn-kd"]
+    runs = [record(tmp_path, name, 0) for name in names] + [record(tmp_path, "cnn-nckd", 0, group="cnn-part")]
+    table = dkd.dkd_table(runs[1:2], runs).set_index("row")
+    assert list(table.index) == ["cnn-teacher", "cnn-kd", "cnn-dkd", "cnn-wav2vec2", "cnn-stored"]
+    published = table["published WA / UA"]
+    assert published["cnn-dkd"] == "79.1 / 77.1, IEMOCAP, likely P1 (arXiv 2303.05134 abstract)"
+    assert (published == "").sum() == 4 and (table["UA P1"] == "").sum() == 4
+
+
+def test_the_published_scores_are_read_and_not_typed(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "PACKAGE", tmp_path / "package")
+    folder = tmp_path / "results" / "reference"
+    folder.mkdir(parents=True)
+    lines = ["paper,table,method,dataset,condition,snr_db,metric,value,source"]
+    lines += ["D,abstract,DKDFMH,X,clean,,UA,12.3,there (copy)", "D,list,DKDFMH,X,clean,,UA,99,elsewhere"]
+    lines += ["D,abstract,DKDFMH,X,clean,,WA,45.6,there (copy)"]
+    (folder / "dkdfmh_results.csv").write_text("\n".join(lines))
+    table = dkd.dkd_table([], [record(tmp_path, "cnn-dkd", 0)])
+    assert table["published WA / UA"].tolist() == ["45.6 / 12.3, X, likely P1 (there)"]
+
+
+def test_the_ladder_from_the_best_test_epoch_to_speakers_apart(one, two):
+    table = dkd.optimism_table(one, two).set_index("rung")
+    assert [value(cell) for cell in table["WA"]] == [62.5, 25.0, 37.5, 80.0, 81.8, 90.9, 63.6]
+    # angry recalled: P1 12, 0 and 2 of 12; P2 4 of 6, 5 of 7, 7 of 7 and 3 of 7; sad always
+    assert [value(cell) for cell in table["UA"]] == [100.0, 50.0, 58.3, 83.3, 85.7, 100.0, 71.4]
+    assert table["split"].tolist() == ["P1"] * 3 + ["P2"] * 4
+    assert table["utterances"].tolist() == [16, 16, 16, 10, 11, 11, 11]
+    assert table["against"].tolist() == ["", "rung 1", "rung 1", "rung 2", "rung 4", "rung 5", "rung 6"]
+    assert table["step, points"].tolist() == ["", -50.0, -41.7, 33.3, 2.4, 14.3, -28.6]
+    assert table["folds x seeds"].tolist() == ["2 x 1"] * 7
+    # folds differ at step 4 and speech at step 5; then 20 and 0, -20 and -50 points
+    assert table["by run, points"].tolist() == ["", -50.0, -41.7, "", "", 10.0, -35.0]
+    assert table.loc[4, "p"] == 0.125 and table.loc[[1, 5], "p"].tolist() == ["", ""]  # 2 of the 2^4 exchanges
+    tested = [2, 3, 4, 6, 7]
+    corrected = holm(table.loc[tested, "p"].astype(float))
+    np.testing.assert_allclose(table.loc[tested, "p (Holm)"].astype(float), corrected, atol=2e-4)
+
+
+def test_protocols_are_paired_by_utterance_and_seed_and_a_class_may_have_two_names(two, tmp_path):
+    excited = [record(tmp_path / "x", "cnn-alone", 6, fold, angry="excited") for fold in (1, 2)]
+    plain = [record(tmp_path / "y", "cnn-alone", 6, fold) for fold in (1, 2)]
+    another_seed = [record(tmp_path / "y", "cnn-alone", 0, fold, seed=1) for fold in (1, 2)]
+    step = ["UA", "utterances", "step, points", "p"]
+    wanted = dkd.optimism_table(plain, two).set_index("rung").loc[4, step].tolist()
+    assert wanted[2] == 33.3
+    for runs in (excited, plain + another_seed):
+        assert dkd.optimism_table(runs, two).set_index("rung").loc[4, step].tolist() == wanted
+    assert 4 not in set(dkd.optimism_table(another_seed, two)["rung"])  # nothing in common
+
+
+def test_published_scores_are_the_methods_and_its_ancestors():
+    table = dkd.published_table().set_index(["method", "dataset", "condition"])
+    assert table.index.is_unique and len(table) == 9
+    assert {name.split()[0] for name in table.index.get_level_values("method")} == {"DKDFMH", "Head", "MHCNN"}
+    own = table.xs("DKDFMH")
+    assert own["UA"].tolist() == [77.1, 77.0] and set(own["UA_std"]) == {""} and all(own["source"])
+    again = table.loc[("MHCNN (=Head Fusion)", "IEMOCAP improvised", "clean; random 80/20; best epoch on test")]
+    assert again[["WA", "UA", "WA_std", "UA_std"]].tolist() == [76.09, 73.87, 2.01, 2.31]
+
+
+MISSED = {  # clean, in noise
+    "cnn-teacher": (0, 2),
+    "cnn-alone": (6, 6),
+    "cnn-kd": (6, 6),
+    "cnn-dkd": (3, 6),
+    "cnn-wav2vec2": (3, 0),
+    "cnn-tckd": (6, 0),
+    "cnn-nckd": (0, 0),
+    "cnn-alone-noisy": (6, 0),
+    "cnn-dkd-noisy": (6, 3),
+}
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """Three folds of rows that miss the same number of angry utterances in each."""
+
+    def group(row):
+        return "cnn-noise" if row in NOISE_ROWS else "cnn-part" if row in ("cnn-tckd", "cnn-nckd") else "cnn"
+
+    return [
+        record(tmp_path, row, clean, fold, noisy=noisy, group=group(row))
+        for row, (clean, noisy) in MISSED.items()
+        for fold in (1, 2, 3)
+    ]
+
+
+def test_main_rows_are_compared_in_clean_speech_and_those_of_noise_in_noise(rows, tmp_path):
+    table = dkd.dkd_comparison_table([*rows, record(tmp_path, "cnn-teacher", 6, 4)]).set_index("rows")
+    points = {  # an angry utterance is a twelfth of UA
+        "(cnn-dkd) - (cnn-alone)": 25.0,
+        "(cnn-kd) - (cnn-alone)": 0.0,
+        "(cnn-dkd) - (cnn-kd)": 25.0,
+        "(cnn-teacher) - (cnn-alone)": 50.0,
+        "(cnn-dkd) - (cnn-teacher)": -25.0,
+        "(cnn-wav2vec2) - (cnn-alone)": 25.0,
+        "(cnn-wav2vec2) - (cnn-dkd)": 0.0,
+        "(cnn-alone-noisy) - (cnn-alone)": 50.0,
+        "(cnn-dkd-noisy) - (cnn-alone-noisy)": -25.0,
+    }
+    assert table["UA, points"].to_dict() == points
+    assert table["speech"].tolist() == ["clean"] * 7 + ["noisy"] * 2
+    assert set(table["folds x seeds"]) == {"3 x 1"}
+    assert set(table.loc[table["UA, points"] < 0, "reading"]) == {"second is better"}
+    np.testing.assert_allclose(table["p (Holm)"], holm(table["p"]), atol=1e-3)
+    assert table["p (Holm)"].iloc[0] > table["p"].iloc[0] > 0
+
+
+def test_ablations_come_in_the_order_of_the_method_against_dkd_on_common_folds(rows, tmp_path):
+    names = ["cnn-mfcc", "cnn-heads-8", "cnn-heads-2", "cnn-beta-8", "cnn-beta-0.25", "cnn-alpha-2", "cnn-else"]
+    names += ["cnn-temperature-4", "cnn-attention-text"]
+    more = [record(tmp_path, name, 6, 1, group="cnn-part") for name in names]
+    others = [record(tmp_path, "cnn-gradient-0", 0, 1, group="part"), record(tmp_path, "cnn-heads-1", 0, 9)]
+    table = dkd.dkd_ablation_table([*more, *rows, *others]).set_index("row")
+    order = ["tckd", "nckd", "alpha-2", "beta-0.25", "beta-8", "temperature-4", "heads-2", "heads-8"]
+    order += ["attention-text", "mfcc", "else"]
+    assert list(table.index) == [f"<cnn-{name}>" for name in order]
+    scores = ["UA clean", "UA noisy", "difference, points"]
+    assert table.loc[["<cnn-tckd>", "<cnn-nckd>"], scores].values.tolist() == [[50, 100, -25], [100, 100, 25]]
+    assert dkd.dkd_ablation_table(rows)["reading"].tolist() == ["worse than DKD", "better than DKD"]
+    assert table.loc[["<cnn-tckd>", "<cnn-mfcc>"], "folds x seeds"].tolist() == ["3 x 1", "1 x 1"]
+
+
+def test_rows_trained_in_noise_are_tested_in_noise_by_snr(rows, tmp_path):
+    table = dkd.dkd_noise_table([*rows, record(tmp_path, "cnn-alone", 0, 8)])
+    assert list(table.columns[:6]) == ["row", "model", "UA clean", "UA 10 dB", "UA -5 dB", "UA noisy"]
+    assert table["row"].tolist() == ["cnn-alone", "cnn-dkd", *NOISE_ROWS]
+    assert table["UA clean"].tolist() == [50.0, 75.0, 50.0, 50.0]
+    assert table["UA 10 dB"].tolist() == table["UA noisy"].tolist() == [50.0, 50.0, 100.0, 75.0]
+    assert set(table["UA -5 dB"]) == {50.0} and set(table["folds x seeds"]) == {"3 x 1"}
+    assert table["against"].tolist() == ["", "cnn-alone", "cnn-alone", "cnn-alone-noisy"]
+    assert table["noisy, points"].tolist() == ["", 0.0, 50.0, -25.0]
+    assert table["reading"].tolist() == ["", "undecided", "better", "worse"]
+    p = table.loc[1:, ["p", "p (Holm)"]].astype(float)
+    np.testing.assert_allclose(p["p (Holm)"], holm(p["p"]), atol=1e-3)
+    assert dkd.dkd_noise_table(rows[:6])["row"].tolist() == ["cnn-alone"]
+
+
+def test_claims_have_the_sign_of_the_row_that_should_be_better(rows):
+    table = dkd.dkd_claims_table(rows).set_index("claim")
+    assert table[["points for it", "verdict"]].values.tolist() == [
+        [25.0, "supported"],
+        [25.0, "supported"],
+        [0.0, "undecided"],
+        [50.0, "supported"],
+        [-25.0, "contradicted"],
+        [0.0, "undecided"],
+        [-25.0, "contradicted"],
+        [50.0, "supported"],
+    ]
+    beats, carries = (table.loc[claim] for claim in (dkd.CLAIMS[4][0], dkd.CLAIMS[3][0]))
+    assert beats.name == "the student beats its teacher" and beats["tested by"] == "(cnn-dkd) - (cnn-teacher), clean"
+    assert carries["tested by"] == "(cnn-nckd) - (cnn-tckd), clean"
+    assert beats["95 % interval by run"] == "[-25.0, -25.0]" and set(table["folds x seeds"]) == {"3 x 1"}
+    alone = dkd.dkd_claims_table([run for run in rows if run.info["row"] in ("cnn-alone", "cnn-dkd")])
+    assert len(alone) == 1 and alone["p (Holm)"].iloc[0] < table["p (Holm)"].iloc[0]  # corrected for this table's tests
+
+
+@pytest.mark.parametrize("name", ["comparison", "ablation", "noise", "claims"])
+def test_a_table_without_its_records_is_empty_and_can_be_written(name, two, tmp_path):
+    table = getattr(dkd, f"dkd_{name}_table")(two[-1:])
+    assert table.empty
+    tables.write_table(table, tmp_path, name, "recorded speech")
+    assert (tmp_path / "tables" / f"{name}.md").read_text().startswith("recorded speech")
+
+
+def test_all_tables_can_be_written(one, two, rows, tmp_path):
+    written = {
+        "main": dkd.dkd_table(one, rows),
+        "optimism": dkd.optimism_table(one, two),
+        "published": dkd.published_table(),
+        "noise": dkd.dkd_noise_table(rows),
+        "claims": dkd.dkd_claims_table(rows),
+    }
+    for name, table in written.items():
+        tables.write_table(table, tmp_path, name, "recorded speech")
+        for suffix in ("csv", "md", "tex"):
+            assert not re.search(r"\bnan\b", (tmp_path / "tables" / f"{name}.{suffix}").read_text(), re.IGNORECASE)
+    stored = pd.read_csv(tmp_path / "tables" / "optimism.csv").set_index("rung")
+    assert stored.loc[4, "step, points"] == 33.3 and np.isnan(stored.loc[5, "p"])
+
+
+# --- figures
+
+
+@pytest.fixture
+def closed():
+    yield
+    plt.close("all")
+
+
+def guesses(*angry: str) -> pd.DataFrame:
+    """Ten utterances of each class; the sad ones all right, the angry ones said to be so."""
+    label = ["angry"] * 10 + ["sad"] * 10
+    return pd.DataFrame({"label": label, "prediction": [*angry, *["angry"] * (10 - len(angry)), *["sad"] * 10]})
+
+
+def test_changes_of_confusions_are_points_of_the_true_class(closed):
+    base = guesses("sad", "sad", "sad")
+    figure = plots.confusion_changes({"one": guesses("sad"), "same": base}, base, LABELS)
+    one, same = figure.axes
+    assert [text.get_text() for text in one.texts] == ["+20", "-20", "+0", "+0"]
+    assert [text.get_text() for text in same.texts] == ["+0"] * 4 and same.get_title() == "same"
+    assert one.collections[0].get_clim() == same.collections[0].get_clim() == pytest.approx((-20, 20))
+    red, _, blue = one.collections[0].cmap(0.0)[:3]
+    assert red > blue  # less is red
+    outlined = [patch.get_xy() for patch in one.patches if not patch.get_fill()]
+    assert outlined == [(0, 0), (1, 1)]
+
+
+def test_every_rung_has_its_dot_in_its_protocols_colour(one, two, closed):
+    figure = plots.optimism_steps(dkd.optimism_table(one, two))
+    wa, ua = figure.axes
+    assert (wa.get_xlabel(), ua.get_xlabel()) == ("WA (%)", "UA (%)")
+    p1, p2 = (group.lines[0] for group in ua.containers)
+    np.testing.assert_allclose(p1.get_xdata(), [100, 50, 58.3])
+    np.testing.assert_allclose(p2.get_xdata(), [83.3, 85.7, 100, 71.4])
+    assert p1.get_ydata().tolist() == [0, 1, 2] and p2.get_ydata().tolist() == [3, 4, 5, 6]
+    assert to_hex(p1.get_color()) != to_hex(p2.get_color())
+    assert [label.get_text()[-1] for label in wa.get_yticklabels()] == list("1234567")
+    assert ua.get_ylim()[0] > ua.get_ylim()[1]  # from the top
+    low = min(path.vertices[:, 0].min() for path in ua.containers[1][2][0].get_paths())
+    assert low < 71.4  # an interval reaches below its dot
+    alone = plots.optimism_steps(dkd.optimism_table([], two))
+    assert [text.get_text() for text in alone.legends[0].get_texts()] == ["P2, speaker-independent"]
