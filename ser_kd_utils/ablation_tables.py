@@ -5,7 +5,7 @@ They take all records and compare two rows on the folds and seeds both have; a t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -29,7 +29,7 @@ SCORED_THERE = ", scored in it"
 MAIN_PAIR = {"row": "e", "against": "c", "situation": "as in the main table"}
 
 
-def _shared(runs: Sequence[Run], *rows: str) -> list[pd.DataFrame]:
+def shared(runs: Sequence[Run], *rows: str) -> list[pd.DataFrame]:
     """Predictions of these rows on what all of them have, [] when that is nothing.
 
     Of a run that held a noise type out, this type is all that counts: each fold holds out its own.
@@ -46,35 +46,49 @@ def _shared(runs: Sequence[Run], *rows: str) -> list[pd.DataFrame]:
     return found if len(found[0]) else []
 
 
-def _percent_of(table: pd.DataFrame) -> float:
+def percent_of(table: pd.DataFrame) -> float:
     return round(100 * score(table), 1)
 
 
 def _pairs(runs: Sequence[Run], group: str) -> Iterator[tuple[dict[str, Any], pd.DataFrame, pd.DataFrame]]:
     """Of each row of the group, as `ablations` orders them: what is recorded of it, its and the other's predictions."""
     rows = {run.info["row"]: run.info for run in runs if run.info.get("group") == group}
-    teacher, mlkd, _ = settings_of(runs[0].info["profile"])
-    order = list(ablations(teacher, mlkd, speech=True))
+    use = settings_of(runs[0].info["profile"])
+    order = list(ablations(use.teacher, use.mlkd, speech=True))
     names = sorted(rows, key=lambda name: order.index(name) if name in order else len(order))
     for info in [MAIN_PAIR] * (group == "gain") + [rows[name] for name in names]:
-        if pair := _shared(runs, info["row"], info["against"]):
+        if pair := shared(runs, info["row"], info["against"]):
             yield info, *pair
 
 
 def ablation_table(runs: Sequence[Run]) -> pd.DataFrame:
     """Row (e) with one part changed against row (e), on the folds and seeds both have; UA in percent."""
+    return part_table(_pairs(runs, "part"), noisy_part, "(e)")
+
+
+def part_table(
+    pairs: Iterable[tuple[dict[str, Any], pd.DataFrame, pd.DataFrame]],
+    tested: Callable[[pd.DataFrame], pd.DataFrame],
+    full: str,
+) -> pd.DataFrame:
+    """Rows with one part of a method changed, each against the method as it is, named `full`; UA in percent.
+
+    pairs: what is recorded of a row, its predictions and the method's; tested: the part of the predictions, clean or
+    noisy, on which the difference is tested.
+    """
     points = "difference, points"
     records = [
         {
             "row": info["title"],
             "question": info["question"],
-            "UA clean": _percent_of(clean_part(row)),
-            "UA noisy": _percent_of(noisy_part(row)),
-            **compared(noisy_part(row), noisy_part(full), points),
+            "UA clean": percent_of(clean_part(row)),
+            "UA noisy": percent_of(noisy_part(row)),
+            **compared(tested(row), tested(whole), points),
         }
-        for info, row, full in _pairs(runs, "part")
+        for info, row, whole in pairs
     ]
-    return verdicts(records, ["row", "question", "UA clean", "UA noisy", points], "better than (e)", "worse than (e)")
+    leading = ["row", "question", "UA clean", "UA noisy", points]
+    return verdicts(records, leading, f"better than {full}", f"worse than {full}")
 
 
 def gain_table(runs: Sequence[Run]) -> pd.DataFrame:
@@ -86,8 +100,8 @@ def gain_table(runs: Sequence[Run]) -> pd.DataFrame:
     records = [
         {
             "situation": info["situation"] + (SCORED_THERE if info.get("held_out") else ""),
-            "control UA noisy": _percent_of(noisy_part(control)),
-            "distilled UA noisy": _percent_of(noisy_part(distilled)),
+            "control UA noisy": percent_of(noisy_part(control)),
+            "distilled UA noisy": percent_of(noisy_part(distilled)),
             **compared(noisy_part(distilled), noisy_part(control), points),
         }
         for info, distilled, control in _pairs(runs, "gain")
@@ -102,13 +116,13 @@ def unseen_table(runs: Sequence[Run]) -> pd.DataFrame:
     All four on the same folds and seeds, at the SNRs of training; cost: what not having heard it takes.
     """
     points = "cost, points"
-    tables = [noisy_part(table) for table in _shared(runs, "c", "e", "c-unseen", "e-unseen")]
+    tables = [noisy_part(table) for table in shared(runs, "c", "e", "c-unseen", "e-unseen")]
     records = [
         {
             "row": f"({letter})",
             "model": ROWS[letter].title,
-            "UA heard": _percent_of(heard),
-            "UA not heard": _percent_of(unseen),
+            "UA heard": percent_of(heard),
+            "UA not heard": percent_of(unseen),
             **compared(heard, unseen, points),
         }
         for letter, heard, unseen in zip("ce", tables[:2], tables[2:], strict=False)  # no table, no row
@@ -148,24 +162,27 @@ def claims_table(runs: Sequence[Run]) -> pd.DataFrame:
         points = next(column for column in table if column.endswith(", points") and column not in BY_RUN)
         for line in table.rename(columns={name: "evidence", points: "points"}).to_dict("records"):
             found[line["evidence"].removesuffix(SCORED_THERE)] = line
-    records = []
-    for claim, evidence, sign in CLAIMS:
-        if line := found.get(title.get(evidence, evidence)):
-            low, high = _interval(line["95 % interval"], sign)
-            by_run = _interval(line["95 % interval by run"], sign)
-            records.append(
-                {
-                    "claim": claim,
-                    "tested by": line["evidence"],
-                    "points for it": sign * line["points"],
-                    "95 % interval": f"[{low:.1f}, {high:.1f}]",
-                    "p (Holm)": line["p (Holm)"],
-                    "95 % interval by run": f"[{by_run[0]:.1f}, {by_run[1]:.1f}]" if by_run else "",
-                    "folds x seeds": line["folds x seeds"],
-                    "verdict": _verdict(sign * line["points"], line["p (Holm)"], by_run),
-                }
-            )
-    return pd.DataFrame(records)
+    lines = ((claim, found.get(title.get(evidence, evidence)), sign) for claim, evidence, sign in CLAIMS)
+    return pd.DataFrame([claim_line(claim, line, sign) for claim, line, sign in lines if line])
+
+
+def claim_line(claim: str, line: Mapping[str, Any], sign: int = 1) -> dict[str, Any]:
+    """The claim with its verdict, from a line of `verdicts` that names the comparison `evidence` and has `points`.
+
+    sign: 1 where positive points speak for the claim, -1 where negative ones do.
+    """
+    low, high = _interval(line["95 % interval"], sign)
+    by_run = _interval(line["95 % interval by run"], sign)
+    return {
+        "claim": claim,
+        "tested by": line["evidence"],
+        "points for it": sign * line["points"],
+        "95 % interval": f"[{low:.1f}, {high:.1f}]",
+        "p (Holm)": line["p (Holm)"],
+        "95 % interval by run": f"[{by_run[0]:.1f}, {by_run[1]:.1f}]" if by_run else "",
+        "folds x seeds": line["folds x seeds"],
+        "verdict": _verdict(sign * line["points"], line["p (Holm)"], by_run),
+    }
 
 
 def _interval(text: str, sign: int) -> list[float]:

@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 
 from ser_kd_utils.audio import SAMPLE_RATE
 from ser_kd_utils.metrics import interval, score
-from ser_kd_utils.rows import ROWS
+from ser_kd_utils.rows import CNN_ROWS, ROWS, cnn_ablations
+from ser_kd_utils.settings import DKDSettings
 
 # Okabe & Ito (2008), and a marker each, so that the lines differ without colour too
 ROW_STYLES = {
@@ -26,8 +27,14 @@ ROW_STYLES = {
     "c": ("#E69F00", "^", "-"),
     "d": ("#56B4E9", "v", "-"),
     "e": ("#D55E00", "D", "-"),
+    "cnn-alone": ("#E69F00", "^", "-"),
+    "cnn-dkd": ("#D55E00", "D", "-"),
+    "cnn-alone-noisy": ("#56B4E9", "v", "--"),
+    "cnn-dkd-noisy": ("#0072B2", "s", "--"),
 }
+OPTIMISM_STYLES = (("P1", "#D55E00", "o", "P1, random split"), ("P2", "#0072B2", "s", "P2, speaker-independent"))
 CLASS_MARKERS = "os^DvPX*"
+_ROWS = ROWS | CNN_ROWS | cnn_ablations(DKDSettings.of("paper"))
 
 
 def use_style() -> None:
@@ -109,7 +116,7 @@ def learning_curves(histories: Mapping[str, pd.DataFrame]) -> Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
     for row, history in histories.items():
         colour, _, line = ROW_STYLES[row]
-        style = {"color": colour, "linestyle": line, "label": f"({row}) {ROWS[row].title}"}
+        style = {"color": colour, "linestyle": line, "label": f"({row}) {_ROWS[row].title}"}
         left.plot(history.index, history["loss"], **style)
         right.plot(history.index, 100 * history["dev_UA"], **style)
     left.set(xlabel="epoch", ylabel="training loss")
@@ -119,14 +126,16 @@ def learning_curves(histories: Mapping[str, pd.DataFrame]) -> Figure:
     return figure
 
 
-def _curve(axis: Axes, table: pd.DataFrame, row: str, positions: Mapping[float, int]) -> None:
-    """UA over SNR with its interval, clean speech at the right end."""
+def _curve(axis: Axes, table: pd.DataFrame, row: str, positions: Mapping[float, int], shift: float) -> None:
+    """UA over SNR with its interval, clean speech at the right end.
+
+    shift: so that the bars of different rows do not hide each other.
+    """
     points = []
     for snr_db, part in table.groupby(table["snr_db"].fillna(np.inf)):
         value, low, high = interval(part)
         points.append((positions[snr_db], 100 * value, 100 * (value - low), 100 * (high - value)))
     x, y, below, above = np.array(sorted(points)).T
-    shift = 0.06 * (list(ROWS).index(row) - 2)  # so that the bars of different rows do not hide each other
     colour, marker, line = ROW_STYLES[row]
     axis.errorbar(
         x + shift,
@@ -139,7 +148,7 @@ def _curve(axis: Axes, table: pd.DataFrame, row: str, positions: Mapping[float, 
         linewidth=1.5,
         elinewidth=0.9,
         capsize=2,
-        label=f"({row}) {ROWS[row].title}",
+        label=f"({row}) {_ROWS[row].title}",
     )
 
 
@@ -160,12 +169,13 @@ def snr_curves(predictions: Mapping[str, pd.DataFrame], chance: float, per_type:
     panels = [[kind] for kind in kinds] if per_type else [kinds]
     levels = [*sorted(anyone["snr_db"].dropna().unique()), np.inf]
     positions = {level: place for place, level in enumerate(levels)}
-    untrained = _untrained(anyone) if any(ROWS[row].noisy for row in predictions) else []
+    untrained = _untrained(anyone) if any(_ROWS[row].noisy for row in predictions) else []
     width = 3.0 * len(panels) if per_type else 6.4
     figure, axes = plt.subplots(1, len(panels), figsize=(width, 3.2 if per_type else 4), sharey=True, squeeze=False)
     for axis, panel in zip(axes[0], panels, strict=True):
-        for row, table in predictions.items():
-            _curve(axis, table[table["condition"].isin(["clean", *panel])], row, positions)
+        for place, (row, table) in enumerate(predictions.items()):
+            shift = 0.06 * (place - (len(predictions) - 1) / 2)
+            _curve(axis, table[table["condition"].isin(["clean", *panel])], row, positions, shift)
         axis.axhline(100 * chance, color="grey", linestyle=":", linewidth=1)
         for level in untrained:
             place = positions[level]
@@ -188,15 +198,17 @@ def snr_curves(predictions: Mapping[str, pd.DataFrame], chance: float, per_type:
     return figure
 
 
-def confusions(tables: Mapping[str, pd.DataFrame], labels: Sequence[str], columns: int | None = None) -> Figure:
-    """Confusion matrices in percent of the true class, one panel per named table of predictions.
-
-    columns: panels side by side, those of the next row below them; all of them in one row unless told.
-    """
+def _percent_confused(table: pd.DataFrame, labels: Sequence[str]) -> np.ndarray:
     from sklearn.metrics import confusion_matrix
 
-    columns = columns or len(tables)
-    rows = -(-len(tables) // columns)
+    return 100 * confusion_matrix(table["label"], table["prediction"], labels=labels, normalize="true")
+
+
+def _class_panels(
+    matrices: Mapping[str, np.ndarray], labels: Sequence[str], columns: int, fmt: str, colours: str, low: float
+) -> Figure:
+    """A matrix of classes, (true, predicted), in each panel; colours from `low` to its opposite or, from 0, to 100."""
+    rows = -(-len(matrices) // columns)
     side = 0.9 + 0.5 * len(labels)
     figure, axes = plt.subplots(
         rows,
@@ -206,11 +218,10 @@ def confusions(tables: Mapping[str, pd.DataFrame], labels: Sequence[str], column
         sharex=True,
         sharey=True,
     )
-    for axis, (name, table) in zip(axes.flat, tables.items(), strict=True):
-        matrix = 100 * confusion_matrix(table["label"], table["prediction"], labels=labels, normalize="true")
+    for axis, (name, matrix) in zip(axes.flat, matrices.items(), strict=True):
         sns.heatmap(
-            matrix, annot=True, fmt=".0f", cmap="Blues", vmin=0, vmax=100, cbar=False, square=True, ax=axis,
-            xticklabels=labels, yticklabels=labels,
+            matrix, annot=matrix.round() + 0.0, fmt=fmt, cmap=colours, vmin=low, vmax=-low or 100, cbar=False,
+            square=True, ax=axis, xticklabels=labels, yticklabels=labels,
         )  # fmt: skip
         axis.set_title(name)
     for axis in axes[-1]:
@@ -218,6 +229,30 @@ def confusions(tables: Mapping[str, pd.DataFrame], labels: Sequence[str], column
     for axis in axes[:, 0]:
         axis.set_ylabel("true")
     figure.tight_layout()
+    return figure
+
+
+def confusions(tables: Mapping[str, pd.DataFrame], labels: Sequence[str], columns: int | None = None) -> Figure:
+    """Confusion matrices in percent of the true class, one panel per named table of predictions.
+
+    columns: panels side by side, those of the next row below them; all of them in one row unless told.
+    """
+    matrices = {name: _percent_confused(table, labels) for name, table in tables.items()}
+    return _class_panels(matrices, labels, columns or len(tables), ".0f", "Blues", 0)
+
+
+def confusion_changes(tables: Mapping[str, pd.DataFrame], base: pd.DataFrame, labels: Sequence[str]) -> Figure:
+    """Each named table's confusion matrix less that of `base`, in points of the true class; blue where there is more.
+
+    Inside the outlined diagonal more is better, outside it worse. base: predictions, as the tables.
+    """
+    before = _percent_confused(base, labels)
+    changes = {name: _percent_confused(table, labels) - before for name, table in tables.items()}
+    limit = max(1, *(np.abs(change).max() for change in changes.values()))  # under a point is pale
+    figure = _class_panels(changes, labels, len(tables), "+.0f", "RdBu", -limit)
+    for axis in figure.axes:
+        for place in range(len(labels)):
+            axis.add_patch(plt.Rectangle((place, place), 1, 1, fill=False, ec="black", linewidth=1.5, clip_on=False))
     return figure
 
 
@@ -318,6 +353,27 @@ def ablation_points(table: pd.DataFrame, name: str, points: str, axis_label: str
     axis.grid(axis="y", visible=False)
     axis.set(xlabel=axis_label, ylim=(len(table) - 0.4, -0.6))
     figure.tight_layout()
+    return figure
+
+
+def optimism_steps(table: pd.DataFrame) -> Figure:
+    """WA and UA with 95 % intervals, a dot per rung of `decoupled_tables.optimism_table`; P1 and P2 in two colours."""
+    size = (9.5, 1.3 + 0.32 * len(table))
+    figure, axes = plt.subplots(1, 2, figsize=size, sharex=True, sharey=True, layout="constrained")
+    places = np.arange(len(table))
+    for axis, metric in zip(axes, ("WA", "UA"), strict=True):
+        value, low, high = table[metric].str.extract(r"(\S+) \[(\S+), (\S+)\]").astype(float).to_numpy().T
+        for protocol, colour, marker, words in OPTIMISM_STYLES:
+            own = (table["split"] == protocol).to_numpy()
+            if not own.any():
+                continue
+            axis.errorbar(
+                value[own], places[own], xerr=np.clip([value - low, high - value], 0, None)[:, own], fmt=marker,
+                color=colour, markersize=6, capsize=3, linewidth=1.3, label=words,
+            )  # fmt: skip
+        axis.set(xlabel=f"{metric} (%)", ylim=(len(table) - 0.5, -0.5))
+    axes[0].set_yticks(places, [f"{line.evaluation}  {line.rung}" for line in table.itertuples()])
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, fontsize="small")
     return figure
 
 

@@ -33,12 +33,15 @@ BY_RUN = ["by run, points", "95 % interval by run", "smallest detectable"]
 def complete(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
     """The runs of rows (a) to (e) whose fold and seed every recorded one of these rows has, and their others.
 
-    Only the former can be compared. Ablations may have fewer folds and seeds: their tables take all records.
+    Only the former can be compared. Ablations may have fewer folds and seeds: their tables take all records. Raises
+    FileNotFoundError without any.
     """
     main = [run for run in runs if run.info["row"] in ROWS]
     pairs: dict[str, set[tuple[int, int]]] = {}
     for run in main:
         pairs.setdefault(run.info["row"], set()).add((run.info["fold"], run.info["seed"]))
+    if not pairs:
+        raise FileNotFoundError("No records of rows (a) to (e): run notebooks 01 and 02, or `ser-kd reproduce`.")
     common = set.intersection(*pairs.values())
     whole = [run for run in main if (run.info["fold"], run.info["seed"]) in common]
     return whole, [run for run in main if run not in whole]
@@ -59,10 +62,10 @@ def about(run: Run) -> str:
     noise = f"{protocol['noise']}; noisy: {low:g} to {high:g} dB, the range of training"
     below = ", ".join(f"{level:g}" for level in snr["test_snr_db"] if level < low)
     noise += f" ({below} dB was not trained on)" if below else ""
-    return f"{info['corpus']}, profile {info['profile']}, {speech}; noise {noise}; protocol: {_protocol(run)}"
+    return f"{info['corpus']}, profile {info['profile']}, {speech}; noise {noise}; protocol: {protocol_of(run)}"
 
 
-def _percent(value: tuple[float, float, float]) -> str:
+def percent(value: tuple[float, float, float]) -> str:
     """`61.2 [55.0, 67.1]`: mean and interval in percent."""
     return "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * part for part in value))
 
@@ -75,14 +78,14 @@ def clean_part(table: pd.DataFrame) -> pd.DataFrame:
     return table[table["condition"] == "clean"]
 
 
-def _design(table: pd.DataFrame) -> str:
+def design(table: pd.DataFrame) -> str:
     """`5 x 2` for five folds with two seeds each; a number of runs where the grid has holes."""
     folds, seeds = table["fold"].nunique(), table["seed"].nunique()
     runs = len(table[["fold", "seed"]].drop_duplicates())
     return f"{folds} x {seeds}" if runs == folds * seeds else f"{runs} runs"
 
 
-def _command(run: Run, table: pd.DataFrame, changes: str) -> str:
+def command(run: Run, table: pd.DataFrame, changes: str) -> str:
     """What makes these records; DATA and NOISE stand for folders on the reader's machine."""
     info = run.info
     data = "" if info["corpus"] == "demo" else f" --corpus {info['corpus']} --data-root DATA"
@@ -94,10 +97,14 @@ def _command(run: Run, table: pd.DataFrame, changes: str) -> str:
     return f"ser-kd reproduce{data}{noise}{profile} --folds {folds} --seeds {seeds}{changed}"
 
 
+def published_values(name: str) -> pd.DataFrame:
+    """The published values of results/reference/`name`.csv."""
+    return pd.read_csv(PACKAGE.parent / "results" / "reference" / f"{name}.csv", dtype={"snr_db": float})
+
+
 def _reference(corpus: str) -> pd.DataFrame:
     """Published values on this corpus, with the letter of the row that stands for the method."""
-    path = PACKAGE.parent / "results" / "reference" / "mlkd_results.csv"
-    table = pd.read_csv(path, dtype={"snr_db": float})
+    table = published_values("mlkd_results")
     return table.assign(row=table["method"].replace("MLKD", "e"))[table["dataset"] == corpus.upper()]
 
 
@@ -126,21 +133,21 @@ def mlkd_table(runs: Sequence[Run], changes: str = "") -> pd.DataFrame:
                 "row": f"({letter})",
                 "model": row.title,
                 "parameters": f"{sizes[row.method, row.variant] / 1e6:.2f}M",
-                "UA clean": _percent(interval(clean_part(table))),
-                "UA noisy": _percent(interval(noisy)),
-                **{f"UA {snr:.0f} dB": _percent(interval(table[table["snr_db"] == snr])) for snr in hard},
-                "WA clean": _percent(interval(clean_part(table), metric="WA")),
-                "WA noisy": _percent(interval(noisy, metric="WA")),
+                "UA clean": percent(interval(clean_part(table))),
+                "UA noisy": percent(interval(noisy)),
+                **{f"UA {snr:.0f} dB": percent(interval(table[table["snr_db"] == snr])) for snr in hard},
+                "WA clean": percent(interval(clean_part(table), metric="WA")),
+                "WA noisy": percent(interval(noisy, metric="WA")),
                 "published UA": _published(runs[0].info["corpus"], "UA") if letter == "e" else "",
-                "folds x seeds": _design(table),
-                "protocol": _protocol(runs[0]),
-                "command": _command(runs[0], table, changes),
+                "folds x seeds": design(table),
+                "protocol": protocol_of(runs[0]),
+                "command": command(runs[0], table, changes),
             }
         )
     return pd.DataFrame(records)
 
 
-def _protocol(run: Run) -> str:
+def protocol_of(run: Run) -> str:
     protocol = run.info["protocol"]
     marks = [protocol["protocol"]]
     marks += ["optimistic"] * protocol["optimistic"]
@@ -158,13 +165,17 @@ def _ends(found: Mapping[str, float]) -> str:
     return f"[{100 * found['low']:.1f}, {100 * found['high']:.1f}]"
 
 
-def compared(first: pd.DataFrame, second: pd.DataFrame, points: str) -> dict[str, Any]:
-    """Cells of a comparison of UA, first minus second, over utterances and, where there are several, over runs."""
-    test, by_run = paired_test(first, second), across_runs(first, second)
+def compared(first: pd.DataFrame, second: pd.DataFrame, points: str, same_folds: bool = True) -> dict[str, Any]:
+    """Cells of a comparison of UA, first minus second, over utterances and, where there are several, over runs.
+
+    same_folds: whether fold and seed mean the same on both sides; else there are no runs to compare.
+    """
+    test = paired_test(first, second)
     cells = {points: 100 * test["difference"], "95 % interval": _ends(test), "p": test["p"]}
-    mean, detectable = (round(100 * by_run[name], 1) for name in ("difference", "detectable"))
-    values = (mean, _ends(by_run), detectable) if by_run["runs"] > 1 else ("", "", "")
-    return cells | dict(zip(BY_RUN, values, strict=True)) | {"folds x seeds": _design(first)}
+    values: tuple = ("", "", "")
+    if same_folds and (by_run := across_runs(first, second))["runs"] > 1:
+        values = (round(100 * by_run["difference"], 1), _ends(by_run), round(100 * by_run["detectable"], 1))
+    return cells | dict(zip(BY_RUN, values, strict=True)) | {"folds x seeds": design(first)}
 
 
 def verdicts(records: Sequence[Mapping[str, Any]], leading: Sequence[str], better: str, worse: str) -> pd.DataFrame:
@@ -206,7 +217,7 @@ def selection_table(runs: Sequence[Run]) -> pd.DataFrame:
     for letter, best in by_row(runs).items():
         both = on_common_cells(best, last[letter])
         for name, keep in (("clean", clean_part), ("noisy", noisy_part)):
-            values = [_percent(interval(keep(table))) for table in both]
+            values = [percent(interval(keep(table))) for table in both]
             records.append({"row": f"({letter})", "speech": name, "chosen on dev": values[0], "last epoch": values[1]})
     return pd.DataFrame(records)
 

@@ -1,0 +1,298 @@
+"""Tables of decoupled distillation into a CNN (DKDFMH), from the records of two protocols.
+
+P1 is the paper's likely protocol: a random fifth of the utterances is the test, utterances shorter than a segment are
+left out, and the epoch is chosen on the test itself, so it is optimistic. P2 keeps the test's speakers out of training,
+tests all utterances and chooses the epoch on dev speakers. Their numbers never share a column unless the table is about
+the difference (`optimism_table`). p1, p2: the records of each, which may be none.
+
+Scores are those of clean speech unless a column says noisy; intervals, runs and "noisy" as in `tables`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pandas as pd
+
+from ser_kd_utils.ablation_tables import claim_line, part_table, percent_of, shared
+from ser_kd_utils.metrics import holm, interval, score
+from ser_kd_utils.records import Run, predictions
+from ser_kd_utils.rows import CNN_ROWS
+from ser_kd_utils.tables import (
+    BY_RUN,
+    about,
+    clean_part,
+    command,
+    compared,
+    design,
+    noisy_part,
+    percent,
+    protocol_of,
+    published_values,
+    verdicts,
+)
+
+GROUPS = ("cnn", "cnn-part", "cnn-noise")
+FULL = "cnn-dkd"
+_KINDS = ("tckd", "nckd", "alpha-", "beta-", "temperature-", "heads-", "attention-text", "mfcc")
+ORDER = tuple(f"cnn-{kind}" for kind in _KINDS)
+"""How the names of ablations begin, in the order of their table."""
+PAIRS = (
+    (FULL, "cnn-alone"),
+    ("cnn-kd", "cnn-alone"),
+    (FULL, "cnn-kd"),
+    ("cnn-teacher", "cnn-alone"),
+    (FULL, "cnn-teacher"),
+    ("cnn-wav2vec2", "cnn-alone"),
+    ("cnn-wav2vec2", FULL),
+    ("cnn-stored", "cnn-alone"),
+)
+NOISY_PAIRS = (("cnn-alone-noisy", "cnn-alone"), ("cnn-dkd-noisy", "cnn-alone-noisy"))
+"""Trained in noise against the row that was not, and distilled in noise against not."""
+PARTS = {"clean": clean_part, "noisy": noisy_part}
+
+CLAIMS = (
+    ("decoupled distillation helps the student", FULL, "cnn-alone", "clean"),
+    ("it helps more than classical distillation", FULL, "cnn-kd", "clean"),
+    ("classical distillation helps the student", "cnn-kd", "cnn-alone", "clean"),
+    ("what the teacher says of the other classes carries it", "cnn-nckd", "cnn-tckd", "clean"),
+    ("the student beats its teacher", FULL, "cnn-teacher", "clean"),
+    ("a teacher of another architecture serves better", "cnn-wav2vec2", FULL, "clean"),
+    ("distillation helps in noise, after training in noise", "cnn-dkd-noisy", "cnn-alone-noisy", "noisy"),
+    ("training in noise helps in noise", "cnn-alone-noisy", "cnn-alone", "noisy"),
+)
+"""What the paper claims, or follows from it; the row that should be better, the other one, the speech to test on."""
+
+
+def _own(runs: Sequence[Run], row: str = "") -> list[Run]:
+    """The records of this method, of one row if it is named."""
+    return [run for run in runs if run.info["group"] in GROUPS and row in ("", run.info["row"])]
+
+
+def _told(runs: Sequence[Run], row: str, checkpoint: str) -> pd.DataFrame:
+    """The row's predictions on clean speech; without rows where nothing is recorded."""
+    if some := _own(runs, row):
+        return clean_part(predictions(some, checkpoint))
+    return pd.DataFrame(columns=["utterance", "seed", "label"])
+
+
+def _wa_ua(wa: pd.DataFrame, ua: pd.DataFrame) -> tuple[str, str]:
+    return percent(interval(wa, "WA")), percent(interval(ua))
+
+
+def _abstract() -> str:
+    """The method's published scores with what is known of their protocol and source."""
+    table = published_values("dkdfmh_results")
+    table = table[table["table"] == "abstract"].set_index("metric")
+    dataset, source = table.loc["UA", ["dataset", "source"]]
+    wa, ua = table["value"][["WA", "UA"]]
+    return f"{wa:.1f} / {ua:.1f}, {dataset}, likely P1 ({source.partition(' (')[0]})"
+
+
+def made(p1: Sequence[Run], p2: Sequence[Run], changes: str = "") -> dict[str, pd.DataFrame]:
+    """Every table that these records fill, by the name of its file."""
+    tables = {
+        "dkd": dkd_table(p1, p2, changes),
+        "dkd_claims": dkd_claims_table(p2),
+        "dkd_comparisons": dkd_comparison_table(p2),
+        **{f"dkd_optimism_{row.removeprefix('cnn-')}": optimism_table(p1, p2, row) for row in ("cnn-alone", FULL)},
+        "dkd_ablations": dkd_ablation_table(p2),
+        "dkd_noise": dkd_noise_table(p2),
+    }
+    return {name: table for name, table in tables.items() if len(table)}
+
+
+def caption(p1: Sequence[Run], p2: Sequence[Run]) -> str:
+    """What the numbers are about, under P2 and, where there are records of it, under P1."""
+    texts = [f"{about(run)} (P2)" for run in p2[:1]] or [about(p1[0])]
+    texts += [f"P1: {protocol_of(run)}, utterances shorter than a segment dropped, best test epoch" for run in p1[:1]]
+    return "; ".join(texts)
+
+
+def dkd_table(p1: Sequence[Run], p2: Sequence[Run], changes: str = "") -> pd.DataFrame:
+    """The main rows, WA and UA in percent: P1 at the epochs with the best test WA and the best test UA, as a paper of
+    that protocol reports, P2 at the epoch with the best dev UA.
+
+    The published scores are those of another corpus unless this is IEMOCAP. changes: as for `mlkd_table`.
+    """
+    records = []
+    for row in CNN_ROWS:
+        first, second = _own(p1, row), _own(p2, row)
+        if not first + second:
+            continue
+        one = (second or first)[0]
+        ours = ("WA P1", "UA P1", "folds x seeds P1", "WA P2", "UA P2", "UA noisy P2", "folds x seeds P2")
+        cells = dict.fromkeys(ours, "")
+        if first:
+            wa, ua = _told(p1, row, "test-WA"), _told(p1, row, "test-UA")
+            cells |= zip(ours[:3], (*_wa_ua(wa, ua), design(ua)), strict=True)
+        if second:
+            table = predictions(second)
+            clean, noisy = clean_part(table), percent(interval(noisy_part(table)))
+            cells |= zip(ours[3:], (*_wa_ua(clean, clean), noisy, design(table)), strict=True)
+        trained = pd.DataFrame([run.info for run in first + second])[["fold", "seed"]]
+        records.append(
+            {"row": row, "model": one.info["title"], "parameters": f"{one.info['parameters'] / 1e3:.1f}k"}
+            | cells
+            | {"published WA / UA": _abstract() if row == FULL else "", "command": command(one, trained, changes)}
+        )
+    return pd.DataFrame(records)
+
+
+def optimism_table(p1: Sequence[Run], p2: Sequence[Run], row: str = "cnn-alone") -> pd.DataFrame:
+    """What P1 is worth: one model scored from the most optimistic way to the strictest; WA and UA in percent.
+
+    Rung 1 takes WA and UA from the test's best epoch of each. A step is the rung's UA less that of the rung it is
+    compared with; its test is paired over utterances, by run where both rungs have the same folds. Rung 4 and its step
+    are about the utterances (and seeds) that both protocols tested, whatever the fold: those P1 did not drop. Rung 5
+    has more utterances than rung 4, so that step has no test. p is corrected for the number of tests (Holm).
+
+    Of IEMOCAP, P1 has the improvised speech only and takes excitement for happiness: what P2 trains on besides is in
+    step 4, and excited and happy, the names of one class there, count as the same.
+    """
+    names = ("test-WA", "test-UA", "best", "last")
+    random, apart = ({name: _told(runs, row, name) for name in names} for runs in (p1, p2))
+    key = ["utterance", "seed"]
+    common = apart["best"][key].merge(random["best"][key])
+    long, long_random = (table["best"].merge(common) for table in (apart, random))
+    both = long_random[[*key, "label"]].merge(long[[*key, "label"]], on=key)
+    words = dict(zip(both["label_x"], both["label_y"], strict=True))
+    long_random = long_random.replace({"label": words, "prediction": words})
+    by_test, apart_by_test = ((some["test-WA"], some["test-UA"]) for some in (random, apart))
+    rungs: list[tuple] = [  # number, protocol, evaluation, tables for WA and UA, rung compared with, its table
+        (1, "P1", "random split, best test epoch", *by_test, 0, None),
+        (2, "P1", "random split, best dev epoch", *2 * (random["best"],), 1, random["test-UA"]),
+        (3, "P1", "random split, last epoch", *2 * (random["last"],), 1, random["test-UA"]),
+        (4, "P2", "speaker-independent, best dev epoch, P1's utterances", *2 * (long,), 2, long_random),
+        (5, "P2", "speaker-independent, best dev epoch", *2 * (apart["best"],), 4, long),
+        (6, "P2", "speaker-independent, best test epoch", *apart_by_test, 5, apart["best"]),
+        (7, "P2", "speaker-independent, last epoch", *2 * (apart["last"],), 6, apart["test-UA"]),
+    ]
+    points, records = "step, points", []
+    for number, protocol, evaluation, for_wa, for_ua, against, other in rungs:
+        if for_ua.empty:
+            continue
+        wa, ua = _wa_ua(for_wa, for_ua)
+        cells = {"rung": number, "split": protocol, "evaluation": evaluation, "WA": wa, "UA": ua}
+        cells |= {"utterances": for_ua["utterance"].nunique(), "folds x seeds": design(for_ua)}
+        if against and not other.empty:
+            untested = {points: 100 * (score(for_ua) - score(other))}
+            step = untested if number == 5 else compared(for_ua, other, points, same_folds=number != 4)
+            cells |= {"against": f"rung {against}"} | step
+        records.append(cells)
+    first = ["rung", "split", "evaluation", "WA", "UA", "utterances", "against", points]
+    table = pd.DataFrame(records, columns=[*first, "95 % interval", "p", "p (Holm)", *BY_RUN, "folds x seeds"])
+    tested = table["p"].notna()
+    table.loc[tested, "p (Holm)"] = holm(table.loc[tested, "p"])
+    return _without_nan(table.astype({"p": float, "p (Holm)": float}).round({points: 1, "p": 4, "p (Holm)": 4}))
+
+
+def _without_nan(table: pd.DataFrame) -> pd.DataFrame:
+    """Empty text where there is no number."""
+    return table.astype(object).where(table.notna(), "")
+
+
+def published_table() -> pd.DataFrame:
+    """What is published of the method and of the network it builds on, WA and UA in percent, each with its protocol."""
+    table = pd.concat([published_values("dkdfmh_results"), published_values("dkdfmh_ancestor_baselines")])
+    table = table[table["method"].fillna("").str.contains("DKDFMH|Head Fusion")]
+    line, metrics = ["method", "dataset", "condition", "source"], ["WA", "UA", "WA_std", "UA_std"]
+    wide = table.pivot(index=line, columns="metric", values="value").reset_index().rename_axis(columns=None)
+    return _without_nan(wide[[*line[:3], *metrics, "source"]])
+
+
+def _comparisons(p2: Sequence[Run], pairs: Iterable[Sequence[str]], points: str) -> list[dict[str, Any]]:
+    """Each (first row, second row, "clean" or "noisy") of which both rows are recorded, on what both have."""
+    return [
+        {"rows": f"({first}) - ({second})", "speech": speech}
+        | compared(*(PARTS[speech](table) for table in tables), points)
+        for first, second, speech in pairs
+        if (tables := shared(_own(p2), first, second))
+    ]
+
+
+def dkd_comparison_table(p2: Sequence[Run]) -> pd.DataFrame:
+    """Differences of UA in points between main rows in clean speech, and between rows trained in noise in noisy speech,
+    Holm-corrected over the table."""
+    points = "UA, points"
+    pairs = [*((*pair, "clean") for pair in PAIRS), *((*pair, "noisy") for pair in NOISY_PAIRS)]
+    found = _comparisons(p2, pairs, points)
+    return verdicts(found, ["rows", "speech", points], "first is better", "second is better")
+
+
+def _place(name: str) -> tuple[int, float]:
+    """Where an ablation stands in its table: as its name begins, then by its number."""
+    beginnings = ((place, start) for place, start in enumerate(ORDER) if name.startswith(start))
+    place, start = next(beginnings, (len(ORDER), name))
+    return place, float(name.removeprefix(start) or 0)
+
+
+def dkd_ablation_table(p2: Sequence[Run]) -> pd.DataFrame:
+    """Decoupled distillation with one part changed against it as it is, on the folds and seeds both have.
+
+    UA in percent, clean and noisy; the difference that is tested is that of clean speech.
+    """
+    rows = {run.info["row"]: run.info for run in _own(p2) if run.info["group"] == "cnn-part"}
+    found = ((rows[name], shared(_own(p2), name, FULL)) for name in sorted(rows, key=_place))
+    return part_table(((info, *tables) for info, tables in found if tables), clean_part, "DKD")
+
+
+def noise_rows(p2: Sequence[Run]) -> dict[str, pd.DataFrame]:
+    """Predictions of the students trained clean or in noise, on the folds and seeds that those recorded share."""
+    wanted = ("cnn-alone", FULL, "cnn-alone-noisy", "cnn-dkd-noisy")
+    names = [name for name in wanted if _own(p2, name)]
+    return dict(zip(names, shared(_own(p2), *names) if names else [], strict=False))  # no table, no row
+
+
+def confusion_tables(p2: Sequence[Run]) -> tuple[dict[str, pd.DataFrame], pd.DataFrame]:
+    """Clean predictions of the distilled students, and of the one alone, on the same folds and seeds.
+
+    TCKD and NCKD alone are among them where they were recorded as often as the whole.
+    """
+    names = ["cnn-alone", "cnn-kd", FULL]
+    names += [part for part in ("cnn-tckd", "cnn-nckd") if len(_own(p2, part)) >= len(_own(p2, FULL))]
+    base, *others = (clean_part(table) for table in shared(_own(p2), *names))
+    return dict(zip(names[1:], others, strict=True)), base
+
+
+def dkd_noise_table(p2: Sequence[Run]) -> pd.DataFrame:
+    """UA in percent, clean and by SNR (mean of the noise types), of the student trained clean or in noise.
+
+    All rows on the folds and seeds that those recorded share. Each is tested on noisy speech against the row in
+    `against`, Holm-corrected over the table.
+    """
+    points = "noisy, points"
+    pairs, tables = dict([(FULL, "cnn-alone"), *NOISY_PAIRS]), noise_rows(p2)
+    records = [
+        {"row": name, "against": pairs[name]}
+        | compared(noisy_part(tables[name]), noisy_part(tables[pairs[name]]), points)
+        for name in tables
+        if pairs.get(name) in tables
+    ]
+    tests = verdicts(records, ["row", "against", points], "better", "worse")
+    levels = []
+    for name, table in tables.items():
+        noisy = table.dropna(subset="snr_db").groupby("snr_db")
+        by_snr = {f"UA {snr:.0f} dB": percent_of(part) for snr, part in reversed(list(noisy))}
+        levels.append(
+            {"row": name, "model": _own(p2, name)[0].info["title"], "UA clean": percent_of(clean_part(table))}
+        )
+        levels[-1] |= by_snr | {"UA noisy": percent_of(noisy_part(table)), "folds x seeds": design(table)}
+    scores = pd.DataFrame(levels, columns=None if levels else ["row", "model", "UA clean", "UA noisy"])
+    return _without_nan(scores.merge(tests.drop(columns="folds x seeds"), how="left", on="row"))
+
+
+def dkd_claims_table(p2: Sequence[Run]) -> pd.DataFrame:
+    """Each claim whose rows are recorded with its test: points of UA, positive where they speak for the claim.
+
+    p is corrected over the claims (Holm); the verdicts are those of `ablation_tables.claims_table`. That one row is not
+    found to beat another does not show that they are equal.
+    """
+    records = [
+        line | {"claim": claim, "evidence": f"{line['rows']}, {line['speech']}"}
+        for claim, *pair in CLAIMS
+        for line in _comparisons(p2, [pair], "points")
+    ]
+    table = verdicts(records, ["claim", "evidence", "points"], "", "")
+    return pd.DataFrame([claim_line(line["claim"], line) for line in table.to_dict("records")])
