@@ -7,7 +7,7 @@ import sys
 
 from ser_kd_utils import __version__
 
-CORPORA = "demo, iemocap, meld, emodb, ravdess, manifest"
+CORPORA = "demo, iemocap, iemocap-improvised, meld, emodb, ravdess, manifest"
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -36,6 +36,9 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--data-root", default="", metavar="DIR", help="where the corpus lies (manifest: its CSV file)")
     run.add_argument("--noise-dir", default="", metavar="DIR", help="noise recordings (default: generated noise)")
     run.add_argument("--speech-dir", default="", metavar="DIR", help="unlabelled speech, for the ablations that use it")
+    run.add_argument(
+        "--teacher-logits", default="", metavar="FILE", help="CSV of a teacher's logits, for one row of 04"
+    )
     run.add_argument("--profile", default="tiny", help="tiny: small networks, CPU; paper: wav2vec2-base, GPU")
     run.add_argument(
         "--folds", type=_folds, default=(), metavar="LIST", help="1,3-5 or all (default: all; the demo: its first)"
@@ -46,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
         "--ablations",
         default="",
         metavar="LIST",
-        help="rows of notebook 03 by name, or none (default: all; the demo: one)",
+        help="rows of notebooks 03 and 05 by name, or none (default: all; the demo: one each)",
     )
     run.add_argument("--results", default="", metavar="DIR", help="where to write (default: results/)")
     run.add_argument(

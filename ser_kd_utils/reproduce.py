@@ -21,19 +21,26 @@ import pandas as pd
 
 from ser_kd_utils.corpora import Corpus, load_corpus, split, unlabelled
 from ser_kd_utils.records import PACKAGE, fingerprint, results_folder, results_root, run_name
-from ser_kd_utils.rows import ablations, choose
+from ser_kd_utils.rows import ablations, choose, cnn_ablations
 from ser_kd_utils.settings import settings_of
 
 NOTEBOOKS = PACKAGE.parent / "notebooks"
 
 ONCE = ("00_corpora_and_noise",)
-ABLATIONS = "03_mlkd_ablations"
 EACH_FOLD_AND_SEED = {
     "01_teacher_finetuning": "teacher",
     "02_noisy_student_distillation": "mlkd",
-    ABLATIONS: "mlkd-ablation",
+    "03_mlkd_ablations": "mlkd-ablation",
+    "04_decoupled_distillation": "dkd",
+    "05_decoupled_ablations": "dkd-ablation",
 }
 """Notebooks of every fold and seed, with the method whose records they write."""
+OWN_OPTIONS = {
+    "03_mlkd_ablations": ("speech_dir", "ablations"),
+    "04_decoupled_distillation": ("teacher_logits",),
+    "05_decoupled_ablations": ("ablations",),
+}
+"""What a notebook takes beside the parameters of all."""
 LAST = ("09_paper_tables",)
 """Notebook 09 reads records only; it runs every time, in seconds."""
 
@@ -65,9 +72,7 @@ def plan(options: Namespace, corpus: Corpus) -> list[Step]:
     Raises ValueError for an unknown profile, setting or ablation, a fold the corpus does not have, or a notebook number
     that is not in the plan; FileNotFoundError when the notebooks are not beside the package.
     """
-    teacher, mlkd, _ = settings_of(options.profile, options.changes)
-    if options.ablations != "none":
-        choose(options.ablations, ablations(teacher, mlkd, bool(options.speech_dir)), corpus.synthetic)
+    asked = _asked_ablations(options, corpus)
     if not NOTEBOOKS.is_dir():
         raise FileNotFoundError(
             "The notebooks are not beside the package: install it from a clone with `pip install -e .`"
@@ -88,16 +93,30 @@ def plan(options: Namespace, corpus: Corpus) -> list[Step]:
     steps = [Step(name, common | first) for name in ONCE]
     for fold in folds:
         for seed in options.seeds:
-            each = common | {"fold": fold, "seed": seed}
-            of_rows = {"speech_dir": options.speech_dir, "ablations": options.ablations}
-            steps += [
-                Step(name, each | of_rows if name == ABLATIONS else each)
-                for name in EACH_FOLD_AND_SEED
-                if name != ABLATIONS or options.ablations != "none"
-            ]
+            for name in EACH_FOLD_AND_SEED:
+                own = {key: getattr(options, key) for key in OWN_OPTIONS.get(name, ())}
+                if "ablations" in own:
+                    if name not in asked:
+                        continue
+                    own["ablations"] = asked[name]
+                steps.append(Step(name, common | {"fold": fold, "seed": seed} | own))
     reading = {key: common[key] for key in ("corpus", "profile", "results", "changes")}
     steps += [Step(name, reading) for name in LAST]
     return _only(steps, options.only)
+
+
+def _asked_ablations(options: Namespace, corpus: Corpus) -> dict[str, str]:
+    """The list for each notebook of ablations that has something to do; a name goes to the notebook that knows it."""
+    use = settings_of(options.profile, options.changes)
+    if options.ablations == "none":
+        return {}
+    known = {
+        "03_mlkd_ablations": ablations(use.teacher, use.mlkd, bool(options.speech_dir)),
+        "05_decoupled_ablations": cnn_ablations(use.dkd),
+    }
+    chosen = choose(options.ablations, {name: row for rows in known.values() for name, row in rows.items()}, False)
+    listed = {name: ",".join(row for row in rows if row in chosen) for name, rows in known.items()}
+    return {name: rows if options.ablations.strip() else "" for name, rows in listed.items() if rows}
 
 
 def _only(steps: list[Step], numbers: str) -> list[Step]:
@@ -130,14 +149,14 @@ def step_fingerprint(step: Step, inputs: str) -> str:
     return fingerprint([code, package, inputs, _public(step)])
 
 
-def inputs_fingerprint(corpora: Sequence[Corpus], noise_dir: str) -> str:
-    """Of the corpus, the unlabelled speech and the noise files; no path counts.
+def inputs_fingerprint(corpora: Sequence[Corpus], noise_dir: str, teacher_logits: str = "") -> str:
+    """Of the corpus, the unlabelled speech, the noise files and the stored logits; no path counts.
 
     Sound files count by size and time of change: a copy elsewhere runs the notebooks again, but no training, since
     records are found by the sound itself.
     """
     noise = [_sha256(p) for p in sorted(Path(noise_dir).rglob("*")) if p.is_file()] if noise_dir else "generated"
-    return fingerprint([noise, *map(_contents, corpora)])
+    return fingerprint([noise, _sha256(Path(teacher_logits)) if teacher_logits else "", *map(_contents, corpora)])
 
 
 def _contents(corpus: Corpus) -> str:
@@ -175,13 +194,15 @@ def reproduce(options: Namespace) -> int:
     """Run the plan. Returns 0 when all is done, 1 after a failure, 3 when the time limit came first."""
     corpus = load_corpus(options.corpus, options.data_root or None)
     speech = [unlabelled(options.speech_dir)] if options.speech_dir else []
+    if options.teacher_logits and not Path(options.teacher_logits).is_file():
+        raise FileNotFoundError(f"no file at {options.teacher_logits}: pass with --teacher-logits a CSV file of logits")
     options.results = str(results_root(options.results).resolve())
     steps = plan(options, corpus)
     for step in steps:
         check_parameters(step)
     folder = results_folder(options.results, options.corpus, options.profile, changes=options.changes)
     account, started = Account(folder), time.monotonic()
-    inputs = inputs_fingerprint([corpus, *speech], options.noise_dir)
+    inputs = inputs_fingerprint([corpus, *speech], options.noise_dir, options.teacher_logits)
     print(f"{len(steps)} notebook runs, results in {_short(folder)}", flush=True)
     for number, step in enumerate(steps, 1):
         label = f"[{number}/{len(steps)}] {step.name}"
@@ -217,9 +238,11 @@ def _recorded(step: Step, account: Account, wanted: str, output: Path) -> bool:
 
 
 def _run_folders(step: Step, folder: Path) -> Iterator[Path]:
-    """The records of the step's method, fold and seed."""
-    method = EACH_FOLD_AND_SEED[step.notebook]
-    return folder.glob(f"runs/{run_name(method, '*', step.parameters['fold'], step.parameters['seed'])}")
+    """The records of the step's method, fold and seed, those of protocol P1 among them."""
+    use, method = step.parameters, EACH_FOLD_AND_SEED[step.notebook]
+    optimistic = results_folder(use["results"], use["corpus"], use["profile"], "P1", use["changes"])
+    name = f"runs/{run_name(method, '*', use['fold'], use['seed'])}"
+    yield from (*folder.glob(name), *optimistic.glob(name))
 
 
 def _forget(step: Step, folder: Path) -> None:
@@ -267,7 +290,11 @@ def _execute(step: Step, output: Path, account: Account, wanted: str, left: floa
 
 def _public(step: Step) -> dict[str, Any]:
     """The parameters less the paths of this machine."""
-    return {k: v for k, v in step.parameters.items() if k not in ("data_root", "noise_dir", "speech_dir", "results")}
+    return {
+        k: v
+        for k, v in step.parameters.items()
+        if k not in ("data_root", "noise_dir", "speech_dir", "teacher_logits", "results")
+    }
 
 
 def _short(path: Path) -> str:
