@@ -12,7 +12,7 @@ import pandas as pd
 
 from ser_kd_utils.metrics import score
 from ser_kd_utils.records import Run, predictions
-from ser_kd_utils.rows import ROWS, ablations
+from ser_kd_utils.rows import EVERY_ROW, ROWS, ablations
 from ser_kd_utils.settings import settings_of
 from ser_kd_utils.tables import (
     BY_RUN,
@@ -20,11 +20,13 @@ from ser_kd_utils.tables import (
     compared,
     comparison_table,
     complete,
+    design,
     noisy_part,
     on_common_cells,
     verdicts,
 )
 
+PARTS = {"clean": clean_part, "noisy": noisy_part}
 SCORED_THERE = ", scored in it"
 MAIN_PAIR = {"row": "e", "against": "c", "situation": "as in the main table"}
 
@@ -194,3 +196,62 @@ def _verdict(points: float, p: float, by_run: Sequence[float]) -> str:
         return "undecided"
     word = "supported" if points > 0 else "contradicted"
     return word if by_run and by_run[0] * by_run[1] > 0 else f"{word} for these models"
+
+
+def without_nan(table: pd.DataFrame) -> pd.DataFrame:
+    """Empty text where there is no number."""
+    return table.astype(object).where(table.notna(), "")
+
+
+def comparisons(runs: Sequence[Run], pairs: Iterable[Sequence[str]], points: str) -> list[dict[str, Any]]:
+    """Each (first row, second row, "clean" or "noisy") of which both rows are recorded, on what both have."""
+    return [
+        {"rows": f"({first}) - ({second})", "speech": speech}
+        | compared(*(PARTS[speech](table) for table in tables), points)
+        for first, second, speech in pairs
+        if (tables := shared(runs, first, second))
+    ]
+
+
+def claims_among(runs: Sequence[Run], claims: Iterable[Sequence[str]]) -> pd.DataFrame:
+    """Each (claim, row that should be better, other row, speech) whose rows are recorded, with its test.
+
+    Points of UA, positive where they speak for the claim; p is corrected over the claims (Holm); verdicts as in
+    `claims_table`. That one row is not found to beat another does not show that they are equal.
+    """
+    records = [
+        line | {"claim": claim, "evidence": f"{line['rows']}, {line['speech']}"}
+        for claim, *pair in claims
+        for line in comparisons(runs, [pair], "points")
+    ]
+    table = verdicts(records, ["claim", "evidence", "points"], "", "")
+    return pd.DataFrame([claim_line(line["claim"], line) for line in table.to_dict("records")])
+
+
+def rows_together(runs: Sequence[Run], names: Iterable[str]) -> dict[str, pd.DataFrame]:
+    """Predictions by row, of those that are recorded, on the folds and seeds that all these share."""
+    found = [name for name in names if any(run.info["row"] == name for run in runs)]
+    return dict(zip(found, shared(runs, *found) if found else [], strict=False))  # no table, no row
+
+
+def noise_table(tables: Mapping[str, pd.DataFrame], pairs: Mapping[str, str]) -> pd.DataFrame:
+    """UA in percent, clean and by SNR (mean of the noise types), a line per row of `rows_together`.
+
+    pairs: by row, the one it is tested against on noisy speech, where that is here; Holm-corrected over the table.
+    """
+    points = "noisy, points"
+    records = [
+        {"row": name, "against": pairs[name]}
+        | compared(noisy_part(tables[name]), noisy_part(tables[pairs[name]]), points)
+        for name in tables
+        if pairs.get(name) in tables
+    ]
+    tests = verdicts(records, ["row", "against", points], "better", "worse")
+    levels = []
+    for name, table in tables.items():
+        noisy = table.dropna(subset="snr_db").groupby("snr_db")
+        by_snr = {f"UA {snr:.0f} dB": percent_of(part) for snr, part in reversed(list(noisy))}
+        line = {"row": name, "model": EVERY_ROW[name].title, "UA clean": percent_of(clean_part(table))}
+        levels.append(line | by_snr | {"UA noisy": percent_of(noisy_part(table)), "folds x seeds": design(table)})
+    scores = pd.DataFrame(levels, columns=None if levels else ["row", "model", "UA clean", "UA noisy"])
+    return without_nan(scores.merge(tests.drop(columns="folds x seeds"), how="left", on="row"))

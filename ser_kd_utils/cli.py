@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
         "--ablations",
         default="",
         metavar="LIST",
-        help="rows of notebooks 03 and 05 by name, or none (default: all; the demo: one each)",
+        help="rows of notebooks 03, 05 and 07 by name, or none (default: all; the demo: one each)",
     )
     run.add_argument("--results", default="", metavar="DIR", help="where to write (default: results/)")
     run.add_argument(

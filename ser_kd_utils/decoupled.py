@@ -28,12 +28,16 @@ from ser_kd_utils.training import CrossEntropy, Decoupled, Fitted, fit
 
 PROTOCOLS = {
     "P1": "the paper's likely one, optimistic: random fifths of the utterances, those shorter than a segment dropped, "
-    "the epoch chosen by the test score",
-    "P2": "the corpus's own, speakers apart; all utterances, short ones repeated up to a segment; the epoch chosen on "
-    "dev speech",
+    "the epoch chosen by the test score; of the other four fifths a tenth of all is dev, to measure that choice",
+    "P2": "the corpus's own; all utterances, short ones repeated up to a segment; the epoch chosen on dev speech",
+}
+SELECTION = {
+    "P1": "what is reported as P1: checkpoints test-UA and test-WA; `best` and the saved weights: highest dev UA",
+    "P2": "epoch with the highest dev UA; rows trained in noise choose on dev speech in training noise",
 }
 IMPROVISED = {"iemocap": "iemocap-improvised"}  # P1 there: improvised speech, excitement instead of happiness
-NOUNS = {"anger": "angry", "happiness": "happy", "sadness": "sad"}
+NAMES = {"anger": "angry", "happiness": "happy", "sadness": "sad", "ang": "angry", "hap": "happy", "neu": "neutral"}
+"""Other names of classes in files of logits: nouns, IEMOCAP's short ones."""
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ON_TEST = ("UA", "WA")
 """Scores by which an epoch is also chosen on the test speech itself, to measure what that is worth."""
@@ -98,6 +102,7 @@ class DecoupledExperiment(Study):
     def card(self) -> dict[str, Any]:
         return super().card() | {
             "name": f"{self.protocol}: {PROTOCOLS[self.protocol]}",
+            "selection": SELECTION[self.protocol],
             "sizes": {part: len(getattr(self, part)) for part in ("train", "dev", "test")},
             "test": "whole utterances, the mean of their segments' logits, clean and in every noise type at every SNR",
             "also": "checkpoints test-UA, test-WA: the epoch with the highest score on the clean test speech itself",
@@ -227,10 +232,10 @@ def stored_logits(path: str | Path, labels: tuple[str, ...]) -> Mapping[str, Ten
     """A teacher's logits by utterance, (classes,) in the order of `labels`.
 
     Read from a CSV file with the column `utterance` or `file` and one column a class.
-    Classes may be nouns (NOUNS); those that are none of `labels` are left out. Raises ValueError when a class has none.
+    Classes may have other NAMES; those that are none of `labels` are left out. Raises ValueError when a class has none.
     """
     table = pd.read_csv(path)
-    table = table.rename(columns=NOUNS | {"file": "utterance"})
+    table = table.rename(columns=NAMES | {"file": "utterance"})
     if missing := [column for column in ("utterance", *labels) if column not in table]:
         raise ValueError(f"{path}: no column {', '.join(missing)} (found: {', '.join(table.columns)}).")
     names = [Path(name).stem for name in table["utterance"]]

@@ -33,6 +33,7 @@ def log_filter_bank(waves: Tensor, step: int = 160) -> Tensor:
 
 
 @cache
+@torch.inference_mode(False)  # what is kept must serve training, too
 def _triangles(dtype: torch.dtype, device: torch.device) -> Tensor:
     """(bins below 4 kHz, filters): 1 at a filter's centre, 0 from its neighbours' centres on; all at whole bins."""
     mels = np.linspace(0, 2595 * np.log10(1 + HIGHEST / 700), FILTERS + 2)
@@ -57,6 +58,7 @@ def mfcc(waves: Tensor) -> Tensor:
 
 
 @cache
+@torch.inference_mode(False)  # what is kept must serve training, too
 def _cepstrum(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Window (2048,), mel filters (bins, 128) and cosines (128, 26)."""
     from scipy.fft import dct

@@ -44,13 +44,23 @@ def multi_level_loss(
     return torch.stack([feature_loss(p, t, mask, cosine_weight, l1_weight) for p, t in pairs]).mean()
 
 
-def kd_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    r"""Logit distillation, $T^2\,\mathrm{KL}(p_\text{teacher} \,\Vert\, p_\text{student})$ (Hinton et al. 2015).
+def kd_loss(
+    student: Tensor,
+    teacher: Tensor,
+    temperature: float | Tensor = 1.0,
+    teacher_temperature: float | Tensor | None = None,
+) -> Tensor:
+    r"""Logit distillation, $\tau_s \tau_t\,\mathrm{KL}(p_\text{teacher} \,\Vert\, p_\text{student})$.
 
-    student, teacher: logits (batch, classes), softened by T = temperature; mean over the batch. In log space and at
-    least float32: finite at any logit gap.
+    student, teacher: logits (batch, classes), softened by tau_s = temperature and tau_t = teacher_temperature; mean
+    over the batch. teacher_temperature None: the same T for both, T^2 KL (Hinton et al. 2015). Temperatures may be
+    scalar tensors that get gradients. In log space and at least float32: finite at any logit gap.
     """
-    return temperature**2 * _divergence(_soften(student, temperature), _soften(teacher, temperature))
+    if teacher_temperature is None:
+        scale, teacher_temperature = temperature**2, temperature
+    else:
+        scale = temperature * teacher_temperature
+    return scale * _divergence(_soften(student, temperature), _soften(teacher, teacher_temperature))
 
 
 def decoupled_kd(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -74,9 +84,34 @@ def decoupled_kd(student: Tensor, teacher: Tensor, labels: Tensor, temperature: 
     return temperature**2 * _divergence(*b), temperature**2 * _divergence(*q)
 
 
-def _soften(logits: Tensor, temperature: float) -> Tensor:
+def supervised_contrastive(embeddings: Tensor, labels: Tensor, temperature: float = 0.07) -> Tensor:
+    r"""Supervised contrastive loss (SupCon, Khosla et al. 2020, eq. 2: the mean over positives outside the log).
+
+    embeddings: (batch, width), normalised here; labels: (batch,). With cosines c, T = temperature and the positives
+    P(i), all other items of the label of i, the scalar
+
+    $$-\frac{1}{B}\sum_i \frac{1}{|P(i)|} \sum_{p \in P(i)}
+      \log \frac{\exp(c_{ip} / T)}{\sum_{a \ne i} \exp(c_{ia} / T)}$$
+
+    An item without positives adds zero and counts in B, as in the released code. In log space and at least float32.
+    """
+    embeddings = _promote(embeddings)
+    # not a matrix product, which autocast would compute in half precision
+    logits = F.cosine_similarity(embeddings[:, None], embeddings, dim=-1) / temperature
+    itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    positive = (labels[:, None] == labels) & ~itself
+    log_p = logits - logits.masked_fill(itself, -torch.inf).logsumexp(1, keepdim=True)
+    sums = log_p.masked_fill(~positive, 0).sum(1)  # a batch of one item has no finite log_p
+    return -(sums / positive.sum(1).clamp_min(1)).mean()
+
+
+def _promote(values: Tensor) -> Tensor:
     """Half precision becomes float32, float64 stays."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def _soften(logits: Tensor, temperature: float | Tensor) -> Tensor:
+    return _promote(logits) / temperature
 
 
 def _divergence(student: Tensor, teacher: Tensor) -> Tensor:

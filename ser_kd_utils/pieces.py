@@ -28,7 +28,7 @@ UNLABELLED = -100
 class Targets:
     """What a teacher says of whole clean utterances, computed once for all epochs and students."""
 
-    states: Mapping[str, np.ndarray]  # float16 (frames, levels, width) of each utterance
+    states: Mapping[str, np.ndarray]  # float16 (frames, levels, width) of each utterance; {} for logits alone
     logits: Mapping[str, Tensor]
     frames: Callable[[int], int]  # of a piece of so many samples
 
@@ -90,6 +90,7 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         batch["snr_db"] = torch.tensor([item["snr_db"] for item in items], dtype=torch.float64)
     if "states" in items[0]:
         batch["states"] = pad_sequence([item["states"] for item in items], batch_first=True)
+    if "teacher_logits" in items[0]:
         batch["teacher_logits"] = torch.stack([item["teacher_logits"] for item in items])
     return batch
 
@@ -154,7 +155,8 @@ class Pieces(torch.utils.data.Dataset):
             item["snr_db"] = math.inf if heard_clean else snr_db
             item["noise"] = torch.from_numpy(self.noise.segment(kind, "train", len(wave), *key))
         if self.targets:
-            item["states"] = self.targets.of_piece(utterance, start, len(wave))
+            if self.targets.states:
+                item["states"] = self.targets.of_piece(utterance, start, len(wave))
             item["teacher_logits"] = self.targets.logits[utterance]
         return item
 

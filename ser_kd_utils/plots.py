@@ -17,8 +17,7 @@ from matplotlib.figure import Figure
 
 from ser_kd_utils.audio import SAMPLE_RATE
 from ser_kd_utils.metrics import interval, score
-from ser_kd_utils.rows import CNN_ROWS, ROWS, cnn_ablations
-from ser_kd_utils.settings import DKDSettings
+from ser_kd_utils.rows import EVERY_ROW
 
 # Okabe & Ito (2008), and a marker each, so that the lines differ without colour too
 ROW_STYLES = {
@@ -31,10 +30,15 @@ ROW_STYLES = {
     "cnn-dkd": ("#D55E00", "D", "-"),
     "cnn-alone-noisy": ("#56B4E9", "v", "--"),
     "cnn-dkd-noisy": ("#0072B2", "s", "--"),
+    "mc-alone": ("#E69F00", "^", "-"),
+    "mc-full": ("#D55E00", "D", "-"),
+    "mc-z-score": ("#CC79A7", "P", "-"),
+    "mc-alone-noisy": ("#56B4E9", "v", "--"),
+    "mc-kd-noisy": ("#000000", "o", "--"),
+    "mc-full-noisy": ("#0072B2", "s", "--"),
 }
-OPTIMISM_STYLES = (("P1", "#D55E00", "o", "P1, random split"), ("P2", "#0072B2", "s", "P2, speaker-independent"))
+OPTIMISM_STYLES = (("P1", "#D55E00", "o", "P1, random split"), ("P2", "#0072B2", "s", "P2, the corpus's own split"))
 CLASS_MARKERS = "os^DvPX*"
-_ROWS = ROWS | CNN_ROWS | cnn_ablations(DKDSettings.of("paper"))
 
 
 def use_style() -> None:
@@ -116,7 +120,7 @@ def learning_curves(histories: Mapping[str, pd.DataFrame]) -> Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
     for row, history in histories.items():
         colour, _, line = ROW_STYLES[row]
-        style = {"color": colour, "linestyle": line, "label": f"({row}) {_ROWS[row].title}"}
+        style = {"color": colour, "linestyle": line, "label": f"({row}) {EVERY_ROW[row].title}"}
         left.plot(history.index, history["loss"], **style)
         right.plot(history.index, 100 * history["dev_UA"], **style)
     left.set(xlabel="epoch", ylabel="training loss")
@@ -148,7 +152,7 @@ def _curve(axis: Axes, table: pd.DataFrame, row: str, positions: Mapping[float, 
         linewidth=1.5,
         elinewidth=0.9,
         capsize=2,
-        label=f"({row}) {_ROWS[row].title}",
+        label=f"({row}) {EVERY_ROW[row].title}",
     )
 
 
@@ -169,7 +173,7 @@ def snr_curves(predictions: Mapping[str, pd.DataFrame], chance: float, per_type:
     panels = [[kind] for kind in kinds] if per_type else [kinds]
     levels = [*sorted(anyone["snr_db"].dropna().unique()), np.inf]
     positions = {level: place for place, level in enumerate(levels)}
-    untrained = _untrained(anyone) if any(_ROWS[row].noisy for row in predictions) else []
+    untrained = _untrained(anyone) if any(EVERY_ROW[row].noisy for row in predictions) else []
     width = 3.0 * len(panels) if per_type else 6.4
     figure, axes = plt.subplots(1, len(panels), figsize=(width, 3.2 if per_type else 4), sharey=True, squeeze=False)
     for axis, panel in zip(axes[0], panels, strict=True):

@@ -19,7 +19,6 @@ from ser_kd_utils import records
 from ser_kd_utils.audio import AudioCache, cache_audio
 from ser_kd_utils.corpora import unlabelled
 from ser_kd_utils.models import wav2vec2
-from ser_kd_utils.noise import keyed_rng
 from ser_kd_utils.pieces import UNLABELLED, Pieces, Targets, teacher_targets
 from ser_kd_utils.pretraining import pretrain
 from ser_kd_utils.rows import ROWS, Row, ablations, levels_of
@@ -90,7 +89,7 @@ class Experiment(Study):
         row, settings = self.rows[name], self.settings_of(name)
         labels = {utterance: self.labels.index(self.label_of[utterance]) for utterance in self.train}
         if row.teacher and settings.label_share < 1:
-            told = self._told(settings.label_share)
+            told = self.share_of_each_class(settings.label_share, "told")
             labels = {utterance: label if utterance in told else UNLABELLED for utterance, label in labels.items()}
         if row.unlabelled:
             labels |= dict.fromkeys(self.speech.utterances, UNLABELLED)
@@ -108,12 +107,6 @@ class Experiment(Study):
 
     def _sound(self, row: Row) -> Mapping[str, np.ndarray] | AudioCache:
         return ChainMap(self.audio, self.speech) if row.unlabelled else self.audio
-
-    def _told(self, share: float) -> set[str]:
-        """The same utterances for every row: of each class, the share that comes first in a fixed random order."""
-        order = sorted(self.train, key=lambda utterance: keyed_rng("told", utterance, self.seed).random())
-        classes = [[u for u in order if self.label_of[u] == label] for label in self.labels]
-        return {utterance for some in classes for utterance in some[: max(1, round(share * len(some)))]}
 
     def student(self, name: str) -> wav2vec2.DistilledStudent:
         """The row's student, with fresh prediction heads and the scaled gradient into its CNN."""

@@ -21,7 +21,7 @@ import pandas as pd
 
 from ser_kd_utils.corpora import Corpus, load_corpus, split, unlabelled
 from ser_kd_utils.records import PACKAGE, fingerprint, results_folder, results_root, run_name
-from ser_kd_utils.rows import ablations, choose, cnn_ablations
+from ser_kd_utils.rows import ablations, choose, cnn_ablations, token_ablations
 from ser_kd_utils.settings import settings_of
 
 NOTEBOOKS = PACKAGE.parent / "notebooks"
@@ -33,12 +33,15 @@ EACH_FOLD_AND_SEED = {
     "03_mlkd_ablations": "mlkd-ablation",
     "04_decoupled_distillation": "dkd",
     "05_decoupled_ablations": "dkd-ablation",
+    "06_curriculum_meta_distillation": "mckd",
+    "07_curriculum_meta_ablations": "mckd-ablation",
 }
 """Notebooks of every fold and seed, with the method whose records they write."""
 OWN_OPTIONS = {
     "03_mlkd_ablations": ("speech_dir", "ablations"),
     "04_decoupled_distillation": ("teacher_logits",),
     "05_decoupled_ablations": ("ablations",),
+    "07_curriculum_meta_ablations": ("ablations",),
 }
 """What a notebook takes beside the parameters of all."""
 LAST = ("09_paper_tables",)
@@ -113,6 +116,7 @@ def _asked_ablations(options: Namespace, corpus: Corpus) -> dict[str, str]:
     known = {
         "03_mlkd_ablations": ablations(use.teacher, use.mlkd, bool(options.speech_dir)),
         "05_decoupled_ablations": cnn_ablations(use.dkd),
+        "07_curriculum_meta_ablations": token_ablations(use.mckd),
     }
     chosen = choose(options.ablations, {name: row for rows in known.values() for name, row in rows.items()}, False)
     listed = {name: ",".join(row for row in rows if row in chosen) for name, rows in known.items()}

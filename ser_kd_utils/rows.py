@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ser_kd_utils.settings import DKDSettings, MLKDSettings, TeacherSettings
+from ser_kd_utils.settings import DKDSettings, MCKDSettings, MLKDSettings, TeacherSettings
 
 PRETRAINING_EPOCHS = 16
 
@@ -80,7 +80,7 @@ CNN_ROWS = {
         noisy=False, teacher="a", group="cnn", against="cnn-alone",
     ),
     "cnn-stored": Row(
-        "dkd", "cnn-stored", "student + DKD from stored logits (may have seen the test)",
+        "dkd", "cnn-stored", "student + DKD from stored logits (demonstration: may have seen the test)",
         "What would a far better teacher be worth?", noisy=False, teacher="stored", group="cnn", against="cnn-alone",
     ),
 }  # fmt: skip
@@ -89,7 +89,38 @@ CNN_ROWS = {
 P1_ROWS = ("cnn-teacher", "cnn-alone", "cnn-kd", "cnn-dkd")
 """Trained under the paper's likely protocol too; the others under the honest one only."""
 
-DEMO_ABLATIONS = ("two-stage", "cnn-nckd")
+_FIXED = {"curriculum": False, "meta": "none"}
+
+
+def _token_row(name: str, title: str, question: str, **others: Any) -> Row:
+    return Row(
+        "mckd", name, title, question, **{"noisy": False, "group": "mc", "against": "mc-alone"} | others,
+    )  # fmt: skip
+
+
+TOKEN_ROWS = {
+    row.variant: row
+    for row in (
+        _token_row(
+            "mc-alone", "student", "What do variable tokens reach without help?", teacher="", against="",
+            changes={"supcon_weight": 0.0},
+        ),
+        _token_row("mc-supcon", "+ SupCon", "Does it help to draw each class together?", teacher=""),
+        _token_row("mc-kd", "+ SupCon + KD", "Does a teacher help?", changes=_FIXED, against="mc-supcon"),
+        _token_row(
+            "mc-curriculum", "+ SupCon + curriculum KD", "Does a temperature that makes it harder help?",
+            changes={"meta": "none"}, against="mc-kd",
+        ),
+        _token_row(
+            "mc-meta", "+ SupCon + meta KD", "Do temperatures learnt on held-out speech help?",
+            changes={"curriculum": False}, against="mc-kd",
+        ),
+        _token_row("mc-full", "+ SupCon + curriculum + meta KD", "Do both together?", against="mc-kd"),
+    )
+}  # fmt: skip
+"""The variable-token student: alone, and with one thing more in each row."""
+
+DEMO_ABLATIONS = ("two-stage", "cnn-nckd", "mc-time-tokens")
 """What the demo trains of the ablations: one a notebook, to show how; its numbers mean nothing anyway."""
 
 
@@ -105,6 +136,10 @@ def cnn_ablations(settings: DKDSettings) -> dict[str, Row]:
     parts = [
         part("cnn-tckd", "TCKD only", "Is it the target class that teaches?", beta=0.0),
         part("cnn-nckd", "NCKD only", "Is it the other classes?", alpha=0.0),
+        part(
+            "cnn-kd-same-temperature", f"KD at T {settings.temperature:g}", "Is it the decoupling or the temperature?",
+            loss="kd", kd_temperature=settings.temperature,
+        ),
         *(part(f"cnn-alpha-{a:g}", f"alpha {a:g}", "How much target class?", alpha=a) for a in settings.alphas),
         *(part(f"cnn-beta-{b:g}", f"beta {b:g}", "How much of the others?", beta=b) for b in settings.betas),
         *(
@@ -131,6 +166,49 @@ def cnn_ablations(settings: DKDSettings) -> dict[str, Row]:
     chosen = dataclasses.asdict(settings)
     changed = {row.variant: any(chosen[key] != value for key, value in row.changes.items()) for row in parts}
     return {row.variant: row for row in (*parts, *noise) if changed.get(row.variant, True)}
+
+
+def token_ablations(settings: MCKDSettings) -> dict[str, Row]:
+    """Rows of notebook 07 by name: row mc-full with one part changed, the other reading of meta-knowledge, and students
+    trained in noise."""
+
+    def part(name: str, title: str, question: str, against: str = "mc-full", **changes: Any) -> Row:
+        return Row(
+            "mckd-ablation", name, title, question, noisy=False, changes=changes, group="mc-part", against=against,
+        )  # fmt: skip
+
+    other_mu = [mu for mu in settings.supcon_weights if mu != settings.supcon_weight]
+    other_nu = [nu for nu in settings.kd_weights if nu != settings.kd_weight]
+    log_mel = {"features": "log-mel"}
+    parts = [
+        part("mc-no-supcon", "without SupCon", "Is SupCon needed beside the teacher?", supcon_weight=0.0),
+        *(part(f"mc-mu-{mu:g}", f"mu {mu:g}", "How much SupCon?", supcon_weight=mu) for mu in other_mu),
+        *(part(f"mc-nu-{nu:g}", f"nu {nu:g}", "How much distillation?", kd_weight=nu) for nu in other_nu),
+        part("mc-time-tokens", "time tokens", "Do the variable tokens matter?", tokens="time"),
+        part("mc-log-mel", "log-mel", "Must it hear through the teacher's ears?", **log_mel),
+        part("mc-z-score", "z-score over time", "Does the student need levels?", z_score=True),
+        part(
+            "mc-log-mel-z-score", "log-mel, z-score over time", "Does it need the levels of log-mel?", "mc-log-mel",
+            z_score=True, **log_mel,
+        ),
+        part("mc-unbalanced", "classes as they come", "Must classes count alike?", balance="none"),
+        part(
+            "mc-taught-teacher", "teacher learns, too", "Does MetaDistil's teacher beat the fixed one?", "mc-kd",
+            **_FIXED | {"meta": "teacher"},
+        ),
+    ]  # fmt: skip
+    noise = [
+        dataclasses.replace(
+            TOKEN_ROWS[name], method="mckd-ablation", variant=f"{name}-noisy", noisy=True, group="mc-noise",
+            title=f"{TOKEN_ROWS[name].title}, trained in noise", question=question, against=against,
+        )
+        for name, question, against in (
+            ("mc-alone", "What is noisy training worth?", "mc-alone"),
+            ("mc-kd", "Does a clean teacher help in noise?", "mc-alone-noisy"),
+            ("mc-full", "Do curriculum and meta-knowledge?", "mc-kd-noisy"),
+        )
+    ]  # fmt: skip
+    return {row.variant: row for row in (*parts, *noise)}
 
 
 def ablations(teacher: TeacherSettings, settings: MLKDSettings, speech: bool) -> dict[str, Row]:
@@ -218,3 +296,9 @@ def _kind(row: Row, teacher: TeacherSettings, settings: MLKDSettings) -> tuple:
     """What tells two rows apart."""
     changed = dataclasses.replace(settings if row.teacher else teacher, **row.changes)
     return levels_of(row, teacher, settings), changed, row.noisy, row.small, row.unseen, row.unlabelled, row.teacher
+
+
+EVERY_ROW = (
+    ROWS | CNN_ROWS | cnn_ablations(DKDSettings.of("paper")) | TOKEN_ROWS | token_ablations(MCKDSettings.of("paper"))
+)
+"""Main rows of all methods and the ablations of those after MLKD, by name."""

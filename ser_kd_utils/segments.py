@@ -71,14 +71,14 @@ class Segments(torch.utils.data.Dataset):
         return batch
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """features (batch, frames, width) of clean speech, or clean and noise (batch, samples), lengths and snr_db;
+        """given: features (batch, frames, width) of clean speech; or clean and noise (batch, samples), lengths, snr_db;
         labels (batch,) and, where there is a teacher, teacher_logits (batch, classes).
         """
         batch = {"labels": self.labels[indices]}
         if self.teacher_logits is not None:
             batch["teacher_logits"] = self.teacher_logits[indices]
         if self.noise is None:
-            return batch | {"features": self.features[indices]}
+            return batch | {"given": {"features": self.features[indices]}}
         clean, drawn, snr_db = self.waves[indices], [], []
         for index in indices:
             key = f"{self.utterances[index]}@{self.places[index]}", self.seed, self.epoch

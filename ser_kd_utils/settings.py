@@ -212,7 +212,11 @@ class DKDSettings(Settings):
     title = "DKDFMH"
 
     features: str = setting(
-        "log filter bank", "log filter bank", ASSUMED, "of a later list of results", ("log filter bank", "mfcc")
+        "log filter bank",
+        "log filter bank",
+        ASSUMED,
+        "said by a later list of results",
+        ("log filter bank", "mfcc"),
     )
     frame_step: float = setting(0.02, 0.01, CODE, "seconds, of the log filter bank (Head Fusion 10 ms)")
     segment: float = setting(1.0, 2.0, CODE, "seconds (Head Fusion 2); tiny: the demo's utterances last 0.9 to 1.8")
@@ -230,7 +234,10 @@ class DKDSettings(Settings):
     ce_weight: float = setting(1.0, 1.0, CODE, "of cross-entropy beside distillation, DKD")
     alpha: float = setting(1.0, 1.0, CODE, "weight of TCKD, DKD")
     beta: float = setting(
-        1.0, 1.0, ASSUMED, "weight of NCKD; DKD 8 with 100 classes; of 0.25, 1, 2, 8 best on dev speakers of EMO-DB"
+        1.0,
+        1.0,
+        ASSUMED,
+        "weight of NCKD; DKD 8 with 100 classes; of 0.25 to 8 best on dev speech of EMO-DB",
     )
     temperature: float = setting(
         1.0, 1.0, ASSUMED, "of DKD, whose authors take 4, a public use on IEMOCAP 1; best on the same dev speakers"
@@ -252,6 +259,63 @@ class DKDSettings(Settings):
     precision: str = setting("float32", "float32", ASSUMED, "bf16: mixed precision where the GPU has it")
 
 
+@dataclass(frozen=True)
+class MCKDSettings(Settings):
+    """Meta-knowledge and curriculum distillation into a variable-token student (notebook 06)."""
+
+    title = "MCKD"
+
+    features: str = setting(
+        "encoder", "encoder", ASSUMED, "the teacher's CNN and projection, frozen, or log-mel", ("encoder", "log-mel")
+    )
+    tokens: str = setting(
+        "variable", "variable", PUBLISHED, "a channel's whole series is a token; time: ordinary", ("variable", "time")
+    )
+    frames: int = setting(150, 326, CODE, "of 20 ms that the student sees: longer cropped, shorter padded (DWFormer)")
+    meld_frames: int = setting(150, 226, CODE, "the same with MELD (DWFormer)")
+    size: int = setting(64, 512, CODE, "width of the student (iTransformer)")
+    layers: int = setting(2, 2, CODE, "of the student (iTransformer)")
+    heads: int = setting(4, 8, CODE, "of the student (iTransformer)")
+    inner: int = setting(256, 2048, CODE, "width of its feed-forward part (iTransformer)")
+    dropout: float = setting(0.1, 0.1, CODE, "iTransformer")
+    z_score: bool = setting(False, False, CODE, "each channel over time (iTransformer, optional); removes level cues")
+    balance: str = setting(
+        "inverse",
+        "inverse",
+        ASSUMED,
+        "classes in cross-entropy by inverse frequency, or all alike",
+        ("inverse", "none"),
+    )
+    supcon_weight: float = setting(0.5, 0.5, ASSUMED, "mu, of the supervised contrastive loss beside cross-entropy")
+    supcon_temperature: float = setting(0.07, 0.07, CODE, "SupContrast")
+    kd_weight: float = setting(1.0, 1.0, ASSUMED, "nu, of distillation beside cross-entropy")
+    temperature: float = setting(4.0, 4.0, ASSUMED, "of distillation where no curriculum moves it")
+    curriculum: bool = setting(True, True, PUBLISHED, "temperature learnt against the student (CTKD)")
+    ramp: int = setting(10, 10, CODE, "epochs over which the curriculum sets in (CTKD)")
+    meta: str = setting(
+        "temperature",
+        "temperature",
+        ASSUMED,
+        "what a held-out meta batch teaches after a pilot step: nothing, the temperatures of student and teacher "
+        "(Meta Knowledge Distillation), or the teacher's head (MetaDistil)",
+        ("none", "temperature", "teacher"),
+    )
+    meta_every: int = setting(5, 10, ASSUMED, "steps from one meta step to the next")
+    meta_lr: float = setting(0.02, 0.02, ASSUMED, "Adam, of the logarithms of the temperatures")
+    meta_teacher_lr: float = setting(1e-3, 1e-4, ASSUMED, "Adam, of the teacher's head")
+    supcon_weights: tuple = setting((0.1, 0.5, 1.0), (0.1, 0.5, 1.0), ASSUMED, "compared in notebook 07")
+    kd_weights: tuple = setting((0.5, 1.0), (0.5, 1.0), ASSUMED, "compared in notebook 07")
+    meta_share: float = setting(0.1, 0.1, ASSUMED, "of each class of the training part, held out from all students")
+    epochs: int = setting(21, 120, CODE, "DWFormer (IEMOCAP 120, MELD 100)")
+    batch_size: int = setting(32, 32, CODE, "DWFormer; in pairs of one class")
+    lr: float = setting(2e-2, 5e-4, CODE, "SGD (DWFormer); its highest")
+    lowest_lr: float = setting(1e-3, 1e-5, CODE, "of a cosine (DWFormer)")
+    restart: int = setting(3, 3, CODE, "epochs of the first cosine, the next twice as long and so on (DWFormer)")
+    momentum: float = setting(0.9, 0.9, CODE, "DWFormer")
+    clip: float = setting(1.0, 0.0, ASSUMED, "gradient norm; 0: not clipped")
+    precision: str = setting("float32", "float32", ASSUMED, "bf16: mixed precision where the GPU has it")
+
+
 class AllSettings(NamedTuple):
     """The settings of a profile, one group for each method and for what methods share."""
 
@@ -259,6 +323,7 @@ class AllSettings(NamedTuple):
     mlkd: MLKDSettings
     noise: NoiseSettings
     dkd: DKDSettings
+    mckd: MCKDSettings
 
 
 def settings_of(profile: str, changes: str = "") -> AllSettings:
@@ -266,17 +331,20 @@ def settings_of(profile: str, changes: str = "") -> AllSettings:
 
     Raises ValueError for an unknown profile or setting, and for levels or a student the teacher has no layers for.
     """
-    groups: dict[str, dict[str, Any]] = {"teacher": {}, "noise": {}, "dkd": {}, "": {}}
+    groups: dict[str, dict[str, Any]] = {"teacher": {}, "noise": {}, "dkd": {}, "mckd": {}, "": {}}
     for name, value in parse_changes(changes).items():
         group, _, own = name.rpartition("__")
         if group not in groups:
-            raise ValueError(f"Unknown setting {name}: write epochs, teacher__epochs, noise__level or dkd__epochs.")
+            raise ValueError(
+                f"Unknown setting {name}: begin it with teacher__, noise__, dkd__ or mckd__, or with nothing."
+            )
         groups[group][own] = value
     found = AllSettings(
         TeacherSettings.of(profile, **groups["teacher"]),
         MLKDSettings.of(profile, **groups[""]),
         NoiseSettings.of(profile, **groups["noise"]),
         DKDSettings.of(profile, **groups["dkd"]),
+        MCKDSettings.of(profile, **groups["mckd"]),
     )
     _check_depths(found.teacher, found.mlkd)
     return found

@@ -18,7 +18,7 @@ from ser_kd_utils.audio import cache_audio
 from ser_kd_utils.corpora import load_corpus, split
 from ser_kd_utils.evaluation import CLEAN, dev_condition, grid, predict
 from ser_kd_utils.metrics import ser_metrics
-from ser_kd_utils.noise import NoiseBank
+from ser_kd_utils.noise import NoiseBank, keyed_rng
 from ser_kd_utils.rows import Row
 from ser_kd_utils.settings import Settings, settings_of
 from ser_kd_utils.training import Fitted
@@ -83,6 +83,12 @@ class Study:
     def _generated_noise(self) -> NoiseBank:
         """Babble is made of training speakers, so that no test voice is heard before the test."""
         return NoiseBank.generated([self.audio[utterance] for utterance in self.train])
+
+    def share_of_each_class(self, share: float, purpose: str) -> set[str]:
+        """Training utterances, the same for every row: of each class, those first in an order random by purpose."""
+        order = sorted(self.train, key=lambda utterance: keyed_rng(purpose, utterance, self.seed).random())
+        classes = [[u for u in order if self.label_of[u] == label] for label in self.labels]
+        return {utterance for some in classes for utterance in some[: max(1, round(share * len(some)))]}
 
     @property
     def rows(self) -> dict[str, Row]:

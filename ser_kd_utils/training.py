@@ -21,6 +21,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
+from ser_kd_utils.frames import Frames
 from ser_kd_utils.losses import decoupled_kd, kd_loss, multi_level_loss
 from ser_kd_utils.models import wav2vec2
 from ser_kd_utils.noise import mix
@@ -40,6 +41,13 @@ class Objective(Protocol):
         where the batch holds its targets or there is no teacher; progress: 0 to 1 of training.
         """
 
+    def before(self, network: nn.Module, given: dict, batch: dict[str, Tensor], step: int, progress: float) -> None:
+        """What is learnt beside the network, before its own step; given: its arguments in this step."""
+
+    def state(self) -> dict[str, float]:
+        """What the history keeps of each epoch beside losses and scores."""
+        return {}
+
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean over the labelled items of a batch; 0 where it has none."""
@@ -48,7 +56,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class CrossEntropy:
+class CrossEntropy(Objective):
     """Supervised training: no teacher."""
 
     def __call__(self, batch, student, teacher, progress):
@@ -56,7 +64,7 @@ class CrossEntropy:
 
 
 @dataclass(frozen=True)
-class MultiLevel:
+class MultiLevel(Objective):
     """MLKD: CE + gamma * mean over levels of the feature loss against the teacher's states (+ logit distillation).
 
     settings: gamma, l1_weight, cosine_weight, logit_weight, temperature, and stages: "joint", or "two-stage", which
@@ -86,7 +94,7 @@ class MultiLevel:
 
 
 @dataclass(frozen=True)
-class Decoupled:
+class Decoupled(Objective):
     """DKDFMH: ce_weight CE + w (alpha TCKD + beta NCKD), or w alpha KD where settings.loss is "kd".
 
     w = min(epoch / warm-up epochs, 1), epochs counted from 1 (DKD, Zhao et al. 2022, released code).
@@ -128,25 +136,30 @@ class DistillationTrainer(Trainer):
         self._terms: dict[str, list[Tensor]] = {}
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        if "features" in inputs:  # computed once, of clean speech
-            student, teacher = model(features=inputs["features"]), None
-        else:
-            student, teacher = self._listen(model, inputs)
-        progress = self.state.global_step / max(self.state.max_steps, 1)
+        # features computed once, of clean speech, or waves to be mixed
+        given, teacher = (inputs["given"], None) if "given" in inputs else self._listen(inputs)
+        step = self.state.global_step
+        progress = step / max(self.state.max_steps, 1)
+        self.objective.before(self.accelerator.unwrap_model(model), given, inputs, step, progress)
+        student = model(**given)
         terms = self.objective(inputs, student, teacher, progress)
         for name, value in terms.items():
             self._terms.setdefault(name, []).append(value.detach())
         loss = sum(terms.values())
         return (loss, student) if return_outputs else loss
 
-    def _listen(self, model, inputs):
+    def training_step(self, *args, **kwargs):
+        self.optimizer.zero_grad()  # the Trainer clears the network's gradients alone, an objective may learn, too
+        return super().training_step(*args, **kwargs)
+
+    def _listen(self, inputs):
         clean, lengths = inputs["clean"], inputs["lengths"]
         heard = clean
         if "noise" in inputs:
             heard = mix(clean, inputs["noise"], inputs["snr_db"], self.level, lengths)
         mask = inputs["attention_mask"] = (torch.arange(clean.shape[1], device=clean.device) < lengths[:, None]).long()
-        student = model(**self.hear(heard, lengths, mask))
-        return student, self._teach(heard if self.teacher_hears_noise else clean, inputs) if self._teacher else None
+        teacher = self._teach(heard if self.teacher_hears_noise else clean, inputs) if self._teacher else None
+        return self.hear(heard, lengths, mask), teacher
 
     @torch.no_grad()
     def _teach(self, heard, inputs):
@@ -168,6 +181,7 @@ class DistillationTrainer(Trainer):
     def log(self, logs, start_time=None):
         if "loss" in logs:
             logs |= {name: torch.stack(values).mean().item() for name, values in self._terms.items()}
+            logs |= self.objective.state()
             self._terms.clear()
         super().log(logs, start_time)
 
@@ -189,7 +203,7 @@ class Fitted:
 def fit(
     model: nn.Module,
     objective: Objective,
-    train: Pieces | Segments,
+    train: Pieces | Segments | Frames,
     dev: Callable[[nn.Module], dict[str, float]],
     settings: Any,
     *,
@@ -235,7 +249,8 @@ def fit(
         disable_tqdm=True,
         seed=seed,
     )
-    steps_per_epoch = math.ceil(len(train) / arguments.train_batch_size)
+    items = len(train.sampler(arguments.train_batch_size))
+    steps_per_epoch = math.ceil(items / arguments.train_batch_size)
     steps = steps_per_epoch * settings.epochs
     trainer = DistillationTrainer(
         model,
@@ -263,7 +278,7 @@ def fit(
         history=_history(trainer.state.log_history),
         best_epoch=trainer.state.best_global_step // steps_per_epoch,
         last=last,
-        items=len(train),
+        items=items,
         seconds=seconds,
         peak_memory_mb=_peak_memory_mb(),
     )

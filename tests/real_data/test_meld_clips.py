@@ -10,10 +10,14 @@ import pandas as pd
 import pytest
 
 from ser_kd_utils.audio import cache_audio
+from ser_kd_utils.cli import main
 from ser_kd_utils.corpora import load_corpus, split
+from ser_kd_utils.corpora.meld import SEVEN_CLASSES
+from ser_kd_utils.records import read_runs
+from ser_kd_utils.rows import TOKEN_ROWS
 
 FOLDERS = {"train": "train_splits", "dev": "dev_splits_complete", "test": "output_repeated_splits_test"}
-ROWS = 40  # of each published table
+ROWS = 80  # of each published table
 
 
 def write_clip(path: Path, seconds: float, layout: str) -> None:
@@ -37,11 +41,11 @@ def root(shared_data, tmp_path_factory) -> Path:
         (folder / clips).mkdir()
         for row in table.itertuples():
             layout = "5.1" if row.Index % 2 else "stereo"
-            write_clip(folder / clips / f"dia{row.Dialogue_ID}_utt{row.Utterance_ID}.mp4", 0.5, layout)
+            write_clip(folder / clips / f"dia{row.Dialogue_ID}_utt{row.Utterance_ID}.mp4", 1.2, layout)
     train = folder / FOLDERS["train"]
     (train / "dia0_utt1.mp4").write_bytes((train / "dia0_utt0.mp4").read_bytes()[:900])  # broken
-    write_clip(train / "dia0_utt2.mp4", 0.05, "stereo")
-    write_clip(train / "dia0_utt3.mp4", 70.0, "stereo")  # badly cut: over a minute
+    write_clip(train / "dia0_utt2.mp4", 0.06, "stereo")
+    write_clip(train / "dia0_utt3.mp4", 300.0, "stereo")  # badly cut: five minutes
     write_clip(train / "dia0_utt4.mp4", 0.12, "5.1")
     (train / "dia0_utt5.mp4").unlink()
     return folder
@@ -66,3 +70,28 @@ def test_what_cannot_be_used_is_left_out_and_said(root):
     assert audio["train_dia0_utt7"].dtype == np.float32 and np.abs(audio["train_dia0_utt7"]).max() > 0.1
     parts = split(kept, None, 1, 0)
     assert (len(parts.train), len(parts.dev), len(parts.test)) == (ROWS - 4, ROWS, ROWS)
+
+
+@pytest.mark.filterwarnings("ignore:meld differs from the published counts")
+def test_reproduce_from_clips_to_tables(root, tmp_path, capsys):
+    """All methods on the official split and its seven classes, with one epoch each."""
+    changes = "epochs=1, teacher__epochs=1, dkd__epochs=1, mckd__epochs=1"
+    options = ["--corpus", "meld", "--data-root", str(root), "--results", str(tmp_path), "--ablations", "none"]
+    assert main(["reproduce", *options, "--changes", changes]) == 0, capsys.readouterr().err
+    (folder,) = (path for path in tmp_path.iterdir() if "P1" not in path.name)
+    runs = [run for run in read_runs(folder) if run.info["method"] == "mckd"]
+    assert {run.info["row"] for run in runs} == TOKEN_ROWS.keys()
+    labels = pd.read_csv(root / "test_sent_emo.csv")["Emotion"]
+    for run in runs:
+        card = run.info["protocol"]
+        assert card["protocol"] == "official" and run.info["labels"] == list(SEVEN_CLASSES)
+        assert card["sizes"]["train"] + card["sizes"]["quiz"] == ROWS - 4 and card["sizes"]["test"] == ROWS
+        clean = run.predictions.query("condition == 'clean' and checkpoint == 'best'")
+        assert clean["label"].value_counts().to_dict() == labels.value_counts().to_dict()
+    table = pd.read_csv(folder / "tables" / "mckd.csv").set_index("row")
+    assert table.at["floor", "model"] == "always neutral"
+    share = (labels == "neutral").mean()
+    assert float(table.at["floor", "WA"]) == pytest.approx(100 * share, abs=0.05)
+    assert float(table.at["floor", "WF1"]) == pytest.approx(100 * share * 2 * share / (1 + share), abs=0.05)
+    assert float(table.at["floor", "UA"]) == pytest.approx(100 / labels.nunique(), abs=0.05)
+    assert "MELD WA 52.3 / WF1 47.0 (second-hand)" in table.at["mc-full", "published"]

@@ -1,7 +1,8 @@
-"""A teacher's stored logits, as published: WavLM's of EMO-DB, with classes as nouns, some of which the corpus drops."""
+"""A teacher's stored logits, as published: WavLM's of EMO-DB, whose classes are nouns, and of IEMOCAP."""
 
 from __future__ import annotations
 
+import pandas as pd
 import torch
 
 from ser_kd_utils.corpora import load_corpus
@@ -22,3 +23,16 @@ def test_stored_logits_of_emodb_agree_with_its_labels(shared_data):
     for label in corpus.labels:  # in each class: no two columns are exchanged
         own = [each for each, named in zip(right, rows.label, strict=True) if named == label]
         assert sum(own) > 0.8 * len(own)
+
+
+def test_stored_logits_of_iemocap_agree_with_its_labels(shared_data):
+    labels = ("angry", "happy", "neutral", "sad")
+    metadata = shared_data / "metadata"
+    logits = stored_logits(metadata / "teacher_logits_iemocap_wavlm_base_plus.csv", labels)
+    ids = pd.read_csv(metadata / "iemocap_4class_ids.csv")
+    assert len(logits) == len(ids) == 5531 and set(ids.utterance) == logits.keys()
+    said = pd.Series({utterance: labels[row.argmax()] for utterance, row in logits.items()})
+    names = {"ang": "angry", "hap": "happy", "exc": "happy", "neu": "neutral", "sad": "sad"}
+    truth = ids.set_index("utterance").label_iemocap.map(names)
+    right = said[truth.index] == truth
+    assert right.groupby(truth).mean().min() > 0.5  # in each class: no two columns are exchanged

@@ -115,3 +115,15 @@ def test_mixed_precision_leaves_them_in_float32(features):
     with torch.autocast("cpu", torch.bfloat16):
         mixed = features(waves)
     torch.testing.assert_close(mixed, features(waves))
+
+
+@pytest.mark.parametrize("features", [log_filter_bank, mfcc])
+def test_what_was_first_computed_for_a_test_serves_training(features):
+    from ser_kd_utils import features as module
+
+    module._triangles.cache_clear(), module._cepstrum.cache_clear()
+    with torch.inference_mode():
+        features(torch.ones(1, 4000))
+    wave = torch.linspace(-1, 1, 4000)[None].requires_grad_()
+    features(wave).sum().backward()
+    assert wave.grad.isfinite().all()

@@ -7,8 +7,9 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
-from ser_kd_utils.losses import decoupled_kd, feature_loss, kd_loss, multi_level_loss
+from ser_kd_utils.losses import decoupled_kd, feature_loss, kd_loss, multi_level_loss, supervised_contrastive
 
 MASK = torch.tensor([[True, True, True, True], [True, True, False, False], [True, False, False, False]])
 
@@ -145,6 +146,47 @@ def test_half_precision_is_computed_in_float32_and_float64_stays(dtype):
     assert {part.dtype for part in parts} == {torch.float64}
 
 
+# --- temperatures of their own
+
+
+@pytest.mark.parametrize("student_temperature", [0.5, 2.0, 7.0])
+@pytest.mark.parametrize("teacher_temperature", [0.8, 2.0, 15.6])
+def test_teacher_and_student_may_have_their_own_temperatures(student_temperature, teacher_temperature):
+    student, teacher = logits(0), logits(1)
+    ours, theirs = soft(student, student_temperature), soft(teacher, teacher_temperature)
+    divergence = (theirs * np.log(theirs / ours)).sum(1).mean()
+    wanted = pytest.approx(student_temperature * teacher_temperature * divergence, rel=1e-12)
+    temperatures = student_temperature, teacher_temperature
+    assert kd_loss(student, teacher, *temperatures).item() == wanted
+    assert kd_loss(student, teacher, *map(torch.tensor, temperatures)).item() == pytest.approx(
+        wanted.expected, rel=1e-6
+    )
+
+
+def test_one_temperature_is_that_of_both():
+    rng = np.random.default_rng(0)
+    for temperature in rng.uniform(0.01, 20, 1000).tolist():  # T * T is not always T**2
+        ours, theirs = (F.log_softmax(values / temperature, 1) for values in (logits(0), logits(1)))
+        wanted = temperature**2 * F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+        assert kd_loss(logits(0), logits(1), temperature).item() == wanted.item()
+        both = kd_loss(logits(0), logits(1), temperature, temperature).item()
+        assert both == pytest.approx(wanted.item(), rel=1e-14)
+
+
+def test_temperatures_get_gradients():
+    student, teacher = logits(0), logits(1)
+    taus = torch.tensor([2.0, 3.0], dtype=torch.float64)
+    for start in (taus, taus[:1]):
+        values = start.clone().requires_grad_()
+        kd_loss(student, teacher, *values).backward()
+        for i, slope in enumerate(values.grad.tolist()):
+            step = 1e-5 * torch.eye(len(start), dtype=torch.float64)[i]
+            ends = [kd_loss(student, teacher, *(start + sign * step).tolist()).item() for sign in (1, -1)]
+            assert slope == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-7) != 0
+    assert torch.autograd.gradcheck(kd_loss, [value.requires_grad_() for value in (student, teacher, *taus)])
+    assert torch.autograd.gradgradcheck(kd_loss, [value.requires_grad_() for value in (student, teacher, *taus)])
+
+
 # --- target and non-target part
 
 
@@ -258,9 +300,110 @@ def test_decoupled_parts_are_finite_and_right_at_any_logit_gap(case, temperature
 def test_the_released_form_fails_where_log_space_does_not():
     """The student at a gap of 120 from the truth of a teacher that doubts: softmax gives it a probability of 0."""
     student, teacher = torch.tensor([[120.0, 0, 0, 0]], requires_grad=True), torch.tensor([[3.0, 1, 0, 0]])
-    assert student.softmax(1)[0, 1:].sum() == 0  # of which the released form takes the logarithm
+    p, q = (logits.softmax(1)[0, 0] for logits in (teacher, student))
+    released = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+    released.backward()
+    assert released.isinf() and student.grad.isnan().any()
+    student.grad = None
     tckd, _ = decoupled_kd(student, teacher, torch.tensor([0]))
     tckd.backward()
     assert tckd.item() == pytest.approx(22.13, abs=5e-3)
     share = teacher.softmax(1)[0, 0].item()
     torch.testing.assert_close(student.grad, torch.tensor([[1 - share] + 3 * [(share - 1) / 3]]))
+
+
+# --- supervised contrastive loss
+
+
+def contrast(embeddings: torch.Tensor, labels: list[int], temperature: float) -> float:
+    """Item by item, positive by positive, other by other, from ratios of powers."""
+    units = [each / math.hypot(*each) for each in embeddings.detach().numpy()]
+    total = 0.0
+    for i, anchor in enumerate(units):
+        terms = []
+        for p, positive in enumerate(units):
+            if p != i and labels[p] == labels[i]:
+                others = sum(math.exp(anchor @ other / temperature) for a, other in enumerate(units) if a != i)
+                terms.append(-math.log(math.exp(anchor @ positive / temperature) / others))
+        total += sum(terms) / len(terms) if terms else 0.0
+    return total / len(units)
+
+
+LABELS = [0, 1, 0, 2, 1, 0, 3, 1]  # 2 and 3 have no other of their kind
+
+
+def embeddings(seed: int = 0, items: int = len(LABELS)) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).normal(size=(items, 5)))
+
+
+@pytest.mark.parametrize("temperature", [0.07, 0.5, 2.0])
+@pytest.mark.parametrize("labels", [LABELS, [0] * 8, [0, 1] * 4, [*range(7), 0]])
+def test_supervised_contrastive_is_the_formula(labels, temperature):
+    loss = supervised_contrastive(embeddings(), torch.tensor(labels), temperature)
+    assert loss.item() == pytest.approx(contrast(embeddings(), labels, temperature), rel=1e-10)
+    assert loss.shape == () and loss.item() > 0
+    default = supervised_contrastive(embeddings(), torch.tensor(labels))
+    assert (default.item() == loss.item()) == (temperature == 0.07)
+
+
+def test_an_item_without_positives_adds_zero_and_counts():
+    for items in (1, 2, 5):
+        values = embeddings(0, items).requires_grad_()
+        loss = supervised_contrastive(values, torch.arange(items))
+        loss.backward()
+        assert loss.item() == 0 and not values.grad.any()
+    pair, alone = embeddings(0, 2), torch.zeros(1, 5, dtype=torch.float64)
+    loss = supervised_contrastive(torch.cat([pair, alone]), torch.tensor([0, 0, 1]), 1.0)
+    power = math.exp(torch.cosine_similarity(*pair, dim=0).item())
+    assert loss.item() == pytest.approx(2 / 3 * math.log((power + 1) / power), rel=1e-12)
+
+
+def test_the_length_of_embeddings_and_the_order_of_the_batch_do_not_matter():
+    labels, rng = torch.tensor(LABELS), np.random.default_rng(1)
+    loss = supervised_contrastive(embeddings(), labels)
+    lengths = torch.from_numpy(rng.uniform(0.01, 100, (8, 1)))
+    torch.testing.assert_close(supervised_contrastive(lengths * embeddings(), labels), loss, rtol=1e-12, atol=0)
+    order = rng.permutation(8)
+    torch.testing.assert_close(supervised_contrastive(embeddings()[order], labels[order]), loss, rtol=1e-12, atol=0)
+    torch.testing.assert_close(supervised_contrastive(embeddings(), 3 - labels), loss)
+
+
+def test_what_is_alike_pulls_what_is_not_pushes():
+    labels = torch.tensor([0, 0, 1, 1])
+    apart = torch.tensor([[1.0, 0], [1, 0], [-1, 0], [-1, 0]])
+    assert supervised_contrastive(apart, labels).item() == pytest.approx(0, abs=1e-6)
+    assert supervised_contrastive(apart, torch.tensor([0, 1, 0, 1])).item() > 10
+    values = embeddings(3, 4).requires_grad_()
+    before = supervised_contrastive(values, labels)
+    before.backward()
+    assert supervised_contrastive(values - 0.01 * values.grad, labels) < before
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_identical_embeddings_are_as_likely_as_each_other(dtype):
+    values = embeddings()[:1].to(dtype).repeat(8, 1).requires_grad_()
+    loss = supervised_contrastive(values, torch.tensor(LABELS))
+    loss.backward()
+    assert loss.item() == pytest.approx(6 / 8 * math.log(7), rel=1e-5) and values.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e4])
+def test_contrast_of_half_precision_is_computed_in_float32(dtype, size):
+    values, labels = (size * embeddings()).to(dtype).requires_grad_(), torch.tensor(LABELS)
+    loss = supervised_contrastive(values, labels)
+    loss.backward()
+    assert values.grad.isfinite().all()
+    assert loss.dtype == torch.float32 and torch.equal(loss, supervised_contrastive(values.float(), labels))
+    assert loss.item() == pytest.approx(contrast(values.double(), LABELS, 0.07), rel=1e-4)
+    with torch.autocast("cpu", dtype):
+        assert torch.equal(supervised_contrastive(values, labels), loss)
+    assert supervised_contrastive(embeddings(), labels).dtype == torch.float64
+
+
+def test_gradients_of_the_contrast():
+    for temperature in (0.07, 1.0):
+        values = embeddings().requires_grad_()
+        assert torch.autograd.gradcheck(
+            lambda v, t=temperature: supervised_contrastive(v, torch.tensor(LABELS), t), (values,)
+        )

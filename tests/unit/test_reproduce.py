@@ -44,6 +44,8 @@ def notebooks(tmp_path, monkeypatch):
         ("03_mlkd_ablations", "mlkd-ablation", SPEECH + ABLATIONS),
         ("04_decoupled_distillation", "dkd", LOGITS),
         ("05_decoupled_ablations", "dkd-ablation", ABLATIONS),
+        ("06_curriculum_meta_distillation", "mckd", ""),
+        ("07_curriculum_meta_ablations", "mckd-ablation", ABLATIONS),
     ):
         write_notebook(folder / f"{name}.ipynb", RECORD.format(method=method), parameters=EACH + own)
     write_notebook(folder / "09_paper_tables.ipynb", "results", parameters=PARAMETERS)
@@ -91,6 +93,8 @@ def test_plan_is_notebook_by_fold_by_seed(run, notebooks, capsys):
             "03_mlkd_ablations",
             "04_decoupled_distillation",
             "05_decoupled_ablations",
+            "06_curriculum_meta_distillation",
+            "07_curriculum_meta_ablations",
         )
     ]
     assert lines == ["00_corpora_and_noise", *each, "09_paper_tables"]
@@ -99,10 +103,11 @@ def test_plan_is_notebook_by_fold_by_seed(run, notebooks, capsys):
 @pytest.mark.parametrize(
     ("asked", "wanted"),
     [
-        ("", {"03": "", "05": ""}),
+        ("", {"03": "", "05": "", "07": ""}),
         ("none", {}),
         ("gamma-10,cnn-nckd", {"03": "gamma-10", "05": "cnn-nckd"}),
         ("cnn-nckd", {"05": "cnn-nckd"}),
+        ("mc-log-mel-z-score", {"07": "mc-log-mel,mc-log-mel-z-score"}),
         ("two-stage, l1-only", {"03": "l1-only,two-stage"}),
         ("cnn-dkd-noisy, e-unseen", {"03": "c-unseen,e-unseen", "05": "cnn-alone-noisy,cnn-dkd-noisy"}),
     ],
@@ -110,7 +115,7 @@ def test_plan_is_notebook_by_fold_by_seed(run, notebooks, capsys):
 def test_ablations_go_to_the_notebook_that_knows_them(corpus, notebooks, asked, wanted):
     options = parser().parse_args(["reproduce", "--folds", "1", "--ablations", asked, "--teacher-logits", "a.csv"])
     steps = reproduce.plan(options, load_corpus("manifest", str(corpus)))
-    assert [step.notebook[:2] for step in steps] == sorted({"00", "01", "02", "04", "09"} | wanted.keys())
+    assert [step.notebook[:2] for step in steps] == sorted({"00", "01", "02", "04", "06", "09"} | wanted.keys())
     assert {s.notebook[:2]: s.parameters["ablations"] for s in steps if "ablations" in s.parameters} == wanted
     logits = {s.notebook[:2]: s.parameters["teacher_logits"] for s in steps if "teacher_logits" in s.parameters}
     assert logits == {"04": "a.csv"}

@@ -13,11 +13,13 @@ from ser_kd_utils.rows import (
     PRETRAINING_EPOCHS,
     ROWS,
     SITUATIONS,
+    TOKEN_ROWS,
     Row,
     ablations,
     choose,
     cnn_ablations,
     levels_of,
+    token_ablations,
 )
 from ser_kd_utils.settings import PROFILES, settings_of
 
@@ -72,6 +74,7 @@ CNN = {
 CNN_PARTS = {
     "cnn-tckd": {"beta": 0.0},
     "cnn-nckd": {"alpha": 0.0},
+    "cnn-kd-same-temperature": {"loss": "kd", "kd_temperature": 1.0},
     "cnn-attention-text": {"attention": "text"},
     "cnn-mfcc": {"features": "mfcc"},
 }
@@ -182,6 +185,7 @@ def test_there_are_no_other_rows(profile):
 @each_profile
 def test_rows_have_a_name_of_their_own_that_is_a_file_name(profile):
     kinds = {"mlkd-ablation": rows_of(profile), "dkd": CNN_ROWS, "dkd-ablation": cnn_rows_of(profile)}
+    kinds |= {"mckd": TOKEN_ROWS, "mckd-ablation": token_ablations(settings_of(profile).mckd)}
     rows = ROWS | {name: row for own in kinds.values() for name, row in own.items()}
     assert len(rows) == len(ROWS) + sum(map(len, kinds.values()))
     for names in ({(row.method, row.variant) for row in rows.values()}, {row.title for row in rows.values()}):
@@ -256,8 +260,9 @@ def test_a_distilled_row_comes_with_its_control():
 
 
 def test_the_demo_trains_one_of_the_rows_there_are():
-    found = [choose("", rows, synthetic=True) for rows in (rows_of("tiny"), cnn_rows_of("tiny"))]
-    assert found == [[name] for name in DEMO_ABLATIONS] == [["two-stage"], ["cnn-nckd"]]
+    kinds = rows_of("tiny"), cnn_rows_of("tiny"), token_ablations(settings_of("tiny").mckd)
+    found = [choose("", rows, synthetic=True) for rows in kinds]
+    assert found == [[name] for name in DEMO_ABLATIONS] == [["two-stage"], ["cnn-nckd"], ["mc-time-tokens"]]
     assert choose("", rows_of("tiny", "stages='two-stage'"), synthetic=True) == []  # which is (e) itself there
 
 

@@ -16,6 +16,7 @@ from ser_kd_utils.settings import (
     PROFILES,
     PUBLISHED,
     DKDSettings,
+    MCKDSettings,
     MLKDSettings,
     NoiseSettings,
     Settings,
@@ -133,13 +134,13 @@ def test_layers_beyond_the_teachers_are_refused(profile, name):
 
 
 def test_changes_reach_the_group_they_name_and_no_other():
-    changes = "epochs=3, teacher__epochs=4, noise__train_types=('hum',), dkd__epochs=5"
-    teacher, mlkd, noise, dkd = settings_of("tiny", changes)
+    changes = "epochs=3, teacher__epochs=4, noise__train_types=('hum',), dkd__epochs=5, mckd__epochs=6"
+    teacher, mlkd, noise, dkd, mckd = settings_of("tiny", changes)
     assert (teacher, mlkd) == (TeacherSettings.of("tiny", epochs=4), MLKDSettings.of("tiny", epochs=3))
     assert noise == NoiseSettings.of("tiny", train_types=("hum",)) != NoiseSettings.of("tiny")
-    assert dkd == DKDSettings.of("tiny", epochs=5)
+    assert (dkd, mckd) == (DKDSettings.of("tiny", epochs=5), MCKDSettings.of("tiny", epochs=6))
     with pytest.raises(
-        ValueError, match="Unknown setting mlkd__epochs: write epochs, teacher__epochs, noise__level or dkd"
+        ValueError, match="Unknown setting mlkd__epochs: begin it with teacher__, noise__, dkd__ or mckd__"
     ):
         settings_of("tiny", "mlkd__epochs=2")
 

@@ -1,0 +1,302 @@
+"""Meta-knowledge and curriculum distillation: who is trained on what, what a row minimises, what the quiz moves."""
+
+from __future__ import annotations
+
+import dataclasses
+from copy import deepcopy
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from scipy.io import wavfile
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForAudioClassification
+
+from ser_kd_utils import meta_curriculum, settings, study
+from ser_kd_utils.frames import Frames, PairedPieces
+from ser_kd_utils.losses import kd_loss, supervised_contrastive
+from ser_kd_utils.meta_curriculum import MetaCurriculumExperiment, warm_restarts
+from ser_kd_utils.rows import TOKEN_ROWS, token_ablations
+from ser_kd_utils.settings import MCKDSettings, parse_changes
+from ser_kd_utils.temperature import meta_gradient
+
+SMALL = {
+    "epochs": 2, "frames": 20, "size": 8, "layers": 1, "heads": 2, "inner": 16, "batch_size": 8, "meta_every": 2,
+    "meta_share": 0.2, "supcon_weights": (0.5, 1.0), "kd_weights": (0.5, 1.0),
+}  # fmt: skip
+NOISES = ("hum", "rain")
+FIXED = {"curriculum": False, "meta": "none"}
+
+# What a row's training is given otherwise than that of mc-full.
+ROWS = {
+    "mc-alone": {"teacher": False, "supcon_weight": 0.0},
+    "mc-supcon": {"teacher": False},
+    "mc-kd": FIXED,
+    "mc-curriculum": {"meta": "none"},
+    "mc-meta": {"curriculum": False},
+    "mc-full": {},
+    "mc-no-supcon": {"supcon_weight": 0.0},
+    "mc-mu-1": {"supcon_weight": 1.0},
+    "mc-nu-0.5": {"kd_weight": 0.5},
+    "mc-time-tokens": {"tokens": "time"},
+    "mc-log-mel": {"features": "log-mel"},
+    "mc-z-score": {"z_score": True},
+    "mc-log-mel-z-score": {"features": "log-mel", "z_score": True},
+    "mc-unbalanced": {"balance": "none"},
+    "mc-taught-teacher": FIXED | {"meta": "teacher"},
+    "mc-alone-noisy": {"teacher": False, "supcon_weight": 0.0, "noise": NOISES},
+    "mc-kd-noisy": FIXED | {"noise": NOISES},
+    "mc-full-noisy": {"noise": NOISES},
+}
+
+pytestmark = pytest.mark.usefixtures("little_garbage")
+
+
+class Given(Exception):
+    """Raised in the place of a training, with what it was given."""
+
+
+@pytest.fixture(scope="module")
+def make(tones, tmp_path_factory):
+    """Makes an experiment with the settings SMALL for a profile's own."""
+
+    def settings_of(profile, changes):
+        small = {f"mckd__{name}": value for name, value in SMALL.items()} | {"teacher__epochs": 1}
+        small |= parse_changes(changes)
+        return settings.settings_of(profile, ", ".join(f"{name}={value!r}" for name, value in small.items()))
+
+    def make(**options) -> MetaCurriculumExperiment:
+        return MetaCurriculumExperiment("manifest", data_root=tones, noise_dir=noise, **{"results": results} | options)
+
+    results, noise = tmp_path_factory.mktemp("results"), tmp_path_factory.mktemp("noise")
+    rng = np.random.default_rng(0)
+    for kind in NOISES:
+        wavfile.write(noise / f"{kind}_1.wav", 16_000, rng.normal(0, 3000, 32_000).astype(np.int16))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study, "settings_of", settings_of)
+        yield make
+
+
+@pytest.fixture(scope="module")
+def experiment(make):
+    return make()
+
+
+@pytest.fixture
+def given(monkeypatch, experiment):
+    """What the training of a row would be given."""
+
+    def fit(model, objective, train, dev, settings, **others):
+        raise Given(SimpleNamespace(model=model, objective=objective, train=train, settings=settings, **others))
+
+    def given(name):
+        with pytest.raises(Given) as caught:
+            experiment._fit(name)
+        return caught.value.args[0]
+
+    monkeypatch.setattr(meta_curriculum, "fit", fit)
+    return given
+
+
+def test_the_rows_are_those_declared(experiment):
+    assert list(experiment.rows) == list(ROWS)
+    assert list(TOKEN_ROWS | token_ablations(MCKDSettings.of("paper"))) == [
+        *list(ROWS)[:7], "mc-mu-0.1", *list(ROWS)[7:]
+    ]  # fmt: skip
+    for name, row in experiment.rows.items():
+        assert not row.against or row.against in experiment.rows, name
+
+
+def test_no_student_hears_the_quiz_whose_speakers_are_those_of_training(experiment):
+    parts = {part: set(getattr(experiment, part)) for part in ("train", "quiz", "dev", "test")}
+    assert sum(map(len, parts.values())) == len(set.union(*parts.values()))
+    assert parts["train"] | parts["quiz"] == set(experiment.wave_teachers.train)
+    assert (parts["dev"], parts["test"]) == (set(experiment.wave_teachers.dev), set(experiment.wave_teachers.test))
+    speaker = dict(zip(experiment.corpus.manifest["utterance"], experiment.corpus.manifest["speaker"], strict=True))
+    speakers = {part: {speaker[utterance] for utterance in some} for part, some in parts.items()}
+    assert speakers["quiz"] <= speakers["train"] and not speakers["quiz"] & (speakers["dev"] | speakers["test"])
+    classes = [experiment.label_of[utterance] for utterance in experiment.quiz]
+    assert {classes.count(label) for label in experiment.labels} == {
+        round(0.2 * len(experiment.wave_teachers.train) / 4)
+    }
+    assert experiment.card()["sizes"] == {part: len(some) for part, some in parts.items()}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_what_each_row_is_given(name, experiment, given):
+    changed = dict(ROWS[name])
+    teacher, noise = changed.pop("teacher", True), changed.pop("noise", None)
+    fit = given(name)
+    assert fit.settings == dataclasses.replace(experiment.settings, **changed)
+    assert fit.objective.settings == fit.settings
+    assert fit.train.utterances == experiment.train
+    assert type(fit.train) is (PairedPieces if noise else Frames)
+    batch = fit.train.collate([fit.train[index] for index in range(8)])
+    assert ("noise" in batch) == bool(noise)
+    wanted = {"teacher_states" if changed.get("meta") == "teacher" else "teacher_logits"} if teacher else set()
+    assert {key for key in batch if key.startswith("teacher")} == wanted
+    assert bool(fit.objective.temperature) == teacher
+    assert bool(fit.objective.optimiser) == (teacher and fit.settings.meta != "none")
+    config = fit.model.config
+    assert (config.tokens, config.features, config.z_score, config.frames) == (
+        fit.settings.tokens, fit.settings.features, fit.settings.z_score, 20
+    )  # fmt: skip
+    groups = fit.optimiser.param_groups
+    learnt = {id(p) for group in groups for p in group["params"]}
+    front = {id(p) for p in fit.model.front.parameters()} if config.features == "encoder" else set()
+    assert not learnt & front
+    theta = {id(p) for p in fit.objective.temperature.curriculum_parameters()} if teacher else set()
+    assert len(theta) == (teacher and fit.settings.curriculum)
+    assert learnt == {id(p) for p in fit.model.parameters()} - front | theta
+
+
+def test_all_rows_start_from_the_same_weights_and_hear_the_teachers_front(experiment):
+    first, second = (experiment.new_network(name).state_dict() for name in ("mc-alone", "mc-full"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    teacher = experiment.wave_teachers.teacher("a")
+    wave = torch.from_numpy(experiment.audio[experiment.train[0]])[None]
+    given = meta_curriculum.wav2vec2.hear(wave, torch.tensor([wave.shape[1]]))
+    with torch.no_grad():
+        wanted = teacher.wav2vec2.feature_projection(
+            teacher.wav2vec2.feature_extractor(given["input_values"]).transpose(1, 2)
+        )[0]
+    torch.testing.assert_close(experiment.new_network("mc-full").frame_features(wave)[0], wanted)
+
+
+def test_the_loss_is_the_sum_of_its_weighted_parts(experiment):
+    network, objective, data = experiment.prepared("mc-kd")
+    batch = data.collate([data[index] for index in range(8)])
+    student = network.eval()(**batch["given"])
+    terms = objective(batch, student, None, 0.5)
+    use, labels = objective.settings, batch["labels"]
+    counts = np.array([[experiment.label_of[u] for u in experiment.train].count(label) for label in experiment.labels])
+    weights = torch.tensor(counts.sum() / 4 / counts, dtype=torch.float32)
+    assert terms.keys() == {"ce", "supcon", "kd"}
+    torch.testing.assert_close(terms["ce"], cross_entropy(student.logits, labels, weight=weights))
+    contrast = supervised_contrastive(student.hidden_states[0], labels, use.supcon_temperature)
+    torch.testing.assert_close(terms["supcon"], use.supcon_weight * contrast)
+    teacher = experiment.wave_teachers.teacher("a")
+    says = []
+    for utterance in experiment.train[:8]:
+        wave = torch.from_numpy(experiment.audio[utterance])[None]
+        says.append(teacher(**meta_curriculum.wav2vec2.hear(wave, torch.tensor([wave.shape[1]]))).logits[0])
+    wanted = use.kd_weight * kd_loss(student.logits, torch.stack(says), use.temperature)
+    torch.testing.assert_close(terms["kd"], wanted, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["mc-full", "mc-taught-teacher"])
+def test_the_quiz_moves_what_it_may_and_nothing_else(name, experiment):
+    network, objective, data = experiment.prepared(name)
+    batch = data.collate([data[index] for index in range(8)])
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    theta = [p.clone() for p in objective.temperature.curriculum_parameters()]
+    head = [p.clone() for p in objective.head.parameters()]
+    learned = [value.clone() for value in objective.learned.values()]
+    network.train()
+    objective.before(network, batch["given"], batch, 1, 0.5)  # not a multiple of meta_every
+    assert all(map(torch.equal, learned, objective.learned.values()))
+    objective.before(network, batch["given"], batch, 2, 0.5)
+    assert not any(map(torch.equal, learned, objective.learned.values()))
+    assert network.training and all(torch.equal(before[key], value) for key, value in network.state_dict().items())
+    assert all(p.grad is None for p in network.parameters())
+    assert all(map(torch.equal, theta, objective.temperature.curriculum_parameters()))
+    assert all(map(torch.equal, head, objective.head.parameters())) == (name == "mc-full")
+    teacher = experiment.wave_teachers.teacher("a")  # read anew: its own head has not moved
+    assert torch.equal(head[0], teacher.projector.weight)
+
+
+@pytest.mark.parametrize("name", ["mc-full", "mc-time-tokens"])
+def test_the_meta_step_is_exact_for_this_student(name, experiment):
+    """Against finite differences: no fused layer may cut the gradient on its way through the pilot step."""
+    network, objective, data = experiment.prepared(name)
+    network.double().train()
+    batch = data.collate([data[index] for index in range(8)])
+    given, says = {"features": batch["given"]["features"].double(), "counts": batch["given"]["counts"]}, None
+    questions, answers = objective.quiz(0)
+    questions["features"], says = questions["features"].double(), batch["teacher_logits"].double()
+
+    def distill(call, learned):
+        return kd_loss(call(**given).logits, says, *(4 * learned["log"].exp()))
+
+    def quiz(call):
+        return cross_entropy(call(**questions).logits, answers)
+
+    def after(log):
+        copy = deepcopy(network).eval()
+        weights = [p for p in copy.parameters() if p.requires_grad]
+        slopes = torch.autograd.grad(distill(copy, {"log": log}), weights)
+        with torch.no_grad():
+            for weight, slope in zip(weights, slopes, strict=True):
+                weight -= 0.1 * slope
+            return quiz(copy).item()
+
+    log = torch.tensor([0.3, -0.2], dtype=torch.float64)
+    found = meta_gradient(network, distill, quiz, {"log": log}, 0.1)["log"]
+    small = 1e-4 * torch.eye(2, dtype=torch.float64)
+    wanted = [(after(log + step) - after(log - step)) / 2e-4 for step in small]
+    torch.testing.assert_close(found, torch.tensor(wanted, dtype=torch.float64), rtol=1e-5, atol=1e-10)
+    assert found.abs().min() > 1e-6
+
+
+def test_a_taught_teacher_that_may_not_learn_is_the_fixed_one(make, tmp_path):
+    """The fixed-teacher control, bit for bit: the quiz disturbs neither the batches nor the student's dropout."""
+    own = make(changes="mckd__meta_teacher_lr=0.0", results=tmp_path)
+    taught, fixed = (own.run(name).predictions for name in ("mc-taught-teacher", "mc-kd"))
+    assert np.array_equal(np.stack(taught["logits"]), np.stack(fixed["logits"]))
+
+
+def test_the_quiz_is_another_one_in_each_step_and_the_same_again(experiment):
+    _, objective, _ = experiment.prepared("mc-meta")
+    asked = [objective.quiz(step)[0]["features"].sum().item() for step in (0, 2, 0)]
+    assert asked[0] == asked[2]
+    labels = objective.quiz(0)[1].tolist()
+    assert len(labels) == min(8, len(experiment.quiz))
+
+
+def test_the_teacher_of_rows_in_noise_hears_the_clean_utterance(experiment):
+    clean, noisy = (experiment.prepared(name)[2] for name in ("mc-kd", "mc-kd-noisy"))
+    some = [data.collate([data[index] for index in range(4)])["teacher_logits"] for data in (clean, noisy)]
+    assert torch.equal(*some)
+
+
+def test_the_normalisation_is_that_of_the_training_part_as_heard(experiment):
+    for name in ("mc-log-mel", "mc-full"):
+        network, _, data = experiment.prepared(name)
+        frames = np.concatenate([data.features[utterance] for utterance in experiment.train]).astype(np.float64)
+        np.testing.assert_allclose(network.mean, frames.mean(0), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(network.std, frames.std(0), rtol=1e-3, atol=1e-4)
+    noisy = experiment.prepared("mc-full-noisy")[0]
+    assert not torch.allclose(noisy.mean, network.mean, atol=1e-3)
+
+
+def test_a_record_tells_temperatures_and_protocol_and_its_model_answers(experiment):
+    run = experiment.run("mc-full")
+    assert {"tau_student", "tau_teacher", "kd", "supcon", "ce"} <= set(run.history)
+    assert run.info["method"] == "mckd" and run.info["protocol"]["sizes"]["quiz"] == len(experiment.quiz)
+    model = AutoModelForAudioClassification.from_pretrained(run.folder / "model").eval()
+    table = run.predictions.query("condition == 'clean' and checkpoint == 'best'").set_index("utterance")
+    for utterance in experiment.test:
+        with torch.no_grad():
+            logits = model(torch.from_numpy(experiment.audio[utterance])[None]).logits[0]
+        np.testing.assert_allclose(logits, table.at[utterance, "logits"], rtol=2e-3, atol=2e-3)
+    assert experiment.run("mc-full").info["finished"] == run.info["finished"]  # read, not trained again
+
+
+def test_the_fingerprint_follows_the_teacher_where_the_row_needs_it(make, experiment, tmp_path):
+    other = make(changes="teacher__epochs=2", results=tmp_path)
+    same = {name for name in ROWS if other.fingerprint(name) == experiment.fingerprint(name)}
+    assert same == set()
+    alone = "mckd__features='log-mel'"
+    first, second = (make(changes=f"{alone}, teacher__epochs={n}", results=tmp_path) for n in (1, 2))
+    same = {name for name in first.rows if first.fingerprint(name) == second.fingerprint(name)}
+    assert same == {"mc-alone", "mc-supcon", "mc-alone-noisy"}
+
+
+def test_warm_restarts_begin_anew_after_cosines_of_doubled_length():
+    lowest = 0.02
+    assert [warm_restarts(epoch, 3, lowest) for epoch in (0, 3, 9, 21, 45)] == [1] * 5
+    assert warm_restarts(1.5, 3, lowest) == pytest.approx(lowest + (1 - lowest) / 2)
+    assert warm_restarts(6, 3, lowest) == pytest.approx(lowest + (1 - lowest) / 2)
+    for end in (3, 9, 21, 45):
+        assert warm_restarts(end - 1e-6, 3, lowest) == pytest.approx(lowest, abs=1e-6)
