@@ -57,6 +57,7 @@ CLAIMS = (
     ("drawing each class together (SupCon) helps", "mc-supcon", "mc-alone", "clean"),
     ("a teacher helps", "mc-kd", "mc-supcon", "clean"),
     ("a curriculum of the temperature helps", "mc-curriculum", "mc-kd", "clean"),
+    ("a curriculum that moves beats one that stays at its start", "mc-curriculum", "mc-kd-start", "clean"),
     ("temperatures learnt on held-out speech help", "mc-meta", "mc-kd", "clean"),
     ("both together help more than a fixed temperature", FULL, "mc-kd", "clean"),
     ("the whole method helps the student", FULL, "mc-alone", "clean"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -90,6 +91,8 @@ P1_ROWS = ("cnn-teacher", "cnn-alone", "cnn-kd", "cnn-dkd")
 """Trained under the paper's likely protocol too; the others under the honest one only."""
 
 _FIXED = {"curriculum": False, "meta": "none"}
+CURRICULUM_START = 1 + 20 / (1 + math.exp(-1))
+"""The temperature at which CTKD begins: theta 1."""
 
 
 def _token_row(name: str, title: str, question: str, **others: Any) -> Row:
@@ -192,6 +195,10 @@ def token_ablations(settings: MCKDSettings) -> dict[str, Row]:
             z_score=True, **log_mel,
         ),
         part("mc-unbalanced", "classes as they come", "Must classes count alike?", balance="none"),
+        part(
+            "mc-kd-start", f"KD at T {CURRICULUM_START:.1f}, fixed", "Does the curriculum's start do it all?", "mc-kd",
+            **_FIXED | {"temperature": CURRICULUM_START},
+        ),
         part(
             "mc-taught-teacher", "teacher learns, too", "Does MetaDistil's teacher beat the fixed one?", "mc-kd",
             **_FIXED | {"meta": "teacher"},

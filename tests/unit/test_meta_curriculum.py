@@ -44,6 +44,7 @@ ROWS = {
     "mc-z-score": {"z_score": True},
     "mc-log-mel-z-score": {"features": "log-mel", "z_score": True},
     "mc-unbalanced": {"balance": "none"},
+    "mc-kd-start": FIXED | {"temperature": 1 + 20 * torch.ones(()).double().sigmoid().item()},
     "mc-taught-teacher": FIXED | {"meta": "teacher"},
     "mc-alone-noisy": {"teacher": False, "supcon_weight": 0.0, "noise": NOISES},
     "mc-kd-noisy": FIXED | {"noise": NOISES},
