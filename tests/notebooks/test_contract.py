@@ -126,3 +126,32 @@ def test_the_formulas_of_notebook_04_are_the_packages():
     q, r = (x[others] / (1 - x[2]) for x in (p, s))
     found = decoupled_kd(torch.tensor(student), torch.tensor(teacher), torch.tensor([2]), 3.0)
     assert [part.item() for part in found] == pytest.approx([target, 9 * (q * np.log(q / r)).sum()], rel=1e-12)
+
+
+def test_the_formulas_of_notebook_06_are_the_packages():
+    import numpy as np
+    import torch
+
+    from ser_kd_utils.losses import kd_loss, supervised_contrastive
+
+    path = NOTEBOOKS / "06_curriculum_meta_distillation.ipynb"
+    text = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells)
+    contrast = r"\log\frac{\exp(z_i \cdot z_p / \tau)}{\sum_{a \in A(i)} \exp(z_i \cdot z_a / \tau)}"
+    assert r"\frac{1}{N}\sum_i \frac{-1}{|P(i)|}\sum_{p \in P(i)} " + contrast in text
+    rng, labels, tau = np.random.default_rng(0), [0, 1, 0, 0, 1, 2], 0.3
+    given = rng.normal(size=(6, 3))
+    z = given / np.linalg.norm(given, axis=1, keepdims=True)
+    total = 0.0
+    for i in range(6):
+        others = [a for a in range(6) if a != i]
+        below = sum(np.exp(z[i] @ z[a] / tau) for a in others)
+        own = [np.log(np.exp(z[i] @ z[p] / tau) / below) for p in others if labels[p] == labels[i]]
+        total -= np.mean(own) if own else 0.0
+    ours = supervised_contrastive(torch.tensor(given), torch.tensor(labels), tau)
+    assert ours.item() == pytest.approx(total / 6, rel=1e-12)
+    distilled = r"\tau_s\tau_t\,\mathrm{KL}\big(\mathrm{softmax}(t/\tau_t)\,\Vert\,\mathrm{softmax}(s/\tau_s)\big)"
+    assert distilled in text
+    teacher, student = rng.normal(size=(2, 4))
+    p, q = (np.exp(x) / np.exp(x).sum() for x in (teacher / 3, student / 2))
+    found = kd_loss(torch.tensor(student)[None], torch.tensor(teacher)[None], 2.0, 3.0)
+    assert found.item() == pytest.approx(6 * (p * np.log(p / q)).sum(), rel=1e-12)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ser_kd_utils import ablation_tables, decoupled_tables, tables
+from ser_kd_utils import ablation_tables, decoupled_tables, meta_tables, tables
 from ser_kd_utils.metrics import interval
 from ser_kd_utils.records import Run, read_runs
 
@@ -65,6 +65,8 @@ def test_every_table_is_what_the_records_say(folder, tmp_path):
     p1, p2 = dkd_records(folder, recorded)
     for name, table in decoupled_tables.made(p1, p2).items():
         tables.write_table(table, tmp_path, name, decoupled_tables.caption(p1, p2))
+    for name, table in meta_tables.made(recorded).items():
+        tables.write_table(table, tmp_path, name, caption)
     stored = {path.name: path.read_bytes() for path in (folder / "tables").iterdir()}
     assert stored == {path.name: path.read_bytes() for path in (tmp_path / "tables").iterdir()}
     assert not left_out

@@ -1,0 +1,148 @@
+"""Tables of meta-knowledge and curriculum distillation from made-up records whose scores can be counted by hand."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ser_kd_utils import meta_tables, tables
+from ser_kd_utils.records import run_name, write_run
+from ser_kd_utils.rows import TOKEN_ROWS, token_ablations
+from ser_kd_utils.settings import MCKDSettings
+
+SNR = [10.0, -5.0]
+ROWS = TOKEN_ROWS | token_ablations(MCKDSettings.of("tiny"))
+
+
+def record(folder, name, wrong, fold=1, seed=0, noisy=0, history=()):
+    """A run tested on six angry, two sad utterances that errs on the first `wrong` angry ones, or `noisy` in noise."""
+    row, labels, rows = ROWS[name], ["angry", "sad"], []
+    for number, utterance in enumerate(("a0", "a1", "a2", "a3", "a4", "a5", "s0", "s1")):
+        for condition, snr_db in [("clean", np.nan), *(("hum", snr_db) for snr_db in SNR)]:
+            label = int(utterance[0] == "s")
+            error = label == 0 and number < (wrong if condition == "clean" else noisy)
+            logits = np.eye(2, dtype=np.float16)[label ^ int(error)]
+            rows.append((f"f{fold}{utterance}", fold, seed, condition, snr_db, "best", labels[label], logits))
+    columns = ["utterance", "fold", "seed", "condition", "snr_db", "checkpoint", "label", "logits"]
+    info = {"method": row.method, "variant": name, "fold": fold, "seed": seed, "labels": labels, "row": name}
+    info |= {"group": row.group, "corpus": "meld", "profile": "tiny", "parameters": 128_612, "title": row.title}
+    info |= {"against": row.against, "question": row.question, "protocol": {"noise": "folder: hum"}}
+    info |= {"settings": {"the noise": {"train_snr_db": [0.0, 20.0], "test_snr_db": SNR}}, "history": list(history)}
+    return write_run(
+        folder / "runs" / run_name(row.method, name, fold, seed), pd.DataFrame(rows, columns=columns), info
+    )
+
+
+MISSED = {  # clean, in noise
+    "mc-alone": (3, 3),
+    "mc-supcon": (3, 0),
+    "mc-kd": (0, 6),
+    "mc-full": (1, 0),
+    "mc-time-tokens": (2, 0),
+    "mc-taught-teacher": (6, 0),
+    "mc-alone-noisy": (3, 0),
+    "mc-kd-noisy": (3, 3),
+}
+
+
+@pytest.fixture
+def runs(tmp_path):
+    return [
+        record(tmp_path, name, clean, fold, noisy=noisy)
+        for name, (clean, noisy) in MISSED.items()
+        for fold in (1, 2, 3)
+    ]
+
+
+def value(text: str) -> float:
+    assert re.fullmatch(r"[\d.]+ \[[\d.]+, [\d.]+\]", text)
+    return float(text.split()[0])
+
+
+def test_main_rows_come_in_order_with_the_floor_of_the_commonest_class_below(runs):
+    table = meta_tables.mckd_table(runs).set_index("row")
+    assert list(table.index) == ["mc-alone", "mc-supcon", "mc-kd", "mc-full", "floor"]
+    assert [value(cell) for cell in table["WA"][:4]] == [62.5, 62.5, 100.0, 87.5]
+    assert [value(cell) for cell in table["UA"][:4]] == [75.0, 75.0, 100.0, 91.7]
+    # of 3 of 6 angry and 2 of 2 sad: F1 2/3 and 4/7
+    assert value(table["WF1"].iloc[0]) == pytest.approx(100 * (6 * 2 / 3 + 2 * 4 / 7) / 8, abs=0.05)
+    assert [value(cell) for cell in table["UA noisy"][:4]] == [75.0, 100.0, 50.0, 100.0]  # at 10 dB
+    floor = table.loc["floor"]
+    assert floor[["model", "WA", "UA", "parameters", "UA noisy"]].tolist() == ["always angry", "75.0", "50.0", "", ""]
+    assert float(floor["WF1"]) == pytest.approx(100 * 0.75 * 2 * 0.75 / 1.75, abs=0.05)
+    assert set(table["folds x seeds"]) == {"3 x 1"} and table["command"].nunique() == 1
+
+
+def test_the_published_scores_are_read_and_stand_with_the_whole_method_only(runs, tmp_path, monkeypatch):
+    published = meta_tables.mckd_table(runs).set_index("row")["published"]
+    assert published["mc-full"] == "IEMOCAP UA 71.3 / WA 70.2; MELD WA 52.3 / WF1 47.0 (second-hand)"
+    assert set(published.drop("mc-full")) == {""}
+    monkeypatch.setattr(tables, "PACKAGE", tmp_path / "package")
+    folder = tmp_path / "results" / "reference"
+    folder.mkdir(parents=True)
+    lines = [
+        "paper,table,method,dataset,condition,snr_db,metric,value,source",
+        "T,t,m,X,clean,,UA,12.3,s",
+        "T,t,,X,,,,,",
+    ]
+    (folder / "taffc2025_results.csv").write_text("\n".join(lines))
+    assert meta_tables.mckd_table(runs).set_index("row").at["mc-full", "published"] == "X UA 12.3 (second-hand)"
+
+
+def test_claims_have_the_sign_of_the_row_that_should_be_better(runs):
+    table = meta_tables.made(runs)["mckd_claims"].set_index("tested by")
+    points = {  # an angry utterance is a twelfth of UA
+        "(mc-supcon) - (mc-alone), clean": 0.0,
+        "(mc-kd) - (mc-supcon), clean": 25.0,
+        "(mc-full) - (mc-kd), clean": -8.3,
+        "(mc-full) - (mc-alone), clean": 16.7,
+        "(mc-taught-teacher) - (mc-kd), clean": -50.0,
+        "(mc-full) - (mc-time-tokens), clean": 8.3,
+        "(mc-alone-noisy) - (mc-alone), noisy": 25.0,
+        "(mc-kd-noisy) - (mc-alone-noisy), noisy": -25.0,
+    }
+    assert table["points for it"].to_dict() == points
+    verdicts = table["verdict"].to_dict()
+    assert verdicts["(mc-kd) - (mc-supcon), clean"] == "supported"
+    assert verdicts["(mc-taught-teacher) - (mc-kd), clean"] == "contradicted"
+    assert verdicts["(mc-supcon) - (mc-alone), clean"] == "undecided"
+
+
+def test_a_part_is_compared_with_the_row_it_names(runs):
+    table = meta_tables.ablation_table(runs).set_index("row")
+    assert table["against"].to_dict() == {"time tokens": "mc-full", "teacher learns, too": "mc-kd"}
+    assert table["difference, points"].tolist() == [-8.3, -50.0]
+    assert table["UA clean"].tolist() == [83.3, 50.0] and table["UA noisy"].tolist() == [100.0, 100.0]
+    assert table.loc["teacher learns, too", "reading"] == "worse"
+
+
+def test_rows_in_noise_stand_together_on_the_folds_they_share(runs, tmp_path):
+    table = meta_tables.made([*runs, record(tmp_path, "mc-alone", 0, 9)])["mckd_noise"].set_index("row")
+    assert list(table.index) == ["mc-alone", "mc-full", "mc-alone-noisy", "mc-kd-noisy"]
+    assert table["UA 10 dB"].tolist() == [75.0, 100.0, 100.0, 75.0] and set(table["folds x seeds"]) == {"3 x 1"}
+    assert table["against"].tolist() == ["", "mc-alone", "mc-alone", "mc-alone-noisy"]
+
+
+def test_temperatures_are_the_mean_of_the_runs_by_epoch(tmp_path):
+    history = [
+        [{"epoch": epoch, "tau_student": base + epoch, "tau_teacher": 1.0} for epoch in (1, 2)] for base in (1, 3)
+    ]
+    runs = [record(tmp_path, "mc-full", 0, fold, history=lines) for fold, lines in enumerate(history, 1)]
+    runs.append(record(tmp_path, "mc-alone", 0, history=[{"epoch": 1, "loss": 1.0}]))
+    table = meta_tables.temperatures(runs)
+    assert table["tau_student"].to_dict() == {("mc-full", 1): 3.0, ("mc-full", 2): 4.0}
+    assert meta_tables.temperatures(runs[-1:]).empty
+
+
+def test_class_distances_see_angles_and_not_lengths():
+    apart = np.array([[1.0, 0], [5, 0.1], [0, 1], [0.1, 9]])
+    assert meta_tables.class_distances(apart, ["a", "a", "b", "b"]) > 0.9
+    assert meta_tables.class_distances(apart, ["a", "b", "a", "b"]) < 0
+
+
+def test_without_records_there_are_no_tables(runs):
+    assert meta_tables.made([]) == {}
+    assert set(meta_tables.made(runs)) == {"mckd", "mckd_claims", "mckd_comparisons", "mckd_ablations", "mckd_noise"}
