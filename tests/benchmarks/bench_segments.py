@@ -36,7 +36,7 @@ def plain_steps(experiment: DecoupledExperiment, batches: Iterator[dict[str, Ten
 
     def train() -> None:
         for batch in itertools.islice(batches, steps):
-            logits = network(features=batch["features"]).logits
+            logits = network(**batch["given"]).logits
             parts = decoupled_kd(logits, batch["teacher_logits"], batch["labels"])
             (cross_entropy(logits, batch["labels"]) + sum(parts)).backward()
             optimiser.step()

@@ -53,7 +53,11 @@ def waves(audio) -> np.ndarray:
 
 
 def same(one: dict, other: dict) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    flat = [
+        {name: value for name, value in (batch | batch.get("given", {})).items() if name != "given"}
+        for batch in (one, other)
+    ]
+    return flat[0].keys() == flat[1].keys() and all(map(torch.equal, flat[0].values(), flat[1].values()))
 
 
 # --- clean
@@ -73,9 +77,9 @@ def test_segments_follow_each_other_at_the_hop_of_training_and_short_utterances_
 def test_a_clean_batch_holds_features_of_the_segments_and_their_labels(cut, audio, features, shape):
     training = cut(features=features)
     batch = training.__getitems__(INDICES)
-    assert batch.keys() == {"labels", "features"} and batch["features"].shape == (4, *shape)
+    assert batch.keys() == {"labels", "given"} and batch["given"]["features"].shape == (4, *shape)
     wanted = features_of(torch.from_numpy(waves(audio)[INDICES]), training.config)
-    torch.testing.assert_close(batch["features"], wanted)
+    torch.testing.assert_close(batch["given"]["features"], wanted)
     assert batch["labels"].tolist() == [LABELS[name] for name in ("four", "short", "two", "one")]
     assert training.heard("active") is training.features
 

@@ -377,3 +377,38 @@ def test_settings_reach_the_optimiser(train, monkeypatch, schedule, factors):
     train(("u0", "u1"), epochs=5, batch_size=1, schedule=schedule, **own)
     np.testing.assert_allclose(rates, 2e-3 * np.array(factors), atol=1e-9)
     assert (found["weight_decay"], found["betas"], found["clip"]) == (0.3, (0.5, 0.6), 0.7)
+
+
+class Shifted(training.Objective):
+    """Cross-entropy of shifted logits; the shift is learnt beside the network; its gradients are kept."""
+
+    def __init__(self):
+        self.shift = torch.nn.Parameter(torch.zeros(2))
+        self.calls, self.wanted = [], []
+
+    def before(self, network, given, batch, step, progress):
+        assert isinstance(network, torch.nn.Module) and set(given) == {"input_values", "attention_mask"}
+        self.calls.append((step, progress))
+
+    def __call__(self, batch, student, teacher, progress):
+        loss = torch.nn.functional.cross_entropy(student.logits + self.shift, batch["labels"])
+        self.wanted.append(torch.autograd.grad(loss, self.shift, retain_graph=True)[0])
+        return {"ce": loss}
+
+    def state(self):
+        return {"shift": self.shift[0].item()}
+
+
+def test_an_objective_may_learn_beside_the_network_and_tells_the_history(teacher, pieces, tmp_path):
+    model, objective = wav2vec2.build_student(teacher, 1), Shifted()
+    settings = MLKDSettings.of("tiny", epochs=2, batch_size=2, seconds=0.25)
+    fitted = fit(
+        model, objective, pieces(("u0", "u1", "u2", "u3")), lambda _: {"UA": 0.5, "WA": 0.5}, settings,
+        optimiser=torch.optim.SGD([*model.parameters(), objective.shift], 0.1), schedule=lambda done: 1.0,
+        level="overall", seed=0, folder=tmp_path / "checkpoints",
+    )  # fmt: skip
+    assert objective.calls == [(0, 0.0), (1, 0.25), (2, 0.5), (3, 0.75)]
+    # a step moves the shift by its own gradient: those of earlier steps were cleared
+    moved = -0.1 * torch.stack(objective.wanted).sum(0)
+    torch.testing.assert_close(objective.shift.detach(), moved)
+    assert fitted.history["shift"].iloc[-1] == pytest.approx(moved[0].item(), rel=1e-4)
