@@ -157,7 +157,7 @@ def claims_table(runs: Sequence[Run]) -> pd.DataFrame:
     """
     whole, _ = complete(runs)
     named = {"part": "title", "gain": "situation"}
-    title = {run.info["row"]: run.info[named[run.info["group"]]] for run in runs if run.info["group"]}
+    title = {run.info["row"]: run.info[named[run.info["group"]]] for run in runs if run.info["group"] in named}
     found = {}
     for table in (comparison_table(whole), ablation_table(runs), gain_table(runs)):
         name = next(column for column in ("rows", "row", "situation") if column in table)

@@ -21,7 +21,7 @@ from ser_kd_utils.ablation_tables import (
 )
 from ser_kd_utils.metrics import interval, score
 from ser_kd_utils.records import Run, predictions
-from ser_kd_utils.rows import TOKEN_ROWS
+from ser_kd_utils.rows import EVERY_ROW, TOKEN_ROWS
 from ser_kd_utils.tables import (
     clean_part,
     command,
@@ -144,8 +144,9 @@ def ablation_table(runs: Sequence[Run]) -> pd.DataFrame:
     """
     points = "difference, points"
     rows = {run.info["row"]: run.info for run in runs if run.info["group"] == "mc-part"}
-    records = []
-    for name, info in rows.items():
+    order, records = list(EVERY_ROW), []
+    for name in sorted(rows, key=lambda name: order.index(name) if name in order else len(order)):
+        info = rows[name]
         if tables := shared(runs, name, info["against"]):
             clean, against = (PARTS["clean"](table) for table in tables)
             scores = {"UA clean": percent_of(clean), "UA noisy": percent_of(noisy_part(tables[0]))}

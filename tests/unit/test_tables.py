@@ -325,6 +325,7 @@ def test_claims_are_read_from_the_tables_with_their_sign(tmp_path):
     runs += [record(tmp_path, "noisy-teacher", 6, fold, group="part", against="e") for fold in (1, 2, 3)]
     runs += [record(tmp_path, "two-stage", n, f, group="part", against="e") for f, n in ((1, 0), (2, 0), (3, 4))]
     runs += [record(tmp_path, "untuned-teacher", 0, 1, group="part", against="e")]
+    runs += [record(tmp_path, "cnn-dkd", 6, 1, group="cnn", against="cnn-alone")]  # another method's does not disturb
     table = ablation_tables.claims_table(runs).set_index("tested by")
     verdicts = table["verdict"].to_dict()
     assert verdicts["(b) - (a)"] == "supported" and table.loc["(b) - (a)", "points for it"] == 50.0
