@@ -7,7 +7,7 @@ import sys
 
 from ser_kd_utils import __version__
 
-CORPORA = "demo, iemocap, iemocap-improvised, meld, emodb, ravdess, manifest"
+CORPORA = "demo, iemocap, iemocap-improvised, meld, meld-4, emodb, ravdess, manifest"
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -138,7 +138,7 @@ class MetaCurriculumExperiment(Study):
         super().__init__(*args, **kwargs)
         self._asked = args, kwargs
         settings = self.all_settings.mckd
-        frames = settings.meld_frames if self.corpus.name == "meld" else settings.frames
+        frames = settings.meld_frames if self.corpus.name.startswith("meld") else settings.frames
         self.settings = dataclasses.replace(settings, frames=frames)
         held_out = self.share_of_each_class(settings.meta_share, "quiz")
         self.quiz = [utterance for utterance in self.train if utterance in held_out]

@@ -14,12 +14,12 @@ from ser_kd_utils.corpora.emodb import EMODB
 from ser_kd_utils.corpora.folds import Split, split
 from ser_kd_utils.corpora.iemocap import IEMOCAP, IMPROVISED
 from ser_kd_utils.corpora.manifest import COLUMNS, MANIFEST, Source, exclusions, protocols_of, tidy
-from ser_kd_utils.corpora.meld import MELD
+from ser_kd_utils.corpora.meld import MELD, MELD_4
 from ser_kd_utils.corpora.ravdess import RAVDESS
 
 __all__ = ["COLUMNS", "CORPORA", "Corpus", "Split", "cache_root", "load_corpus", "split", "unlabelled"]
 
-CORPORA = ("demo", "iemocap", "iemocap-improvised", "meld", "emodb", "ravdess", "manifest")
+CORPORA = ("demo", "iemocap", "iemocap-improvised", "meld", "meld-4", "emodb", "ravdess", "manifest")
 SOUND_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".m4a", ".mp4")
 
 # Written in IEMOCAP's layout by demo.py, so that the demo runs through the same reader as the licensed corpus.
@@ -32,7 +32,7 @@ _DEMO = replace(
     counts={},
     synthetic=True,
 )
-_SOURCES = {source.name: source for source in (_DEMO, IEMOCAP, IMPROVISED, MELD, EMODB, RAVDESS, MANIFEST)}
+_SOURCES = {source.name: source for source in (_DEMO, IEMOCAP, IMPROVISED, MELD, MELD_4, EMODB, RAVDESS, MANIFEST)}
 
 
 def cache_root() -> Path:
@@ -96,19 +96,18 @@ class Corpus:
         return replace(self, manifest=kept, excluded=extended)
 
 
-def load_corpus(name: str, root: str | Path | None = None, classes: int | None = None) -> Corpus:
+def load_corpus(name: str, root: str | Path | None = None) -> Corpus:
     """Read the corpus `name` from its folder `root` ("manifest": its CSV file; "demo" takes none and makes itself).
 
-    `classes`: 7 (default) or 4 for MELD, 4 for the other named corpora. Raises ValueError (unknown name, no such
-    number of classes, contradictory content) or FileNotFoundError (no root given, nothing or another corpus there,
-    files missing). Warns when counts differ from the published ones.
+    Raises ValueError (unknown name, contradictory content) or FileNotFoundError (no root given, nothing or another
+    corpus there, files missing). Warns when counts differ from the published ones.
     """
     if name not in _SOURCES:
         raise ValueError(f"unknown corpus {name!r}; choose one of {', '.join(CORPORA)}")
     source = _SOURCES[name]
     home = _demo_root() if source.synthetic else _root(source, root)
     rows, excluded = source.read(home)
-    labels = _labels(source, rows, classes)
+    labels = source.classes or tuple(sorted(set(rows.label)))
     dropped = rows[~rows.label.isin(labels)]
     rows = rows.drop(dropped.index)
     _check_rows(rows, labels, f"{name} at {home}")
@@ -189,14 +188,6 @@ def _found(home: Path) -> str:
         return "a file"
     names = sorted(path.name for path in home.iterdir() if not path.name.startswith("."))
     return f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}" if names else "an empty folder"
-
-
-def _labels(source: Source, rows: pd.DataFrame, classes: int | None) -> tuple[str, ...]:
-    choices = source.classes or (tuple(sorted(set(rows.label))),)
-    for labels in choices:
-        if classes in (None, len(labels)):
-            return labels
-    raise ValueError(f"{source.name} has {' or '.join(str(len(labels)) for labels in choices)} classes, not {classes}")
 
 
 def _check_rows(rows: pd.DataFrame, labels: tuple[str, ...], where: str) -> None:

@@ -97,7 +97,7 @@ IMPROVISED = replace(
     name="iemocap-improvised",
     read=partial(read, labels=EXCITED, dialogs="Ses*_impro*"),
     citation=f"{IEMOCAP.citation}; part and classes: Xu, Zhang and Zhang, Head Fusion, IEEE Access 9, 2021",
-    classes=(tuple(EXCITED.values()),),
+    classes=tuple(EXCITED.values()),
     counts={"impro": {"angry": 289, "excited": 663, "neutral": 1099, "sad": 608}},
     counted_by="style",
 )

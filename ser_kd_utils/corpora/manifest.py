@@ -27,7 +27,7 @@ class Source:
     licence: str
     access: str
     citation: str
-    classes: tuple[tuple[str, ...], ...] = (FOUR_CLASSES,)  # the default first; empty: the labels found
+    classes: tuple[str, ...] = FOUR_CLASSES  # empty: the labels found
     protocols: tuple[str, ...] = ()  # the default first; empty: what the manifest allows
     counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # as published, of counted_by and label
     counted_by: str = "session"

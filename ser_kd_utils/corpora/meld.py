@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -93,7 +94,7 @@ MELD = Source(
     licence="annotations GPL-3.0; the clips are from the series Friends and belong to its owners",
     access="open download: annotations and the link to MELD.Raw.tar.gz at github.com/declare-lab/MELD",
     citation="Poria et al., MELD: a multimodal multi-party dataset for emotion recognition in conversations, ACL 2019",
-    classes=(SEVEN_CLASSES, FOUR_CLASSES),
+    classes=SEVEN_CLASSES,
     protocols=("official", "random"),
     counted_by="split",
     counts={
@@ -103,3 +104,5 @@ MELD = Source(
     },
     bad_audio="exclude",
 )
+
+MELD_4 = replace(MELD, name="meld-4", classes=FOUR_CLASSES)
