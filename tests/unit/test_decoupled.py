@@ -45,6 +45,7 @@ ROWS = {
     "cnn-stored": {"teacher": ["stored"]},
     "cnn-tckd": {"beta": 0.0},
     "cnn-nckd": {"alpha": 0.0},
+    "cnn-kd-same-temperature": {"loss": "kd", "kd_temperature": 2.0},
     "cnn-alpha-0.5": {"alpha": 0.5},
     "cnn-beta-1": {"beta": 1.0},
     "cnn-beta-8": {"beta": 8.0},

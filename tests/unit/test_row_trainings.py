@@ -276,9 +276,12 @@ def test_few_labels_are_the_same_share_of_each_class_for_every_row(declared, ton
     assert told == same and list(given.fits[rows[0]].pieces.labels) == own.train
     assert all(own.labels[label] == own.label_of[utterance] for utterance, label in told.items())
     assert sorted(told.values()) == [0, 0, 1, 1, 2, 2, 3, 3]  # a quarter of 6 is 2
-    assert set(told) == own._told(0.25) != Experiment("manifest", data_root=str(tones), seed=1)._told(0.25)
-    assert own._told(0.25) < own._told(0.5) < own._told(1.0) == set(own.train)
-    assert len(own._told(0.01)) == 4  # one of each class at least
+    other = Experiment("manifest", data_root=str(tones), seed=1)
+    shares = {share: own.share_of_each_class(share, "told") for share in (0.01, 0.25, 0.5, 1.0)}
+    assert set(told) == shares[0.25] != other.share_of_each_class(0.25, "told")
+    assert shares[0.25] != own.share_of_each_class(0.25, "another purpose")
+    assert shares[0.25] < shares[0.5] < shares[1.0] == set(own.train)
+    assert len(shares[0.01]) == 4  # one of each class at least
 
 
 def test_a_record_says_what_its_row_is_compared_with(declared):
