@@ -10,6 +10,9 @@ import pytest
 
 from ser_kd_utils.cli import main
 from ser_kd_utils.records import read_runs
+from ser_kd_utils.rows import CNN_ROWS, P1_ROWS, TOKEN_ROWS
+
+METHODS = ("teacher", "mlkd", "dkd", "mckd")
 
 
 @pytest.fixture(scope="module")
@@ -31,12 +34,18 @@ def test_reproduce_on_recorded_speech_and_noise(small_emodb, shared_data, tmp_pa
     for path in sorted((shared_data / "librispeech_mini").glob("*.flac"))[:8]:
         shutil.copy(path, speech)
     options = ["--data-root", str(small_emodb), "--noise-dir", str(shared_data / "noise"), "--results", str(tmp_path)]
-    options += ["--speech-dir", str(speech), "--ablations", "unlabelled, e-unseen"]
-    changes = ["--changes", "epochs=1, teacher__epochs=1"]
+    options += ["--speech-dir", str(speech)]
+    options += ["--ablations", "unlabelled, e-unseen, cnn-kd-same-temperature, mc-taught-teacher"]
+    logits = shared_data / "metadata" / "teacher_logits_emodb_wavlm_base_plus.csv"
+    options += ["--teacher-logits", str(logits)]
+    changes = ["--changes", "epochs=1, teacher__epochs=1, dkd__epochs=1, mckd__epochs=1"]
     assert main(["reproduce", "--corpus", "emodb", *options, "--folds", "2", *changes]) == 0
-    (folder,) = tmp_path.iterdir()
+    optimistic, folder = sorted(tmp_path.iterdir(), key=lambda path: "P1" not in path.name)
     runs = read_runs(folder)
-    assert [run.info["row"] for run in runs] == ["c-unseen", "e-unseen", "unlabelled", "d", "e", "c", "b", "a"]
+    rows = {method: [run.info["row"] for run in runs if run.info["method"].startswith(method)] for method in METHODS}
+    assert rows["mlkd"] + rows["teacher"] == ["c-unseen", "e-unseen", "unlabelled", "d", "e", "c", "b", "a"]
+    assert set(rows["dkd"]) == {*CNN_ROWS, "cnn-kd-same-temperature"}
+    assert set(rows["mckd"]) == {*TOKEN_ROWS, "mc-taught-teacher"}
     for run in runs:
         table = run.predictions
         assert set(table["condition"]) == {"clean", "babble", "chainsaw", "helicopter", "rain", "street"}
@@ -48,6 +57,13 @@ def test_reproduce_on_recorded_speech_and_noise(small_emodb, shared_data, tmp_pa
     written = pd.read_csv(folder / "tables" / "mlkd.csv")
     assert list(written["row"]) == ["(a)", "(b)", "(c)", "(d)", "(e)"]
     assert {"UA clean", "UA noisy", "UA 0 dB", "UA -5 dB"} <= set(written)
+    likely = read_runs(optimistic)
+    assert {run.info["row"] for run in likely} == set(P1_ROWS)
+    assert all(run.info["protocol"]["optimistic"] and not run.info["protocol"]["speaker_independent"] for run in likely)
+    decoupled = pd.read_csv(folder / "tables" / "dkd.csv").set_index("row")
+    assert list(decoupled.index) == list(CNN_ROWS) and decoupled["WA P2"].notna().all()
+    assert set(decoupled.index[decoupled["WA P1"].notna()]) == set(P1_ROWS)
+    assert list(pd.read_csv(folder / "tables" / "mckd.csv")["row"]) == [*TOKEN_ROWS, "floor"]
     heard = {run.info["row"]: run.info["train_noise"] for run in runs}
     assert heard["a"] == []
     assert heard["e-unseen"] == ["babble", "helicopter", "rain", "street"]  # fold 2 leaves the second type out
