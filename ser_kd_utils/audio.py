@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
+import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from math import gcd
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import soundfile
+from filelock import FileLock
 from scipy.signal import resample_poly
 
 from ser_kd_utils.corpora import Corpus, cache_root
@@ -139,7 +142,8 @@ class AudioCache:
 
 
 def cache_audio(corpus: Corpus, shortest: float = 0.1, longest: float = 60.0) -> AudioCache:
-    """Open the decoded audio of `corpus`; decode it first if it is new or a file changed (relative path, size, time).
+    """Open the decoded audio of `corpus`; decode it first if it is new or damaged, or a file changed (relative
+    path, size, time).
 
     Not usable are files that are unreadable, empty, silent (all under -80 dBFS), hold NaN or infinite samples, are
     shorter than `shortest` or longer than `longest` seconds. Where `corpus.bad_audio` is "error" they raise one
@@ -147,22 +151,51 @@ def cache_audio(corpus: Corpus, shortest: float = 0.1, longest: float = 60.0) ->
     """
     parent = cache_root() / "audio"
     folder = parent / f"{corpus.name}-{_key(corpus, shortest, longest)}"
-    if not folder.exists():
+    if not (folder.exists() and _is_undamaged(folder)):
         parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=".unfinished-", dir=parent) as unfinished:
-            made = Path(unfinished) / folder.name
-            made.mkdir()
-            excluded = _write(
-                made / "audio.arrow", corpus.manifest, partial(_stored, shortest=shortest, longest=longest)
-            )
-            _check(corpus, excluded)
-            excluded.to_csv(made / "excluded.csv", index=False)
-            try:
-                made.rename(folder)
-            except OSError:  # another process finished the same cache first
-                if not folder.exists():
-                    raise
+        with FileLock(parent / f"{folder.name}.lock"):
+            _decode_all(corpus, folder, partial(_stored, shortest=shortest, longest=longest))
     return AudioCache(folder, corpus.manifest)
+
+
+def _decode_all(corpus: Corpus, folder: Path, load: Callable[[str], np.ndarray | str]) -> None:
+    """Into a folder of another name, put in its place once it is whole. Called by one process at a time."""
+    if folder.exists() and _is_undamaged(folder):  # another process was first
+        return
+    made = folder.with_name(f".unfinished-{folder.name}")
+    shutil.rmtree(made, ignore_errors=True)  # of a process that was killed
+    made.mkdir()
+    try:
+        excluded = _write(made / "audio.arrow", corpus.manifest, load)
+        _check(corpus, excluded)
+        excluded.to_csv(made / "excluded.csv", index=False)
+        if folder.exists():
+            warnings.warn(f"the cached audio {folder.name} was damaged and has been decoded again", stacklevel=3)
+            shutil.rmtree(folder)
+        made.rename(folder)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+    _intact.add(folder)
+
+
+_intact: set[Path] = set()
+"""Caches that this process has found undamaged, or made: to read hours of sound takes a second."""
+
+
+def _is_undamaged(folder: Path) -> bool:
+    """Whether each utterance's samples are those that were written."""
+    if folder not in _intact:
+        try:
+            with pa.memory_map(str(folder / "audio.arrow")) as file, pa.ipc.open_stream(file) as stream:
+                for batch in stream:
+                    digests, lists = batch.column("sha256").to_pylist(), batch.column("samples")
+                    samples = np.split(lists.values.to_numpy(), lists.offsets.to_numpy()[1:-1])
+                    if any(_sha256(one) != digest for one, digest in zip(samples, digests, strict=True)):
+                        return False
+        except (pa.ArrowException, OSError):
+            return False
+        _intact.add(folder)
+    return True
 
 
 def _key(corpus: Corpus, shortest: float, longest: float) -> str:
@@ -176,7 +209,7 @@ def _key(corpus: Corpus, shortest: float, longest: float) -> str:
     return digest.hexdigest()[:16]
 
 
-def _write(target: Path, manifest: pd.DataFrame, load: partial[np.ndarray | str]) -> pd.DataFrame:
+def _write(target: Path, manifest: pd.DataFrame, load: Callable[[str], np.ndarray | str]) -> pd.DataFrame:
     """Decode every file into one Arrow stream, a batch at a time; returns what could not be used."""
     excluded = []
     with pa.ipc.new_stream(target, _SCHEMA) as stream, ThreadPoolExecutor() as pool:
@@ -191,10 +224,14 @@ def _write(target: Path, manifest: pd.DataFrame, load: partial[np.ndarray | str]
 
 
 def _batch(samples: dict[str, np.ndarray]) -> pa.RecordBatch:
-    digests = [hashlib.sha256(each.astype("<i2").tobytes()).hexdigest() for each in samples.values()]
+    digests = list(map(_sha256, samples.values()))
     offsets = np.cumsum([0, *map(len, samples.values())], dtype=np.int32)
     lists = pa.ListArray.from_arrays(offsets, np.concatenate(list(samples.values())))
     return pa.record_batch([pa.array(samples), pa.array(digests), lists], schema=_SCHEMA)
+
+
+def _sha256(samples: np.ndarray) -> str:
+    return hashlib.sha256(samples.astype("<i2").tobytes()).hexdigest()
 
 
 def _stored(path: str, shortest: float, longest: float) -> np.ndarray | str:

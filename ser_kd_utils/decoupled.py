@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -43,10 +44,23 @@ ON_TEST = ("UA", "WA")
 """Scores by which an epoch is also chosen on the test speech itself, to measure what that is worth."""
 
 
+class Peeks:
+    """Predictions of the clean test speech after each epoch, kept with the checkpoints."""
+
+    def __init__(self) -> None:
+        self.tables: list[pd.DataFrame] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        tables = [table.assign(logits=[row.tolist() for row in table["logits"]]) for table in self.tables]
+        return {"tables": [table.to_dict("list") for table in tables]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        tables = map(pd.DataFrame, state["tables"])
+        self.tables = [t.assign(logits=[np.array(row, np.float16) for row in t["logits"]]) for t in tables]
+
+
 class DecoupledExperiment(Study):
     """A Study (see its arguments) of DKDFMH under P1 or P2."""
-
-    code = ("decoupled.py", "features.py", "models/head_fusion.py", "segments.py")
 
     def __init__(
         self,
@@ -125,6 +139,11 @@ class DecoupledExperiment(Study):
     def _decides(self, name: str) -> dict[str, Any]:
         return {"protocol": self.protocol}
 
+    def _unused(self, name: str) -> set[str]:
+        row, loss = self.rows[name], self.settings_of(name).loss
+        unused = {"recipes.Experiment", "losses.decoupled_kd" if loss == "kd" else "losses.kd_loss"}
+        return unused if row.teacher else unused | {"training.Decoupled"}
+
     def new_network(self, name: str) -> HeadFusionForAudioClassification:
         """The row's network before training."""
         row, settings = self.rows[name], self.settings_of(name)
@@ -194,11 +213,10 @@ class DecoupledExperiment(Study):
         data = self.segments(name)
         network = self.new_network(name)
         network.fit_normalisation(data.heard(self.noise_settings.level))
-        peeks: list[pd.DataFrame] = []
-        dev = self._dev_scores(name)
+        peeks, dev = Peeks(), self._dev_scores(name)
 
         def score(model: nn.Module) -> dict[str, float]:
-            peeks.append(self._predict(model, self.test, lambda _: [CLEAN], "test"))
+            peeks.tables.append(self._predict(model, self.test, lambda _: [CLEAN], "test"))
             return dev(model)
 
         fitted = fit(
@@ -211,11 +229,12 @@ class DecoupledExperiment(Study):
             schedule=lambda done: 0.1 ** sum(done >= drop for drop in settings.lr_drops),
             level=self.noise_settings.level,
             seed=self.seed,
-            folder=self._run_folder(name) / "checkpoints",
+            folder=self._checkpoints(name),
             hear=self._hear,
+            beside={"peeks": peeks},
         )
-        scores = pd.DataFrame([self._scores(table) for table in peeks], index=fitted.history.index)
-        best = {metric: peeks[scores[metric].to_numpy().argmax()] for metric in ON_TEST}
+        scores = pd.DataFrame([self._scores(table) for table in peeks.tables], index=fitted.history.index)
+        best = {metric: peeks.tables[scores[metric].to_numpy().argmax()] for metric in ON_TEST}
         return network, dataclasses.replace(
             fitted,
             history=fitted.history.join(scores.add_prefix("test_")),

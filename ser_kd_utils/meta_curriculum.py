@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate.utils import reduce
 from torch import Tensor, nn
+from torch.distributed.checkpoint.stateful import Stateful
 from torch.func import functional_call
 
 from ser_kd_utils.audio import SAMPLE_RATE
@@ -85,7 +87,7 @@ class MetaCurriculum(Objective):
             return self._cross_entropy(call(**questions).logits, answers)
 
         for name, gradient in meta_gradient(network, distill, quiz, learned, use.lr).items():
-            learned[name].grad = gradient
+            learned[name].grad = reduce(gradient, "mean")  # over the processes that share the batch
         self.optimiser.step()
 
     @property
@@ -94,6 +96,12 @@ class MetaCurriculum(Objective):
         if self.settings.meta == "teacher":
             return dict(self.head.named_parameters())
         return {"log_factors": self.temperature.log_factors}
+
+    @property
+    def beside(self) -> dict[str, Stateful]:
+        """What a checkpoint keeps beside the network."""
+        kept = {"temperature": self.temperature, "head": self.head, "optimiser": self.optimiser}
+        return {name: each for name, each in kept.items() if each}
 
     def state(self):
         if not self.temperature:
@@ -124,15 +132,6 @@ class MetaCurriculumExperiment(Study):
     quiz: utterances of the training speakers that no student is trained on, for the meta batches; all rows leave them
     out, so that they differ in what they are taught and not in what they hear.
     """
-
-    code = (
-        "frames.py",
-        "meta_curriculum.py",
-        "models/variable_tokens.py",
-        "models/wav2vec2.py",
-        "pieces.py",
-        "temperature.py",
-    )
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -177,6 +176,18 @@ class MetaCurriculumExperiment(Study):
     def _decides(self, name: str) -> dict[str, Any]:
         hears = self.settings_of(name).features == "encoder"
         return {"quiz": self.quiz, "front": self.wave_teachers.fingerprint("a") if hears else ""}
+
+    def _unused(self, name: str) -> set[str]:
+        use, teacher = self.settings_of(name), self.rows[name].teacher
+        parts = {
+            "losses.supervised_contrastive": use.supcon_weight,
+            "losses.kd_loss": teacher,
+            "temperature.Temperature": teacher,
+            "temperature.curriculum_factor": teacher and use.curriculum,
+            "temperature.meta_gradient": teacher and use.meta != "none",
+            "recipes.Experiment": False,  # what it trains has a fingerprint of its own
+        }
+        return {part for part, used in parts.items() if not used}
 
     def new_network(self, name: str) -> VariableTokenForAudioClassification:
         """The row's network before training, with the teacher's CNN and projection where it hears through them."""
@@ -313,8 +324,9 @@ class MetaCurriculumExperiment(Study):
             schedule=lambda done: warm_restarts(done * use.epochs, use.restart, use.lowest_lr / use.lr),
             level=self.noise_settings.level,
             seed=self.seed,
-            folder=self._run_folder(name) / "checkpoints",
+            folder=self._checkpoints(name),
             hear=self._hear,
+            beside=objective.beside,
         )
         return network, fitted
 

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from transformers import Wav2Vec2ForSequenceClassification
 
-from ser_kd_utils import records
 from ser_kd_utils.audio import AudioCache, cache_audio
 from ser_kd_utils.corpora import unlabelled
 from ser_kd_utils.models import wav2vec2
@@ -29,8 +28,6 @@ from ser_kd_utils.training import CrossEntropy, Fitted, MultiLevel, fit
 
 class Experiment(Study):
     """A Study (see its arguments) of the teacher and MLKD."""
-
-    code = ("models/wav2vec2.py", "pieces.py", "recipes.py")
 
     def __init__(self, *args, speech_dir: str = "", **kwargs):
         """speech_dir: a folder of unlabelled speech, for the rows that use it."""
@@ -66,8 +63,15 @@ class Experiment(Study):
         return {
             "levels": self.levels(name),
             "speech": self.speech.fingerprint if row.unlabelled or pretrained else "",
-            "pretraining": records.code_fingerprint(["pretraining.py"]) if pretrained else "",
         }
+
+    def _unused(self, name: str) -> set[str]:
+        unused = set() if self._pretrained(name) else {"pretraining.pretrain"}
+        if not self.levels(name):
+            unused |= {"training.MultiLevel", "pieces.teacher_targets"}
+        if not self.rows[name].teacher:
+            unused |= {"models.wav2vec2.DistilledStudent", "models.wav2vec2.build_student"}
+        return unused
 
     def _described(self, name: str) -> dict[str, Any]:
         return {"levels": self.levels(name)}
@@ -155,7 +159,7 @@ class Experiment(Study):
             optimiser=torch.optim.AdamW(groups, betas=settings.betas, weight_decay=settings.weight_decay),
             level=self.noise_settings.level,
             seed=self.seed,
-            folder=self._run_folder(name) / "checkpoints",
+            folder=self._checkpoints(name),
             teacher=teacher,
             teacher_hears_noise=bool(levels) and settings.targets == "noisy piece",
         )

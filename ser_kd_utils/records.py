@@ -9,7 +9,6 @@ Tables and figures are computed from these files only.
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
 import os
@@ -17,8 +16,8 @@ import platform
 import re
 import shutil
 import subprocess
-import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -27,8 +26,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock, Timeout
 
-PACKAGE = Path(__file__).parent
+from ser_kd_utils.reach import PACKAGE
+
 VERSIONED = ("torch", "transformers", "accelerate", "datasets", "numpy", "scipy", "scikit-learn", "soundfile")
 
 
@@ -52,16 +53,46 @@ def fingerprint(parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=list).encode()).hexdigest()
 
 
-def code_fingerprint(modules: Iterable[str]) -> str:
-    """SHA-256 of package files as Python reads them: comments, docstrings and layout do not count."""
-    digest = hashlib.sha256()
-    for module in sorted(modules):
-        tree = ast.parse((PACKAGE / module).read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
-                node.body = node.body[1:] or [ast.Pass()]
-        digest.update(ast.unparse(tree).encode())
-    return digest.hexdigest()
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def unfinished(results: Path) -> Path:
+    """Where checkpoints of trainings, records in the making and locks lie, beside the records."""
+    return results / "unfinished"
+
+
+@contextmanager
+def only_one(results: Path, name: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold the lock `name`, which one process can have, on whatever machine of the same file system.
+
+    It goes with the process that holds it. waiting: called once where another process has it.
+    """
+    path = unfinished(results) / "locks" / f"{name}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        waiting()
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def is_held(results: Path, name: str) -> bool:
+    """Whether some process holds the lock."""
+    path = unfinished(results) / "locks" / f"{name}.lock"
+    if not path.exists():
+        return False
+    try:
+        with FileLock(path, blocking=False):
+            return False
+    except Timeout:
+        return True
 
 
 def environment() -> dict[str, Any]:
@@ -102,7 +133,21 @@ class Run:
 
     @cached_property
     def info(self) -> dict[str, Any]:
-        return json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+        """run.json. Raises ValueError where it is damaged."""
+        try:
+            return json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+        except ValueError:
+            raise self._damage("run.json") from None
+
+    def _damage(self, name: str) -> ValueError:
+        return ValueError(
+            f"runs/{self.folder.name}/{name} is damaged: restore that folder, or delete it and reproduce it again."
+        )
+
+    def _is_as_written(self, name: str) -> bool:
+        """Records made before 0.2 have no checksums."""
+        path, files = self.folder / name, self.info.get("files", {})
+        return path.is_file() and files.get(name) in (None, sha256(path))
 
     @cached_property
     def history(self) -> pd.DataFrame:
@@ -113,8 +158,10 @@ class Run:
     def predictions(self) -> pd.DataFrame:
         """The stored rows with method, variant, the predicted class name (largest logit) and in_range.
 
-        in_range: clean, or at an SNR of the range that was trained on.
+        in_range: clean, or at an SNR of the range that was trained on. Raises ValueError where the file is damaged.
         """
+        if not self._is_as_written("predictions.parquet"):
+            raise self._damage("predictions.parquet")
         table = pd.read_parquet(self.folder / "predictions.parquet")
         best = np.stack(table["logits"]).argmax(1)
         names = {key: self.info[key] for key in ("method", "variant")}
@@ -123,12 +170,16 @@ class Run:
         return table.assign(prediction=np.array(self.info["labels"], dtype=object)[best], in_range=in_range, **names)
 
     def complete(self, wanted: str) -> bool:
-        """Whether a record with this fingerprint is here, and its weights too.
+        """Whether a record with this fingerprint is here, undamaged, and its weights too.
 
         Records come with a clone of the project, weights do not: what somebody else trained is trained again.
         """
-        here = (self.folder / "run.json").is_file() and (self.folder / "model").is_dir()
-        return here and self.info["fingerprint"] == wanted
+        try:
+            names = {"predictions.parquet", *self.info.get("files", {})}
+            here = (self.folder / "model").is_dir() and self.info["fingerprint"] == wanted
+            return here and all(map(self._is_as_written, names))
+        except (FileNotFoundError, ValueError):
+            return False
 
 
 def write_run(
@@ -136,20 +187,29 @@ def write_run(
 ) -> Run:
     """Write both files into a new folder, then put it in the place of the old one: a record is whole or absent.
 
-    save_model: writes the weights into the folder given to it; without it a `model/` that is there is kept.
+    save_model: writes the weights into the folder given to it; without it a `model/` that is there is kept. run.json
+    gets the checksums of the other files as `files`.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder.parent) as scratch:
-        fresh = Path(scratch) / folder.name
-        fresh.mkdir()
+    scratch = unfinished(folder.parents[1]) / f"{folder.name}.writing"
+    shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
+    fresh = scratch / "new"
+    fresh.mkdir(parents=True)
+    try:
         predictions.to_parquet(fresh / "predictions.parquet", compression="zstd", index=False)
-        (fresh / "run.json").write_text(json.dumps(info, indent=1, default=list) + "\n", encoding="utf-8")
         if save_model:
             save_model(fresh / "model")
         elif (folder / "model").exists():
-            (folder / "model").rename(fresh / "model")
-        shutil.rmtree(folder, ignore_errors=True)
+            shutil.copytree(folder / "model", fresh / "model")
+        paths = sorted(path for path in fresh.rglob("*") if path.is_file())
+        files = {path.relative_to(fresh).as_posix(): sha256(path) for path in paths}
+        text = json.dumps({**info, "files": files}, indent=1, default=list) + "\n"
+        (fresh / "run.json").write_text(text, encoding="utf-8")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if folder.exists():
+            folder.rename(scratch / "old")
         fresh.rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
     return Run(folder)
 
 

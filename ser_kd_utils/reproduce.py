@@ -1,42 +1,44 @@
-"""Plan notebook runs, execute them headlessly with papermill, and keep an account of them."""
+"""Plan notebook runs, execute them headlessly with papermill, here or on a Dask cluster, and say what came of them."""
 
 from __future__ import annotations
 
-import hashlib
+import ast
 import json
 import os
-import re
-import shutil
-import sys
-import tempfile
 import time
+import uuid
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
-from typing import Any
+from statistics import fmean
 
 import pandas as pd
 
+from ser_kd_utils import steps
 from ser_kd_utils.corpora import Corpus, load_corpus, split, unlabelled
-from ser_kd_utils.records import PACKAGE, fingerprint, results_folder, results_root, run_name
+from ser_kd_utils.records import fingerprint, results_folder, results_root, sha256, unfinished
 from ser_kd_utils.rows import ablations, choose, cnn_ablations, token_ablations
 from ser_kd_utils.settings import settings_of
+from ser_kd_utils.steps import (
+    BLOCKED,
+    DONE,
+    EACH_FOLD_AND_SEED,
+    FAILED,
+    LAST,
+    ONCE,
+    OUT_OF_TIME,
+    RECORDED,
+    Account,
+    Job,
+    Outcome,
+    Step,
+    made_from,
+    state_of,
+    step_name,
+)
 
-NOTEBOOKS = PACKAGE.parent / "notebooks"
-
-ONCE = ("00_corpora_and_noise",)
-EACH_FOLD_AND_SEED = {
-    "01_teacher_finetuning": "teacher",
-    "02_noisy_student_distillation": "mlkd",
-    "03_mlkd_ablations": "mlkd-ablation",
-    "04_decoupled_distillation": "dkd",
-    "05_decoupled_ablations": "dkd-ablation",
-    "06_curriculum_meta_distillation": "mckd",
-    "07_curriculum_meta_ablations": "mckd-ablation",
-}
-"""Notebooks of every fold and seed, with the method whose records they write."""
 OWN_OPTIONS = {
     "03_mlkd_ablations": ("speech_dir", "ablations"),
     "04_decoupled_distillation": ("teacher_logits",),
@@ -44,29 +46,16 @@ OWN_OPTIONS = {
     "07_curriculum_meta_ablations": ("ablations",),
 }
 """What a notebook takes beside the parameters of all."""
-LAST = ("09_paper_tables",)
-"""Notebook 09 reads records only; it runs every time, in seconds."""
-
-DONE, FAILED, OUT_OF_TIME = 0, 1, 3
-
-
-@dataclass(frozen=True)
-class Step:
-    """One notebook with the parameters papermill gives it."""
-
-    notebook: str
-    parameters: dict[str, Any]
-
-    @property
-    def name(self) -> str:
-        where = (
-            "" if self.notebook in ONCE + LAST else f"__fold-{self.parameters['fold']}__seed-{self.parameters['seed']}"
-        )
-        return self.notebook + where
-
-    @property
-    def source(self) -> Path:
-        return NOTEBOOKS / f"{self.notebook}.ipynb"
+NEEDS = {
+    "02_noisy_student_distillation": ("01_teacher_finetuning",),
+    "03_mlkd_ablations": ("01_teacher_finetuning", "02_noisy_student_distillation"),
+    "04_decoupled_distillation": ("01_teacher_finetuning",),
+    "05_decoupled_ablations": ("01_teacher_finetuning", "04_decoupled_distillation"),
+    "06_curriculum_meta_distillation": ("01_teacher_finetuning",),
+    "07_curriculum_meta_ablations": ("01_teacher_finetuning", "06_curriculum_meta_distillation"),
+}
+"""Whose records of the same fold and seed a notebook starts from: the teacher's, and those it compares with."""
+EXIT = {RECORDED: 0, DONE: 0, FAILED: 1, BLOCKED: 1, OUT_OF_TIME: 3}
 
 
 def plan(options: Namespace, corpus: Corpus) -> list[Step]:
@@ -76,7 +65,7 @@ def plan(options: Namespace, corpus: Corpus) -> list[Step]:
     that is not in the plan; FileNotFoundError when the notebooks are not beside the package.
     """
     asked = _asked_ablations(options, corpus)
-    if not NOTEBOOKS.is_dir():
+    if not steps.NOTEBOOKS.is_dir():
         raise FileNotFoundError(
             "The notebooks are not beside the package: install it from a clone with `pip install -e .`"
         )
@@ -93,7 +82,7 @@ def plan(options: Namespace, corpus: Corpus) -> list[Step]:
         "changes": options.changes,
     }
     first = {"fold": folds[0], "seed": options.seeds[0]}
-    steps = [Step(name, common | first) for name in ONCE]
+    planned = [_step(name, common | first) for name in ONCE]
     for fold in folds:
         for seed in options.seeds:
             for name in EACH_FOLD_AND_SEED:
@@ -102,10 +91,15 @@ def plan(options: Namespace, corpus: Corpus) -> list[Step]:
                     if name not in asked:
                         continue
                     own["ablations"] = asked[name]
-                steps.append(Step(name, common | {"fold": fold, "seed": seed} | own))
+                planned.append(_step(name, common | {"fold": fold, "seed": seed} | own))
     reading = {key: common[key] for key in ("corpus", "profile", "results", "changes")}
-    steps += [Step(name, reading) for name in LAST]
-    return _only(steps, options.only)
+    planned += [_step(name, reading) for name in LAST]
+    return _only(planned, options.only)
+
+
+def _step(notebook: str, parameters: dict) -> Step:
+    needs = tuple(step_name(needed, parameters) for needed in NEEDS.get(notebook, ()))
+    return Step(notebook, parameters, steps.NOTEBOOKS / f"{notebook}.ipynb", needs)
 
 
 def _asked_ablations(options: Namespace, corpus: Corpus) -> dict[str, str]:
@@ -123,44 +117,44 @@ def _asked_ablations(options: Namespace, corpus: Corpus) -> dict[str, str]:
     return {name: rows if options.ablations.strip() else "" for name, rows in listed.items() if rows}
 
 
-def _only(steps: list[Step], numbers: str) -> list[Step]:
+def _only(planned: list[Step], numbers: str) -> list[Step]:
     wanted = [number.strip().zfill(2) for number in numbers.split(",") if number.strip()]
-    known = sorted({step.notebook[:2] for step in steps})
+    known = sorted({step.notebook[:2] for step in planned})
     unknown = [number for number in wanted if number not in known]
     if unknown:
         raise ValueError(f"No notebook {', '.join(unknown)} in the plan: choose among {', '.join(known)}.")
-    return [step for step in steps if not wanted or step.notebook[:2] in wanted]
+    return [step for step in planned if not wanted or step.notebook[:2] in wanted]
 
 
 def check_parameters(step: Step) -> None:
     """papermill only warns about a parameter the notebook does not declare: refuse it, and a value of another type."""
-    import papermill
-
-    declared = papermill.inspect_notebook(str(step.source))
+    declared = _declared(step.source)
     for name, value in step.parameters.items():
         if name not in declared:
             raise ValueError(f"{step.notebook} has no parameter {name!r}: it takes {', '.join(declared)}.")
-        wanted = declared[name]["inferred_type_name"]
-        if type(value).__name__ != wanted:
-            raise ValueError(f"{step.notebook}: {name} is declared {wanted}, got {value!r}.")
+        if type(value).__name__ != declared[name]:
+            raise ValueError(f"{step.notebook}: {name} is declared {declared[name]}, got {value!r}.")
 
 
-def step_fingerprint(step: Step, inputs: str) -> str:
-    """Of the notebook's code, the package's code, the parameters and the inputs (corpus and noise)."""
-    cells = json.loads(step.source.read_text(encoding="utf-8"))["cells"]
-    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    package = {str(p.relative_to(PACKAGE)): _sha256(p) for p in sorted(PACKAGE.rglob("*.py"))}
-    return fingerprint([code, package, inputs, _public(step)])
+@cache
+def _declared(source: Path) -> dict[str, str]:
+    """Name and type of the notebook's parameters; read here, since papermill takes seconds to import."""
+    cells = json.loads(source.read_text(encoding="utf-8"))["cells"]
+    (text,) = ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    return {line.target.id: line.annotation.id for line in ast.parse(text).body if isinstance(line, ast.AnnAssign)}
 
 
-def inputs_fingerprint(corpora: Sequence[Corpus], noise_dir: str, teacher_logits: str = "") -> str:
-    """Of the corpus, the unlabelled speech, the noise files and the stored logits; no path counts.
+def inputs_of(corpora: Sequence[Corpus], noise_dir: str, teacher_logits: str = "") -> dict[str, str]:
+    """What the corpus, the unlabelled speech, the noise files and the stored logits are; no path counts.
 
     Sound files count by size and time of change: a copy elsewhere runs the notebooks again, but no training, since
     records are found by the sound itself.
     """
-    noise = [_sha256(p) for p in sorted(Path(noise_dir).rglob("*")) if p.is_file()] if noise_dir else "generated"
-    return fingerprint([noise, _sha256(Path(teacher_logits)) if teacher_logits else "", *map(_contents, corpora)])
+    noise = [sha256(p) for p in sorted(Path(noise_dir).rglob("*")) if p.is_file()] if noise_dir else "generated"
+    found = {corpus.name: fingerprint(_contents(corpus)) for corpus in corpora} | {"noise": fingerprint(noise)}
+    if teacher_logits:
+        found["stored logits"] = sha256(Path(teacher_logits))
+    return {name: digest[:12] for name, digest in found.items()}
 
 
 def _contents(corpus: Corpus) -> str:
@@ -169,147 +163,185 @@ def _contents(corpus: Corpus) -> str:
     return table.drop(columns="path").to_csv(index=False)
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-class Account:
-    """`reproduce.json`: what was run, when, for how long, and how it ended. Ours, since papermill's metadata can call
-    cells after a timeout completed."""
-
-    def __init__(self, folder: Path):
-        self.path = folder / "reproduce.json"
-
-    @property
-    def steps(self) -> dict[str, dict[str, Any]]:
-        return json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
-
-    def set(self, step: Step, **entry: Any) -> None:
-        entry["at"] = datetime.now(UTC).isoformat(timespec="seconds")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=self.path.parent, delete=False, suffix=".json") as file:
-            json.dump(dict(sorted((self.steps | {step.name: entry}).items())), file, indent=1)
-            file.write("\n")
-        Path(file.name).chmod(0o644)
-        Path(file.name).replace(self.path)
-
-
-def reproduce(options: Namespace) -> int:
-    """Run the plan. Returns 0 when all is done, 1 after a failure, 3 when the time limit came first."""
+def _jobs(options: Namespace) -> list[Job]:
+    """The plan, checked, with what each step must be made from. Makes the options' paths absolute."""
+    for name in ("data_root", "noise_dir", "speech_dir", "teacher_logits"):
+        if getattr(options, name):  # workers stand elsewhere
+            setattr(options, name, str(Path(getattr(options, name)).expanduser().resolve()))
+    options.results = str(results_root(options.results).expanduser().resolve())
     corpus = load_corpus(options.corpus, options.data_root or None)
     speech = [unlabelled(options.speech_dir)] if options.speech_dir else []
     if options.teacher_logits and not Path(options.teacher_logits).is_file():
         raise FileNotFoundError(f"no file at {options.teacher_logits}: pass with --teacher-logits a CSV file of logits")
-    options.results = str(results_root(options.results).resolve())
-    steps = plan(options, corpus)
-    for step in steps:
+    planned = plan(options, corpus)
+    for step in planned:
         check_parameters(step)
+    inputs = inputs_of([corpus, *speech], options.noise_dir, options.teacher_logits)
     folder = results_folder(options.results, options.corpus, options.profile, changes=options.changes)
-    account, started = Account(folder), time.monotonic()
-    inputs = inputs_fingerprint([corpus, *speech], options.noise_dir, options.teacher_logits)
-    print(f"{len(steps)} notebook runs, results in {_short(folder)}", flush=True)
-    for number, step in enumerate(steps, 1):
-        label = f"[{number}/{len(steps)}] {step.name}"
-        wanted = step_fingerprint(step, inputs)
-        output = folder / "notebooks" / f"{step.name}.ipynb"
-        if _recorded(step, account, wanted, output) and not options.force:
-            print(f"{label}  already recorded, skipped", flush=True)
-            continue
-        if options.dry_run:
-            print(f"{label}  would run", flush=True)
-            continue
-        left = None if options.time_limit is None else options.time_limit * 60 - (time.monotonic() - started)
-        if left is not None and left <= 0:
-            print(f"{label}  not started: the time limit is reached; the same command goes on from here", flush=True)
-            return OUT_OF_TIME
-        print(f"{label}  running ...", flush=True)
-        if options.force:
-            _forget(step, folder)
-        status = _execute(step, output, account, wanted, left)
-        if status != DONE:
-            return status
-    if not options.dry_run:
-        _summary(folder, time.monotonic() - started)
-    return DONE
+    return [Job(step, folder, made_from(step, inputs)) for step in planned]
 
 
-def _recorded(step: Step, account: Account, wanted: str, output: Path) -> bool:
-    """Whether the step ended well with this fingerprint, and what it left is still here."""
-    before = account.steps.get(step.name, {})
-    if step.notebook in LAST or before.get("status") != "done" or before.get("fingerprint") != wanted:
-        return False
-    return output.exists() and (step.notebook in ONCE or any(_run_folders(step, output.parents[1])))
+def reproduce(options: Namespace) -> int:
+    """Run the plan. Returns 0 when all is done, 1 when a run failed, 3 when the time limit came first."""
+    jobs, started = _jobs(options), time.time()
+    folder = jobs[0].folder
+    print(f"{len(jobs)} notebook runs, results in {_short(folder)}", flush=True)
+    if options.dry_run:
+        _print_plan(jobs, options)
+        return 0
+    _check_writable(folder)
+    deadline = None if options.time_limit is None else started + 60 * options.time_limit
+    run_limit = None if options.run_limit is None else 60 * options.run_limit
+    for number, job in enumerate(jobs):
+        jobs[number] = Job(job.step, folder, job.made_from, options.force, run_limit, deadline)
+    ended: dict[str, Outcome] = {}
+    with ExitStack() as cluster:
+        if options.workers or options.scheduler:
+            from ser_kd_utils.cluster import check, run_all, workers_here, workers_of
+
+            workers = workers_of(options.scheduler) if options.scheduler else workers_here(options.workers)
+            client = cluster.enter_context(workers)
+            check(client, folder)
+            outcomes = run_all(client, jobs)
+        else:
+            outcomes = _one_by_one(jobs)
+        for job, outcome in outcomes:
+            ended[job.step.name] = outcome
+            print(f"[{jobs.index(job) + 1}/{len(jobs)}] {job.step.name}  {_said(outcome)}", flush=True)
+    _summary(folder, ended, time.time() - started)
+    return max(EXIT[outcome.state] for outcome in ended.values())
 
 
-def _run_folders(step: Step, folder: Path) -> Iterator[Path]:
-    """The records of the step's method, fold and seed, those of protocol P1 among them."""
-    use, method = step.parameters, EACH_FOLD_AND_SEED[step.notebook]
-    optimistic = results_folder(use["results"], use["corpus"], use["profile"], "P1", use["changes"])
-    name = f"runs/{run_name(method, '*', use['fold'], use['seed'])}"
-    yield from (*folder.glob(name), *optimistic.glob(name))
+def _one_by_one(jobs: Sequence[Job]) -> Iterator[tuple[Job, Outcome]]:
+    ended: dict[str, Outcome] = {}
+    for number, job in enumerate(jobs, 1):
+        label = f"[{number}/{len(jobs)}] {job.step.name}"
+        outcome = steps.blocked({name: ended[name] for name in job.step.needs if name in ended})
+        outcome = outcome or steps.run(job, lambda text, label=label: print(f"{label}  {text}", flush=True))
+        ended[job.step.name] = outcome
+        yield job, outcome
 
 
-def _forget(step: Step, folder: Path) -> None:
-    """Drop the weights a step would find: it trains again, and the old record stays until the new one is whole."""
-    if step.notebook in EACH_FOLD_AND_SEED:
-        for run in _run_folders(step, folder):
-            shutil.rmtree(run / "model", ignore_errors=True)
-
-
-def _execute(step: Step, output: Path, account: Account, wanted: str, left: float | None) -> int:
-    import papermill
-    from nbclient.exceptions import CellTimeoutError
-    from papermill.exceptions import PapermillExecutionError
-
-    output.parent.mkdir(parents=True, exist_ok=True)
-    account.set(step, status="running", fingerprint=wanted)
-    began = time.monotonic()
-    try:
-        papermill.execute_notebook(
-            str(step.source),
-            str(output),
-            parameters=step.parameters,
-            kernel_name="python3",
-            progress_bar=sys.stderr.isatty(),
-            extra_arguments=["--log-level=50"],  # of the kernel, whose notices would land in the terminal
-            timeout_func=None if left is None else lambda _cell: max(1, began + left - time.monotonic()),
-        )
-    except PapermillExecutionError as error:
-        account.set(step, status="failed", fingerprint=wanted, error=f"{error.ename}: {error.evalue}")
-        message = re.sub(r"\x1b\[[0-9;]*m", "", f"{error.ename}: {error.evalue}")
-        print(f"ser-kd: {step.name} failed in cell {error.cell_index}: {message}", file=sys.stderr)
-        print(f"The notebook as far as it came: {_short(output)}", file=sys.stderr)
-        return FAILED
-    except CellTimeoutError:
-        account.set(step, status="out of time", fingerprint=wanted)
-        print(
-            f"{step.name} was stopped by the time limit; what was recorded stays, the same command goes on", flush=True
-        )
-        return OUT_OF_TIME
-    seconds = round(time.monotonic() - began, 1)
-    account.set(step, status="done", fingerprint=wanted, seconds=seconds, parameters=_public(step))
-    print(f"    done in {seconds:.0f} s", flush=True)
-    return DONE
-
-
-def _public(step: Step) -> dict[str, Any]:
-    """The parameters less the paths of this machine."""
+def _said(outcome: Outcome) -> str:
     return {
-        k: v
-        for k, v in step.parameters.items()
-        if k not in ("data_root", "noise_dir", "speech_dir", "teacher_logits", "results")
-    }
+        RECORDED: "already recorded, skipped",
+        DONE: f"done in {outcome.seconds:.0f} s",
+        FAILED: f"FAILED: {outcome.error}",
+        BLOCKED: f"not run: {outcome.error}, which failed",
+        OUT_OF_TIME: "stopped by the time limit" if outcome.seconds else "not started: the time limit is reached",
+    }[outcome.state]
+
+
+def _check_writable(folder: Path) -> None:
+    """Before an hour of training, not after it."""
+    token = unfinished(folder) / f"writable-{uuid.uuid4().hex}"
+    try:
+        token.parent.mkdir(parents=True, exist_ok=True)
+        token.write_text("can be written\n")
+        token.unlink()
+    except OSError as error:
+        raise OSError(f"cannot write to {folder} ({error.strerror}): pass another folder with --results") from None
 
 
 def _short(path: Path) -> str:
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def _summary(folder: Path, seconds: float) -> None:
+def _summary(folder: Path, ended: dict[str, Outcome], seconds: float) -> None:
     path = folder / "tables" / "mlkd.csv"
     if path.exists():
         table = pd.read_csv(path)
         columns = ["row", "model", *[name for name in table if name.startswith("UA ")][:3]]  # 80 columns hold no more
         print(f"\nUA in percent [95 % interval]\n{table[columns].to_string(index=False)}\n")
-    print(f"Done in {seconds / 60:.1f} min. In {_short(folder)}:")
-    print("tables/, figures/, runs/ (predictions and settings), notebooks/ (executed)", flush=True)
+    counts = {state: sum(outcome.state == state for outcome in ended.values()) for state in EXIT}
+    print(", ".join(f"{count} {state}" for state, count in counts.items() if count) + f", in {seconds / 60:.1f} min.")
+    for name, outcome in ended.items():
+        if outcome.state == FAILED:
+            print(f"FAILED {name}: {outcome.error}")
+            print(f"  the notebook as far as it came: {_short(folder / 'notebooks' / f'{name}.ipynb')}")
+    if any(EXIT[outcome.state] for outcome in ended.values()):
+        print("What was recorded stays; the same command goes on from here.", flush=True)
+    print(
+        f"In {_short(folder)}: tables/, figures/, runs/ (predictions and settings), notebooks/ (executed)", flush=True
+    )
+
+
+def status(options: Namespace) -> int:
+    """Print what of the plan is done, running, failed or stale, and why; how far unfinished trainings are."""
+    jobs = _jobs(options)
+    folder = jobs[0].folder
+    entries = Account(folder).steps
+    counts: dict[str, int] = {}
+    for job in jobs:
+        state, why = state_of(job, entries.get(job.step.name, {}))
+        state = DONE if state == RECORDED else state
+        counts[state] = counts.get(state, 0) + 1
+        print(f"{state:<12} {job.step.name}{f'  ({why})' if why else ''}")
+    for training in sorted(unfinished(folder).glob("*@*")):
+        print(f"{'training':<12} {training.name.partition('@')[0]}  ({_progress(training)})")
+    print(", ".join(f"{count} {state}" for state, count in counts.items()) + f", in {_short(folder)}")
+    return 0
+
+
+def _progress(training: Path) -> str:
+    states = [json.loads(path.read_text()) for path in training.glob("checkpoint-*/trainer_state.json")]
+    if not states:
+        return "in its first epoch"
+    newest = max(states, key=lambda state: state["global_step"])
+    return f"epoch {newest['epoch']:.0f} of {newest['num_train_epochs']} is kept"
+
+
+def _print_plan(jobs: Sequence[Job], options: Namespace) -> None:
+    folder = jobs[0].folder
+    entries, seconds = Account(folder).steps, _recorded_seconds(folder)
+    expected: dict[str, float] = {}
+    for number, job in enumerate(jobs, 1):
+        state, why = state_of(job, entries.get(job.step.name, {}))
+        if state == RECORDED and not options.force and job.step.notebook not in LAST:
+            said = "already recorded, skipped"
+        else:
+            expected[job.step.name] = _expected(job.step, seconds)
+            said = "would run" + (f" ({state}: {why})" if why else "")
+            said += f", about {expected[job.step.name] / 60:.1f} min" if expected[job.step.name] else ""
+        print(f"[{number}/{len(jobs)}] {job.step.name}  {said}")
+    unknown = sorted({name.partition("__")[0] for name in expected if not expected[name]} - {*ONCE, *LAST})
+    total, workers = sum(expected.values()), options.workers or 1
+    spread = _makespan([job.step for job in jobs if job.step.name in expected], expected, workers)
+    if total:
+        print(
+            f"about {total / 3600:.2f} hours of training and tests, {spread / 3600:.2f} with {workers} at a time\n"
+            f"(from the durations of {sum(len(some) for some in seconds.values())} recorded trainings)"
+        )
+    if unknown:
+        print(f"no durations recorded here yet for {', '.join(unknown)}: run one fold to know more")
+
+
+def _recorded_seconds(folder: Path) -> dict[tuple[str, str], list[float]]:
+    """Seconds of training and tests by method and row."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for path in (*folder.glob("runs/*/run.json"), *folder.with_name(f"{folder.name}+P1").glob("runs/*/run.json")):
+        info = json.loads(path.read_text(encoding="utf-8"))
+        spent = info["seconds"] + info.get("test_seconds", 0)
+        found.setdefault((info["method"], f"{path.parents[2].name}/{info['row']}"), []).append(spent)
+    return found
+
+
+def _expected(step: Step, seconds: dict[tuple[str, str], list[float]]) -> float:
+    """Of the rows that were recorded before, each as long as it took on average; 0 where none was."""
+    asked = [name.strip() for name in step.parameters.get("ablations", "").split(",") if name.strip()]
+    method = EACH_FOLD_AND_SEED.get(step.notebook)
+    return sum(
+        fmean(some)
+        for (of, row), some in seconds.items()
+        if of == method and (not asked or row.rpartition("/")[2] in asked)
+    )
+
+
+def _makespan(planned: Sequence[Step], expected: dict[str, float], workers: int) -> float:
+    """Seconds until the last ends, each starting in turn on the first free worker once what it needs is there."""
+    free, end = [0.0] * workers, {}
+    for step in planned:
+        begin = max([min(free), *(end[name] for name in step.needs if name in end)])
+        end[step.name] = begin + expected[step.name]
+        free[free.index(min(free))] = end[step.name]
+    return max(end.values(), default=0.0)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from datetime import UTC, datetime
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pandas as pd
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -19,20 +25,13 @@ from ser_kd_utils.corpora import load_corpus, split
 from ser_kd_utils.evaluation import CLEAN, dev_condition, grid, predict
 from ser_kd_utils.metrics import ser_metrics
 from ser_kd_utils.noise import NoiseBank, keyed_rng
+from ser_kd_utils.reach import reached
 from ser_kd_utils.rows import Row
 from ser_kd_utils.settings import Settings, settings_of
 from ser_kd_utils.training import Fitted
 
-CODE = (
-    "audio.py",
-    "evaluation.py",
-    "losses.py",
-    "metrics/ser_metrics/ser_metrics.py",
-    "noise.py",
-    "study.py",
-    "training.py",
-)
-"""Files whose code decides what any row learns and predicts; a change in one makes old records stale."""
+BY_VALUE = ("audio.cache_audio", "corpora", "reach", "records", "rows", "settings", "checkpoints")
+"""Code that counts in a record's fingerprint by what it gave (samples, split, settings), or that only keeps files."""
 
 COLUMNS = ["utterance", "fold", "seed", "condition", "snr_db", "checkpoint", "label", "logits"]
 
@@ -42,9 +41,6 @@ class Study:
 
     A method adds its rows, their settings and their training (`rows`, `settings_of`, `_fit`).
     """
-
-    code: ClassVar[Sequence[str]] = ()
-    """The method's own files, beside CODE."""
 
     def __init__(
         self,
@@ -62,6 +58,7 @@ class Study:
         changes: settings by name, `"epochs=2"` for MLKD's and `"teacher__epochs=2"` for the teacher's. Records of
         another protocol or other settings go to a folder of their own.
         """
+        torch.set_num_threads(1)  # a sum split among threads comes out another in its last bits
         self.all_settings = settings_of(profile, changes)
         self.noise_settings = self.all_settings.noise
         loaded = load_corpus(corpus, data_root or None)
@@ -138,12 +135,26 @@ class Study:
             raise ValueError(
                 f"No row {name!r}: choose among {', '.join(self.rows)} (some need --speech-dir or --teacher-logits)."
             )
-        run = records.Run(self._run_folder(name))
-        if run.complete(self.fingerprint(name)):
-            return run
+        wanted, folder, state = self.fingerprint(name), self._run_folder(name), PartialState()
+        if state.num_processes == 1 and records.Run(folder).complete(wanted):
+            return records.Run(folder)
+        # several processes that share a training (torchrun) take one turn among them
+        with records.only_one(self.folder, folder.name) if state.is_main_process else nullcontext():
+            (done,) = broadcast_object_list([records.Run(folder).complete(wanted)])
+            if not done:
+                self._train(name, wanted, state.is_main_process)
+            state.wait_for_everyone()
+        return records.Run(folder)
+
+    def _train(self, name: str, wanted: str, records_it: bool) -> None:
         network, fitted = self._fit(name)
-        table = self._test(fitted)
-        return records.write_run(run.folder, table, self._info(name, fitted, network), partial(self._save, network))
+        if records_it:
+            folder, started = self._run_folder(name), time.monotonic()
+            table = self._test(fitted)
+            info = self._info(name, fitted, network) | {"test_seconds": round(time.monotonic() - started, 1)}
+            records.write_run(folder, table, info, partial(self._save, network))
+            for old in self._checkpoints(name).parent.glob(f"{folder.name}@*"):
+                shutil.rmtree(old)
 
     def fingerprint(self, name: str) -> str:
         """Of everything that decides the row's predictions; a student's includes its teacher's."""
@@ -154,7 +165,7 @@ class Study:
             "split": [self.train, self.dev, self.test, self.seed],
             "audio": self.audio.fingerprint,
             "noise": [self.noise.fingerprint, self.train_noise(name)],
-            "code": self._code,
+            "code": self._code(name),
             "teacher": self._teacher_fingerprint(row),
         }
         return records.fingerprint(decides | self._decides(name))
@@ -162,9 +173,18 @@ class Study:
     def _teacher_fingerprint(self, row: Row) -> str:
         return self.fingerprint(row.teacher) if row.teacher else ""
 
-    @cached_property
-    def _code(self) -> str:
-        return records.code_fingerprint([*CODE, *self.code])
+    def _code(self, name: str) -> dict[str, str]:
+        own = f"{type(self).__module__.removeprefix('ser_kd_utils.')}.{type(self).__name__}"
+        entries = (own, "audio.AudioCache", "metrics.ser_metrics.ser_metrics.SerMetrics")
+        return reached(entries, {*BY_VALUE, *self._unused(name)})
+
+    def _unused(self, name: str) -> set[str]:
+        """Code of the method that this row does not run: a change there leaves its record as it is."""
+        return set()
+
+    def _checkpoints(self, name: str) -> Path:
+        """Where the row's training keeps its checkpoints: another fingerprint, another place."""
+        return records.unfinished(self.folder) / f"{self._run_folder(name).name}@{self.fingerprint(name)[:12]}"
 
     def _run_folder(self, name: str) -> Path:
         row = self.rows[name]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import resource
-import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,13 +13,17 @@ from typing import Any, Protocol
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, reduce
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.distributed.checkpoint.stateful import Stateful
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
+from ser_kd_utils.checkpoints import last_whole, restore, seal
 from ser_kd_utils.frames import Frames
 from ser_kd_utils.losses import decoupled_kd, kd_loss, multi_level_loss
 from ser_kd_utils.models import wav2vec2
@@ -115,7 +118,10 @@ class Decoupled(Objective):
 
 
 class DistillationTrainer(Trainer):
-    """Mixes on the training device; asks a teacher at each step where its targets were not computed before."""
+    """Mixes on the training device; asks a teacher at each step where its targets were not computed before.
+
+    Several processes (torchrun) share a batch: each takes its part, and gradients are averaged.
+    """
 
     def __init__(
         self,
@@ -126,10 +132,13 @@ class DistillationTrainer(Trainer):
         hear: Callable[..., dict[str, Tensor]] = wav2vec2.hear,
         teacher: nn.Module | None = None,
         teacher_hears_noise: bool = False,
+        batch_size: int,
+        beside: Mapping[str, Stateful],
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
         self.objective, self.dev, self.level, self.hear = objective, dev, level, hear
+        self.batch_size, self.beside, self.started = batch_size, beside, time.monotonic()
         self.teacher_hears_noise = teacher_hears_noise
         # in a list: as an attribute that is a module, it could be moved or switched to training with the student
         self._teacher = [teacher.to(self.args.device)] if teacher else []
@@ -148,9 +157,15 @@ class DistillationTrainer(Trainer):
         loss = sum(terms.values())
         return (loss, student) if return_outputs else loss
 
-    def training_step(self, *args, **kwargs):
+    def training_step(self, model, *args, **kwargs):
         self.optimizer.zero_grad()  # the Trainer clears the network's gradients alone, an objective may learn, too
-        return super().training_step(*args, **kwargs)
+        loss = super().training_step(model, *args, **kwargs)
+        if self.args.world_size > 1:  # of the network's gradients, DDP takes the mean
+            own = set(model.parameters())
+            for learnt in (p for group in self.optimizer.param_groups for p in group["params"]):
+                if learnt not in own and learnt.grad is not None:
+                    learnt.grad = reduce(learnt.grad, "mean")
+        return loss
 
     def _listen(self, inputs):
         clean, lengths = inputs["clean"], inputs["lengths"]
@@ -169,7 +184,14 @@ class DistillationTrainer(Trainer):
         return teacher(**given, output_hidden_states=True)
 
     def _get_train_sampler(self, train_dataset=None):
-        return self.train_dataset.sampler(self.args.train_batch_size)
+        return self.train_dataset.sampler(self.batch_size)
+
+    def _save_checkpoint(self, model, trial):
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()  # each process keeps the state of its random numbers
+        if self.args.should_save:
+            checkpoint = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            seal(checkpoint, self.beside, time.monotonic() - self.started)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         """Dev scores from the same code that scores the test speech."""
@@ -215,29 +237,36 @@ def fit(
     hear: Callable[..., dict[str, Tensor]] = wav2vec2.hear,
     teacher: nn.Module | None = None,
     teacher_hears_noise: bool = False,
+    beside: Mapping[str, Stateful] | None = None,
 ) -> Fitted:
     """Train to the last epoch and return the weights of the epoch with the highest dev UA (the first among equals).
 
+    Where `folder` holds checkpoints of this training, it goes on from the last whole one, and on a CPU ends with the
+    same weights, bit for bit, as if it had never stopped.
+
     dev: model -> {"UA": ..., "WA": ...}; settings: epochs, batch_size, clip, precision, without a schedule also warmup;
     schedule: share of the training done -> factor of the learning rates, None: linear warm-up, then linear decay;
-    level: the mixing's speech level; folder: for checkpoints, removed at the end; hear: (waves, lengths, mask) -> the
-    network's arguments; teacher: asked at each step, None where `train` holds its targets.
+    level: the mixing's speech level; folder: for checkpoints of this training alone, the caller's to remove; hear:
+    (waves, lengths, mask) -> the network's arguments; teacher: asked at each step, None where `train` holds its
+    targets; beside: by name, what learns or is kept beside the network and belongs in a checkpoint.
+
+    Raises ValueError where several processes cannot share a batch evenly.
     """
-    shutil.rmtree(folder, ignore_errors=True)  # what a killed training left
-    on_gpu = torch.cuda.is_available()
+    on_gpu, beside = torch.cuda.is_available(), beside or {}
+    if settings.batch_size % PartialState().num_processes:
+        raise ValueError(f"{PartialState().num_processes} processes cannot share batches of {settings.batch_size}.")
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     arguments = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=settings.epochs,
-        per_device_train_batch_size=settings.batch_size,
+        per_device_train_batch_size=settings.batch_size // PartialState().num_processes,
         warmup_steps=0 if schedule else settings.warmup,
         lr_scheduler_type="linear",
         max_grad_norm=settings.clip,
         bf16=settings.precision == "bf16" and on_gpu,
         eval_strategy="epoch",
         save_strategy="epoch",
-        save_only_model=True,
         logging_strategy="epoch",
         save_total_limit=2,  # the best and the last: with 1 the Trainer deletes the last at the end
         load_best_model_at_end=True,
@@ -249,8 +278,9 @@ def fit(
         disable_tqdm=True,
         seed=seed,
     )
-    items = len(train.sampler(arguments.train_batch_size))
-    steps_per_epoch = math.ceil(items / arguments.train_batch_size)
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # or the Trainer would spread each batch over all GPUs it sees
+    items = len(train.sampler(settings.batch_size))
+    steps_per_epoch = math.ceil(items / settings.batch_size)
     steps = steps_per_epoch * settings.epochs
     trainer = DistillationTrainer(
         model,
@@ -261,18 +291,22 @@ def fit(
         dev=dev,
         level=level,
         hear=hear,
+        batch_size=settings.batch_size,
+        beside=beside,
         train_dataset=train,
         eval_dataset=train,  # demanded by the Trainer; `evaluate` scores the dev speech instead
         data_collator=train.collate,
         optimizers=(optimiser, schedule and LambdaLR(optimiser, lambda step: schedule(step / steps))),
     )
     trainer.remove_callback(PrinterCallback)
-    started = time.monotonic()
-    trainer.train()
-    seconds = time.monotonic() - started
+    checkpoint = last_whole(folder) if arguments.should_save else None
+    (checkpoint,) = broadcast_object_list([checkpoint])
+    if checkpoint:
+        trainer.started -= restore(checkpoint, beside)
+    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    seconds = time.monotonic() - trainer.started
     model = trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # or tests would run in mixed precision
     last = load_file(Path(get_last_checkpoint(str(folder))) / "model.safetensors")
-    shutil.rmtree(folder)
     return Fitted(
         model=model.eval(),
         history=_history(trainer.state.log_history),
@@ -291,7 +325,9 @@ def _history(log: Sequence[dict[str, float]]) -> pd.DataFrame:
             scores = {name.replace("eval_", "dev_"): value for name, value in entry.items()}
             epochs.setdefault(round(scores.pop("epoch")), {}).update(scores)
     table = pd.DataFrame.from_dict(epochs, orient="index").rename_axis("epoch")
-    return table.drop(columns=["grad_norm", "learning_rate", "step"], errors="ignore")
+    # the order of a checkpoint's file is another than that of a training that never stopped
+    order = sorted(table, key=lambda name: (name.startswith("dev_"), name != "loss", name))
+    return table[order].drop(columns=["grad_norm", "learning_rate", "step"], errors="ignore")
 
 
 def _peak_memory_mb() -> float:

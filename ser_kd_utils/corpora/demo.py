@@ -16,13 +16,13 @@ import json
 import shutil
 import subprocess
 import sys
-import uuid
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 
 CHECKSUM = "dd34196683d6376773401fc32a87518dd2e4a416e64d02386134c1aaa2f94282"
 RATE = 16_000
@@ -102,21 +102,19 @@ RATINGS = {  # the raters' words for the codes
 def ensure_demo(root: Path) -> Path:
     """The demo corpus's folder inside `root`, made on first use (10 s on two idle cores).
 
-    Two processes may call this at once: each makes its own copy under another name, and the first to finish wins.
+    Of two processes that call this at once, one makes it and the other waits.
     Warns if the corpus is not the one this version was tested with (another Praat, another platform); the checksum of
     the corpus made stands in demo.json.
     """
     folder = Path(root) / f"demo-{CHECKSUM[:12]}"
     if not folder.exists():
-        scratch = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
-        try:
-            _make(scratch)
-            scratch.rename(folder)
-        except OSError:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f"{folder.name}.lock")):
             if not folder.exists():
-                raise
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+                scratch = folder.with_name(f".unfinished-{folder.name}")
+                shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
+                _make(scratch)
+                scratch.rename(folder)
     made = json.loads((folder / "demo.json").read_text())
     if made["checksum"] != CHECKSUM:
         warnings.warn(

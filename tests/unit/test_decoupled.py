@@ -357,7 +357,7 @@ def test_normalisation_is_that_of_the_training_segments_alone(own, given, monkey
 def test_a_second_run_reads_the_record_unless_code_changed(trained, make, given, monkeypatch):
     for protocol, (_, run) in trained.items():
         pd.testing.assert_frame_equal(make(protocol).run(run.info["row"]).predictions, run.predictions)
-    monkeypatch.setattr(study.records, "code_fingerprint", lambda _: "other code")
+    monkeypatch.setattr(study, "reached", lambda *_: "other code")
     with pytest.raises(Given):
         make("P1").run("cnn-alone")
 
@@ -384,10 +384,17 @@ def test_a_change_makes_the_rows_stale_that_it_concerns_and_no_other(trained, ma
     taught = make()
     taught.rows |= {"cnn-teacher": dataclasses.replace(CNN_ROWS["cnn-teacher"], changes={"lr": 0.1})}
     assert every - stale(taught) == {"cnn-alone", "cnn-alone-noisy", "cnn-wav2vec2", "cnn-stored"}
-    code = study.records.code_fingerprint
-    for module, rows in (("features.py", every), ("recipes.py", {"cnn-wav2vec2"})):
-        monkeypatch.setattr(study.records, "code_fingerprint", lambda m, it=module: "new" if it in m else code(m))
-        assert stale(make()) == rows
+    classical = {name for name in every if own.settings_of(name).loss == "kd"}
+    code = study.reached
+    for changed, rows in (
+        ("features.log_filter_bank", every),
+        ("recipes.Experiment", {"cnn-wav2vec2"}),
+        ("losses.decoupled_kd", {name for name in every if ROWS[name].teacher} - classical),
+        ("losses.kd_loss", classical),
+        ("losses.supervised_contrastive", set()),
+    ):
+        monkeypatch.setattr(study, "reached", lambda *a, it=changed: code(*a) | ({it: "new"} if it in code(*a) else {}))
+        assert stale(make()) == rows, changed
 
 
 def test_the_wave_teacher_is_the_record_of_notebook_01(trained, corpus):

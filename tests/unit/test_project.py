@@ -25,12 +25,12 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = [
-    {"corpora", "audio", "noise", "features", "settings", "metrics"},
+    {"corpora", "audio", "noise", "features", "settings", "metrics", "reach"},
     {"models", "losses", "temperature"},
-    {"pieces", "segments", "frames", "training", "pretraining", "evaluation", "analysis", "records", "export"},
+    {"pieces", "segments", "frames", "training", "pretraining", "evaluation", "analysis", "records", "checkpoints"},
     {"rows", "study", "recipes", "decoupled", "meta_curriculum"}
     | {"tables", "ablation_tables", "decoupled_tables", "meta_tables", "plots"},
-    {"cli", "reproduce"},
+    {"cli", "reproduce", "steps", "cluster", "train", "explain", "download"},
 ]
 
 

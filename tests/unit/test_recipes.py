@@ -222,7 +222,7 @@ def test_other_settings_train_another_model(experiment, no_training, row, option
 
 
 def test_a_record_made_under_other_conditions_is_trained_again(experiment, no_training, monkeypatch):
-    monkeypatch.setattr(recipes.records, "code_fingerprint", lambda _: "other code")
+    monkeypatch.setattr(study, "reached", lambda *_: "other code")
     with pytest.raises(Trained):
         experiment().run("a")
 
@@ -243,7 +243,7 @@ def test_a_fingerprint_notices_each_ingredient(experiment, tmp_path, monkeypatch
         "protocol": experiment(protocol="random", **recorded).fingerprint("e"),
         "noise": experiment().fingerprint("e"),
     }
-    monkeypatch.setattr(recipes.records, "code_fingerprint", lambda _: "other code")
+    monkeypatch.setattr(study, "reached", lambda *_: "other code")
     prints["code"] = experiment(**recorded).fingerprint("e")
     assert len(set(prints.values())) == len(prints)
     monkeypatch.undo()
@@ -288,7 +288,7 @@ def test_a_training_killed_before_its_record_leaves_the_old_weights(experiment, 
 
     monkeypatch.setattr(recipes, "fit", fit)
     monkeypatch.setattr(pd.DataFrame, "to_parquet", killed)
-    monkeypatch.setattr(recipes.records, "code_fingerprint", lambda _: "other code")
+    monkeypatch.setattr(study, "reached", lambda *_: "other code")
     with pytest.raises(KeyboardInterrupt):
         experiment().run("a")
     monkeypatch.undo()

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from ser_kd_utils import records
-from ser_kd_utils.records import Run, code_fingerprint, fingerprint, predictions, read_runs, run_name, write_run
+from ser_kd_utils.records import Run, fingerprint, predictions, read_runs, run_name, write_run
 
 LABELS = ("angry", "sad")
 SETTINGS = {"the noise": {"train_snr_db": [0.0, 20.0]}}
@@ -203,36 +203,6 @@ def test_a_fingerprint_ignores_order_and_notices_every_value():
         parts | {"settings": {"lr": 1.0001e-3, "levels": (2, 4)}},
     ]
     assert len({fingerprint(each) for each in [parts, *changes]}) == 5
-
-
-CODE = """
-def double(x):
-    return 2 * x
-"""
-COMMENTED = '''
-"""A module."""
-
-def double(x):
-    """Twice x."""
-    # doubled
-    return (2 *
-            x)
-'''
-
-
-def test_a_code_fingerprint_notices_code_only(tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "PACKAGE", tmp_path)
-
-    def of(code: str, *others: str) -> str:
-        (tmp_path / "module.py").write_text(code)
-        (tmp_path / "other.py").write_text("x = 1")
-        return code_fingerprint(["module.py", *others])
-
-    assert of(CODE) == of(COMMENTED)
-    assert of("def f():\n    'doc'") == of("def f():\n    pass")
-    texts = [CODE, CODE.replace("2 * x", "3 * x"), CODE.replace("return", "yield"), CODE + "y = 'not a docstring'\n"]
-    assert len({of(text) for text in texts} | {of(CODE, "other.py")}) == 5
-    assert of(CODE, "other.py") == code_fingerprint(["other.py", "module.py"])
 
 
 def test_results_go_where_the_argument_or_the_environment_says(monkeypatch, tmp_path):
