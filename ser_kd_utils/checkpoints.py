@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from torch.distributed.checkpoint.stateful import Stateful
+from transformers.trainer_pt_utils import safe_globals
 
 from ser_kd_utils.records import sha256
 
@@ -63,9 +64,10 @@ def restore(checkpoint: Path, beside: Mapping[str, Stateful]) -> float:
 
     Raises ValueError for a file that holds more than tensors and plain values: it is not executed.
     """
-    for name in (BESIDE, "optimizer.pt", "scheduler.pt"):  # here, before the Trainer stumbles over one
-        try:
-            states = torch.load(checkpoint / name, map_location="cpu", weights_only=True)
+    for name in (BESIDE, "optimizer.pt", "scheduler.pt", *(path.name for path in checkpoint.glob("rng_state*.pth"))):
+        try:  # here, before the Trainer stumbles over one
+            with safe_globals():
+                states = torch.load(checkpoint / name, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError:
             raise ValueError(
                 f"{checkpoint / name} holds other things than tensors and was not loaded: delete {checkpoint.parent}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -41,7 +42,7 @@ def workers_here(count: int) -> Iterator[distributed.Client]:
     }
     scheduler = {"cls": distributed.Scheduler, "options": {"dashboard": False, "host": "127.0.0.1"}}
     with (
-        distributed.SpecCluster(workers=each, scheduler=scheduler) as cluster,
+        distributed.SpecCluster(workers=each, scheduler=scheduler, silence_logs=logging.ERROR) as cluster,
         distributed.Client(cluster) as client,
     ):
         client.wait_for_workers(count, timeout=SOON)

@@ -14,7 +14,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -28,7 +27,7 @@ from ser_kd_utils.noise import NoiseBank, keyed_rng
 from ser_kd_utils.reach import reached
 from ser_kd_utils.rows import Row
 from ser_kd_utils.settings import Settings, settings_of
-from ser_kd_utils.training import Fitted
+from ser_kd_utils.training import Fitted, processes
 
 BY_VALUE = ("audio.cache_audio", "corpora", "reach", "records", "rows", "settings", "checkpoints")
 """Code that counts in a record's fingerprint by what it gave (samples, split, settings), or that only keeps files."""
@@ -135,7 +134,7 @@ class Study:
             raise ValueError(
                 f"No row {name!r}: choose among {', '.join(self.rows)} (some need --speech-dir or --teacher-logits)."
             )
-        wanted, folder, state = self.fingerprint(name), self._run_folder(name), PartialState()
+        wanted, folder, state = self.fingerprint(name), self._run_folder(name), processes()
         if state.num_processes == 1 and records.Run(folder).complete(wanted):
             return records.Run(folder)
         # several processes that share a training (torchrun) take one turn among them

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from argparse import Namespace
 
-from accelerate import PartialState
-
 from ser_kd_utils.decoupled import DecoupledExperiment
 from ser_kd_utils.meta_curriculum import MetaCurriculumExperiment
 from ser_kd_utils.recipes import Experiment
 from ser_kd_utils.study import Study
+from ser_kd_utils.training import processes
 
 
 def train(options: Namespace) -> int:
@@ -19,7 +18,7 @@ def train(options: Namespace) -> int:
     """
     for row in options.rows:
         run = _study(row, options).run(row)
-        if PartialState().is_main_process:
+        if processes().is_main_process:
             print(f"{row}: epoch {run.info['best_epoch']} in {run.folder}", flush=True)
     return 0
 

@@ -52,6 +52,11 @@ class Objective(Protocol):
         return {}
 
 
+def processes() -> PartialState:
+    """Those that share this training: several under torchrun, by gloo on a CPU; else one."""
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean over the labelled items of a batch; 0 where it has none."""
     total = F.cross_entropy(logits, labels, ignore_index=UNLABELLED, reduction="sum")
@@ -253,17 +258,18 @@ def fit(
     Raises ValueError where several processes cannot share a batch evenly.
     """
     on_gpu, beside = torch.cuda.is_available(), beside or {}
-    if settings.batch_size % PartialState().num_processes:
-        raise ValueError(f"{PartialState().num_processes} processes cannot share batches of {settings.batch_size}.")
+    if settings.batch_size % processes().num_processes:
+        raise ValueError(f"{processes().num_processes} processes cannot share batches of {settings.batch_size}.")
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     arguments = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=settings.epochs,
-        per_device_train_batch_size=settings.batch_size // PartialState().num_processes,
+        per_device_train_batch_size=settings.batch_size // processes().num_processes,
         warmup_steps=0 if schedule else settings.warmup,
         lr_scheduler_type="linear",
         max_grad_norm=settings.clip,
+        use_cpu=not on_gpu,
         bf16=settings.precision == "bf16" and on_gpu,
         eval_strategy="epoch",
         save_strategy="epoch",

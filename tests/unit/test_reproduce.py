@@ -14,7 +14,7 @@ import pytest
 import soundfile
 from nbformat.v4 import new_code_cell, new_notebook
 
-from ser_kd_utils import reproduce
+from ser_kd_utils import reproduce, steps
 from ser_kd_utils.cli import main, parser
 from ser_kd_utils.corpora import load_corpus
 
@@ -49,7 +49,7 @@ def notebooks(tmp_path, monkeypatch):
     ):
         write_notebook(folder / f"{name}.ipynb", RECORD.format(method=method), parameters=EACH + own)
     write_notebook(folder / "09_paper_tables.ipynb", "results", parameters=PARAMETERS)
-    monkeypatch.setattr(reproduce, "NOTEBOOKS", folder)
+    monkeypatch.setattr(steps, "NOTEBOOKS", folder)
     return folder
 
 

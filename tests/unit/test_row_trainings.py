@@ -87,7 +87,7 @@ def declared(tones, speech, tmp_path_factory):
 
     def fit(model, objective, train, dev, settings, *, folder, **others):
         network = getattr(model, "student", model)
-        given.fits[names[folder.parent.name]] = Given(
+        given.fits[names[folder.name.partition("@")[0]]] = Given(
             model=model, network=network, start=state(network), objective=objective, pieces=train, settings=settings,
             **others,
         )  # fmt: skip
@@ -111,7 +111,7 @@ def declared(tones, speech, tmp_path_factory):
         for stand_in in (fit, teacher_targets, pretrain):
             patch.setattr(recipes, stand_in.__name__, stand_in)
         patch.setattr(recipes.wav2vec2, "scale_cnn_gradient", scale_cnn_gradient)
-        patch.setattr(recipes.records, "environment", dict)
+        patch.setattr(study.records, "environment", dict)
         patch.setattr(Experiment, "_test", lambda *_: pd.DataFrame({"utterance": ["u"]}))
         results = str(tmp_path_factory.mktemp("declared"))
         experiment = Experiment(

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from functools import partial
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from transformers import TrainerCallback, TrainingArguments
@@ -14,6 +18,7 @@ from ser_kd_utils import training
 from ser_kd_utils.models import wav2vec2
 from ser_kd_utils.noise import NoiseBank
 from ser_kd_utils.pieces import UNLABELLED, Buckets, Pieces, collate, teacher_targets
+from ser_kd_utils.records import sha256
 from ser_kd_utils.settings import MLKDSettings, TeacherSettings
 from ser_kd_utils.training import CrossEntropy, MultiLevel, fit
 
@@ -85,11 +90,14 @@ def train(teacher, student, pieces, tmp_path):
         items=(),
         hears_noise=False,
         schedule=None,
+        afresh=True,
         **changes,
     ):
         settings = MLKDSettings.of("tiny", **{"epochs": 2, "batch_size": 4, "seconds": 0.25} | changes)
         torch.manual_seed(seed)
         items = dict(items)
+        if afresh:
+            shutil.rmtree(tmp_path / "checkpoints", ignore_errors=True)
         if levels is None:
             model, objective = wav2vec2.build_student(teacher, settings.student_layers), CrossEntropy()
         else:
@@ -319,16 +327,90 @@ def test_the_first_best_epoch_comes_back_and_the_last_is_kept(train, levels, tmp
     assert identical(fitted.last, seen[3])
     assert fitted.history["dev_UA"].tolist() == scores and fitted.history["dev_WA"].tolist() == [1, 2, 3, 4]
     assert not fitted.model.training
-    assert not (tmp_path / "checkpoints").exists()
+    kept = {path.parent.name for path in tmp_path.glob("checkpoints/*/seal.json")}
+    assert kept == {"checkpoint-4", "checkpoint-8"}  # the best and the last
 
 
-def test_what_a_killed_training_left_is_not_taken_for_this_one(train, tmp_path):
+def test_a_checkpoint_without_its_seal_is_not_taken(train, tmp_path):
     stale = tmp_path / "checkpoints" / "checkpoint-999"
     stale.mkdir(parents=True)
     (stale / "model.safetensors").write_bytes(b"from another training")
     seen = []
-    fitted = train(dev=lambda model: seen.append(weights(model)) or {"UA": 0.0, "WA": 0.0})
+    fitted = train(dev=lambda model: seen.append(weights(model)) or {"UA": 0.0, "WA": 0.0}, afresh=False)
     assert identical(fitted.last, seen[-1])
+
+
+class Killed(BaseException):
+    """What a process that is killed would leave behind, without its end."""
+
+
+def killed_in_epoch(number):
+    """Dev scores of which the best is in the first epoch; killed in the given one."""
+    epochs = iter(range(1, 9))
+
+    def dev(_):
+        if (epoch := next(epochs)) == number:
+            raise Killed
+        return {"UA": 1 / epoch, "WA": 0.5}
+
+    return dev
+
+
+@pytest.mark.parametrize("killed", [2, 4])
+@pytest.mark.parametrize("levels", [None, MLKD.levels], ids=["plain", "distilled"])
+def test_a_killed_training_ends_with_the_same_weights_and_history(train, levels, killed):
+    whole = train(levels=levels, dev=killed_in_epoch(9), epochs=4)
+    with pytest.raises(Killed):
+        train(levels=levels, dev=killed_in_epoch(killed), epochs=4)
+    steps = []
+
+    def dev(_):
+        steps.append(1)
+        return {"UA": 1 / (killed - 1 + len(steps)), "WA": 0.5}
+
+    again = train(levels=levels, dev=dev, epochs=4, afresh=False)
+    assert len(steps) == 5 - killed  # the epochs before were not trained again
+    assert identical(again.last, whole.last) and identical(weights(again.model), weights(whole.model))
+    assert again.best_epoch == whole.best_epoch == 1
+    pd.testing.assert_frame_equal(again.history, whole.history)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "rng_state.pth", "beside.pt"])
+@pytest.mark.parametrize("damage", ["changed", "cut"])
+def test_a_damaged_checkpoint_is_left_out_with_a_warning(train, tmp_path, name, damage):
+    whole = train(levels=None, dev=killed_in_epoch(9), epochs=3)
+    with pytest.raises(Killed):
+        train(levels=None, dev=killed_in_epoch(3), epochs=3)
+    path = max(tmp_path.glob("checkpoints/checkpoint-*"), key=lambda path: int(path.name[11:])) / name
+    content = bytearray(path.read_bytes())
+    content[-20] ^= 1
+    path.write_bytes(content[: len(content) // 2] if damage == "cut" else content)
+    scores = iter([{"UA": 1 / 2, "WA": 0.5}, {"UA": 1 / 3, "WA": 0.5}])
+    with pytest.warns(UserWarning, match="checkpoint-2 of checkpoints is damaged and was left out"):
+        again = train(levels=None, dev=lambda _: next(scores), epochs=3, afresh=False)
+    assert identical(again.last, whole.last)
+
+
+class Malicious:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "beside.pt"])
+def test_a_malicious_pickle_offered_as_a_checkpoint_is_refused(train, tmp_path, name):
+    with pytest.raises(Killed):
+        train(levels=None, dev=killed_in_epoch(2))
+    (checkpoint,) = tmp_path.glob("checkpoints/checkpoint-*")
+    torch.save(Malicious(tmp_path / "executed"), checkpoint / name)
+    seal = json.loads((checkpoint / "seal.json").read_text())
+    seal["files"][name] = sha256(checkpoint / name)
+    (checkpoint / "seal.json").write_text(json.dumps(seal))
+    with pytest.raises(ValueError, match=f"{name} holds other things than tensors and was not loaded: delete"):
+        train(levels=None, afresh=False)
+    assert not (tmp_path / "executed").exists()
 
 
 def test_a_seed_decides_all_weights(train):
