@@ -59,6 +59,11 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--force", action="store_true", help="run again what is already recorded")
     run.add_argument("--dry-run", action="store_true", help="print the plan and stop")
 
+    fetch = commands.add_parser("download", help="fetch an open corpus, or say how to get another")
+    fetch.add_argument("name", metavar="NAME", help="emodb, ravdess; access explained: iemocap, meld, noisex-92")
+    fetch.add_argument("--to", default="", metavar="DIR", help="where to put it (default: corpora/NAME in the cache)")
+    fetch.add_argument("--url", default="", metavar="URL", help="another address of the same archive")
+
     readme = commands.add_parser("readme", help="put the tables of results/ between the README's markers")
     readme.add_argument("--check", action="store_true", help="only say whether the README is up to date")
     return top
@@ -71,6 +76,10 @@ def main(arguments: list[str] | None = None) -> int:
             from ser_kd_utils.reproduce import reproduce
 
             return reproduce(options)
+        if options.command == "download":
+            from ser_kd_utils.download import download
+
+            return download(options.name, options.to, options.url)
         from ser_kd_utils.tables import update_readme
 
         return update_readme(check=options.check)

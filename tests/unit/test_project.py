@@ -30,7 +30,7 @@ FLOORS = [
     {"pieces", "segments", "frames", "training", "pretraining", "evaluation", "analysis", "records", "export"},
     {"rows", "study", "recipes", "decoupled", "meta_curriculum"}
     | {"tables", "ablation_tables", "decoupled_tables", "meta_tables", "plots"},
-    {"cli", "reproduce"},
+    {"cli", "reproduce", "download"},
 ]
 
 
