@@ -16,8 +16,9 @@ from ser_kd_utils.settings import TeacherSettings
 HOP = 320
 """Samples from one frame to the next, 20 ms: the product of the CNN's strides."""
 
-# layerdrop (0.1 by default) would drop the very layers that are distilled; SpecAugment fails under 3,280 samples.
-GUARDS = {"layerdrop": 0.0, "apply_spec_augment": False}
+# layerdrop (0.1 by default) would drop the very layers that are distilled; SpecAugment fails under 3,280 samples;
+# wav2vec2-base on the hub asks for gradient checkpointing, which would slow the teacher down and not the students.
+GUARDS = {"layerdrop": 0.0, "apply_spec_augment": False, "gradient_checkpointing": False}
 
 
 def build_teacher(settings: TeacherSettings, labels: Sequence[str]) -> Wav2Vec2ForSequenceClassification:
@@ -29,13 +30,11 @@ def build_teacher(settings: TeacherSettings, labels: Sequence[str]) -> Wav2Vec2F
     """
     classes = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
     if settings.checkpoint:
+        folder = _folder(settings)
+        config = Wav2Vec2Config.from_pretrained(folder, **classes)
+        config.update(GUARDS)
         model = Wav2Vec2ForSequenceClassification.from_pretrained(
-            _folder(settings),
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=False,
-            **GUARDS,
-            **classes,
+            folder, config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
         )
     else:
         model = Wav2Vec2ForSequenceClassification(Wav2Vec2Config(**settings.network, **GUARDS, **classes))
