@@ -80,6 +80,11 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--protocol", default="", metavar="P1", help="of DKDFMH: its likely, optimistic protocol")
 
+    fetch = commands.add_parser("download", help="fetch an open corpus, or say how to get another")
+    fetch.add_argument("name", metavar="NAME", help="emodb, ravdess; access explained: iemocap, meld, noisex-92")
+    fetch.add_argument("--to", default="", metavar="DIR", help="where to put it (default: corpora/NAME in the cache)")
+    fetch.add_argument("--url", default="", metavar="URL", help="another address of the same archive")
+
     readme = commands.add_parser("readme", help="put the tables of results/ between the README's markers")
     readme.add_argument("--check", action="store_true", help="only say whether the README is up to date")
     return top
@@ -96,6 +101,10 @@ def main(arguments: list[str] | None = None) -> int:
             from ser_kd_utils.train import train
 
             return train(options)
+        if options.command == "download":
+            from ser_kd_utils.download import download
+
+            return download(options.name, options.to, options.url)
         from ser_kd_utils.tables import update_readme
 
         return update_readme(check=options.check)

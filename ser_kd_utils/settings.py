@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
 import pandas as pd
@@ -109,6 +111,12 @@ class TeacherSettings(Settings):
     title = "the teacher"
 
     checkpoint: str = setting("", "facebook/wav2vec2-base", ASSUMED, "hub name or folder; empty: random weights")
+    revision: str = setting(
+        "",
+        "0b5b8e868dd84f03fd87d01f9c4ff0f080fecfe8",
+        ASSUMED,
+        "commit of a hub name; a folder has none. This one is known to hold a pickle, no safetensors: convert it once",
+    )
     network: dict = setting(
         _TINY_NETWORK, {}, ASSUMED, "tiny: sized on dev speakers of EMO-DB folds 1 and 2; a checkpoint brings its own"
     )
@@ -127,6 +135,18 @@ class TeacherSettings(Settings):
     )
     precision: str = setting("float32", "bf16", ASSUMED, "bf16: mixed precision where the GPU has it")
     pretraining_epochs: int = setting(0, 0, ASSUMED, "self-supervised, on unlabelled speech, before fine-tuning")
+
+    def __post_init__(self) -> None:
+        if self.from_hub and not re.fullmatch("[0-9a-f]{40}", self.revision):
+            raise ValueError(
+                f"checkpoint={self.checkpoint!r}, revision={self.revision!r}: there is no such folder, and a hub name "
+                "wants as revision the 40 hex digits of a commit (branches and tags move)."
+            )
+
+    @property
+    def from_hub(self) -> bool:
+        """Whether the checkpoint is a hub name, neither a folder nor random weights."""
+        return bool(self.checkpoint) and not Path(self.checkpoint).is_dir()
 
 
 @dataclass(frozen=True)

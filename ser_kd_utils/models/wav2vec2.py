@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutput
@@ -15,19 +16,25 @@ from ser_kd_utils.settings import TeacherSettings
 HOP = 320
 """Samples from one frame to the next, 20 ms: the product of the CNN's strides."""
 
-# layerdrop (0.1 by default) would drop the very layers that are distilled; SpecAugment fails under 3,280 samples.
-GUARDS = {"layerdrop": 0.0, "apply_spec_augment": False}
+# layerdrop (0.1 by default) would drop the very layers that are distilled; SpecAugment fails under 3,280 samples;
+# wav2vec2-base on the hub asks for gradient checkpointing, which would slow the teacher down and not the students.
+GUARDS = {"layerdrop": 0.0, "apply_spec_augment": False, "gradient_checkpointing": False}
 
 
 def build_teacher(settings: TeacherSettings, labels: Sequence[str]) -> Wav2Vec2ForSequenceClassification:
-    """A classifier over `labels`, from a checkpoint (hub name or folder) or from random weights.
+    """A classifier over `labels`, from a checkpoint (hub name and commit, or folder) or from random weights.
 
-    Raises ValueError when the checkpoint's depth is not the declared one.
+    Weights are read from safetensors only, and no code comes with them. Raises ValueError when there are none (a
+    pickle does not count) or the checkpoint's depth is not the declared one, FileNotFoundError when the hub does not
+    give it.
     """
     classes = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
     if settings.checkpoint:
+        folder = _folder(settings)
+        config = Wav2Vec2Config.from_pretrained(folder, **classes)
+        config.update(GUARDS)
         model = Wav2Vec2ForSequenceClassification.from_pretrained(
-            settings.checkpoint, dtype=torch.float32, **GUARDS, **classes
+            folder, config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
         )
     else:
         model = Wav2Vec2ForSequenceClassification(Wav2Vec2Config(**settings.network, **GUARDS, **classes))
@@ -38,6 +45,29 @@ def build_teacher(settings: TeacherSettings, labels: Sequence[str]) -> Wav2Vec2F
             "pass the checkpoint that the settings name, or change `layers`."
         )
     return model
+
+
+def _folder(settings: TeacherSettings) -> Path:
+    """Where the checkpoint lies, with weights in safetensors. From the hub come these and the config, nothing else."""
+    name, commit = settings.checkpoint, settings.revision
+    folder, source = Path(name), repr(name)
+    if settings.from_hub:
+        source = f"{name!r}, revision={commit!r}"
+        files = ["config.json", "model*.safetensors*"]
+        try:
+            folder = Path(snapshot_download(name, revision=commit, allow_patterns=files))
+        except (OSError, ValueError) as error:
+            raise FileNotFoundError(
+                f"{name} is no folder here, and the hub does not give its commit {commit} "
+                f"({str(error).strip().splitlines()[0]}); pass a folder with teacher__checkpoint='folder'."
+            ) from error
+    if not any(folder.glob("model*.safetensors")):
+        raise ValueError(
+            f"{name} holds no weights in safetensors, and a pickle (pytorch_model.bin) is not opened here. If you "
+            'trust it, convert it once: python -c "from transformers import Wav2Vec2Model as M; '
+            f"M.from_pretrained({source}).save_pretrained('folder')\"; then pass teacher__checkpoint='folder'."
+        )
+    return folder
 
 
 def build_student(

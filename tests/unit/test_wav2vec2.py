@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -46,9 +48,11 @@ def mask():
 
 @pytest.fixture
 def careless_checkpoint(tmp_path):
-    """An encoder whose own config drops layers and masks time, as those on the hub do."""
+    """An encoder whose own config drops layers, masks time and recomputes, as those on the hub do."""
     changes = {"layerdrop": 0.5, "apply_spec_augment": True, "mask_time_prob": 0.5}
     Wav2Vec2Model(Wav2Vec2Config(**TINY.network, **changes)).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())  # a model deletes this one from its own
+    (tmp_path / "config.json").write_text(json.dumps(config | {"gradient_checkpointing": True}))
     return str(tmp_path)
 
 
@@ -62,12 +66,13 @@ def states_in_train_mode(model, passes: int = 20):
         hidden_states(output, MLKD.levels, TINY.layers)
 
 
-def test_a_checkpoint_drops_no_layer_and_masks_nothing(careless_checkpoint):
+def test_a_checkpoint_drops_no_layer_masks_nothing_and_recomputes_nothing(careless_checkpoint):
     settings = TeacherSettings.of("tiny", checkpoint=careless_checkpoint)
     teacher = build_teacher(settings, LABELS)
     student = build_student(teacher, TINY.layers)
     for model in (teacher, student, build_teacher(TINY, LABELS)):
         assert (model.config.layerdrop, model.config.apply_spec_augment) == (0.0, False)
+        assert not any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
         states_in_train_mode(model)  # 2,000 samples are too few for SpecAugment
 
 

@@ -1,0 +1,387 @@
+"""`ser-kd download` and a server on this machine: what comes, what is resumed, what is refused and leaves nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import subprocess
+import sys
+import tarfile
+import threading
+import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+import requests
+from scipy.io import wavfile
+
+from ser_kd_utils import download as downloading
+from ser_kd_utils.cli import main
+from ser_kd_utils.corpora import cache_root
+from ser_kd_utils.download import ARCHIVES, ON_REQUEST, resume, unpack
+from ser_kd_utils.noise import NOISEX92_STUDY
+
+
+class Server(ThreadingHTTPServer):
+    """One file at any address; it answers Range and If-Range, and cuts the first `cuts` answers off half-way."""
+
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.body, self.marks, self.cuts, self.ranges, self.status = b"", {"ETag": '"1"'}, 0, True, 200
+        self.asked = []  # the headers of each request
+        self.url = f"http://127.0.0.1:{self.server_port}/some/corpus.zip"
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        server = self.server
+        server.asked.append(dict(self.headers))
+        start, status = 0, server.status
+        if server.ranges and "Range" in self.headers and self.headers["If-Range"] in (None, *server.marks.values()):
+            start, status = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-")), 206
+            if start >= len(server.body):
+                status = 416
+        body = server.body[start:] if status in (200, 206) else b""
+        self.send_response(status)
+        for key, value in {**server.marks, "Content-Length": str(len(body))}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if server.cuts:
+            server.cuts -= 1
+            body = body[: len(body) // 2]
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server():
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def emodb():
+    """A zip as EMO-DB's: each speaker with each emotion, a fifth of a second of noise; a text beside them."""
+    made, rng = io.BytesIO(), np.random.default_rng(0)
+    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as file:
+        for speaker in ("03", "08", "09", "10", "11", "12", "13", "14", "15", "16"):
+            for emotion in "WLEAFTN":
+                sound = io.BytesIO()
+                wavfile.write(sound, 16_000, rng.integers(-3000, 3000, 3200).astype(np.int16))
+                file.writestr(f"wav/{speaker}a01{emotion}a.wav", sound.getvalue())
+        file.writestr("erkennung.txt", "text")
+    return made.getvalue()
+
+
+@pytest.fixture
+def home(tmp_path):
+    return tmp_path / "Daten für mich" / "emo db"
+
+
+def run(server, home, capsys, *more, name="emodb"):
+    """Exit code, standard output and standard error of the command."""
+    code = main(["download", name, "--url", server.url, "--to", str(home), *more])
+    return code, *capsys.readouterr()
+
+
+# --- from the command to the corpus
+
+
+def test_a_corpus_is_fetched_unpacked_and_opened(server, emodb, home, capsys):
+    server.body = emodb
+    code, out, err = run(server, home, capsys)
+    assert (code, err, len(server.asked)) == (0, "", 1)
+    sha256 = hashlib.sha256(emodb).hexdigest()
+    assert out.splitlines() == [
+        f"{server.url}: {len(emodb) / 1e6:.1f} MB",
+        f"sha256 {sha256} (the publisher gives no checksum)",
+        f"emodb is in {home}.",
+        "utterances: 40",
+        "speakers: 10",
+        "classes: angry 10, happy 10, neutral 10, sad 10",
+        "differs from published: angry: 10 utterances, published 127; happy: 10 utterances, published 71; "
+        "neutral: 10 utterances, published 79; sad: 10 utterances, published 62",
+        "licence: CC0-1.0 (as github.com/audeering/emodb states)",
+        "citation: Burkhardt et al., A database of German emotional speech, Interspeech 2005",
+        f"Go on: ser-kd reproduce --corpus emodb --data-root '{home}'",
+    ]
+    facts = json.loads((home / "download.json").read_text())
+    assert facts.pop("date").startswith("20")
+    assert facts == {"url": server.url, "sha256": sha256, "bytes": len(emodb)}
+    assert [path.name for path in home.parent.iterdir()] == [home.name]
+    assert len(list((home / "wav").iterdir())) == 70
+
+
+def test_where_it_is_already_nothing_is_fetched(server, emodb, home, capsys):
+    server.body = emodb
+    run(server, home, capsys)
+    code, out, err = run(server, home, capsys)
+    assert (code, err, len(server.asked)) == (0, "", 1)
+    assert out.startswith(f"emodb is already in {home}: nothing fetched.\nutterances: 40\n")
+
+
+def test_a_folder_with_something_else_is_left_alone(server, home, capsys):
+    home.mkdir(parents=True)
+    (home / "thesis.txt").write_text("mine")
+    code, out, err = run(server, home, capsys)
+    assert (code, out, server.asked) == (2, "", [])
+    assert err.startswith(f"ser-kd: no emodb at {home}: ") and err.endswith("pass with --to a new or an empty folder\n")
+    assert [path.name for path in home.iterdir()] == ["thesis.txt"]
+
+
+def test_without_a_folder_it_lies_in_the_cache(server, emodb, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("SER_KD_CACHE", str(tmp_path))
+    server.body = emodb
+    assert main(["download", "emodb", "--url", server.url]) == 0
+    assert (cache_root() / "corpora" / "emodb" / "wav" / "03a01Wa.wav").is_file()
+
+
+def test_a_killed_unpacking_is_done_anew_without_fetching(server, emodb, home, capsys, monkeypatch):
+    server.body = emodb
+
+    def killed(archive, folder):
+        (folder / "wav").mkdir(parents=True)
+        (folder / "wav" / "03a01Wb.wav").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(downloading, "unpack", killed)
+        run(server, home, capsys)
+    assert not home.exists()
+    code, out, _ = run(server, home, capsys)
+    assert (code, len(server.asked)) == (0, 1) and "utterances: 40" in out
+    assert [path.name for path in home.parent.iterdir()] == [home.name]
+
+
+def test_what_is_no_such_corpus_is_refused_and_removed(server, home, capsys):
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as file:
+        file.writestr("readme.txt", "moved")
+    for body, reason in (
+        (made.getvalue(), "found readme.txt"),
+        (b"<html>Moved</html>", "neither a zip nor a tar file"),
+    ):
+        server.body = body
+        code, _, err = run(server, home, capsys)
+        assert code == 2 and err.startswith(f"ser-kd: what came from {server.url} is of no use and was removed: ")
+        assert reason in err and err.count("\n") == 1
+        assert not any(home.parent.iterdir())
+
+
+def test_a_wrong_checksum_is_refused_and_removed(server, emodb, home, capsys):
+    server.body = emodb
+    code, _, err = run(server, home, capsys, name="ravdess")
+    assert code == 2 and err.startswith(f"ser-kd: ravdess from {server.url}: MD5 hash of downloaded file")
+    assert ARCHIVES["ravdess"].checksum in err and hashlib.md5(emodb).hexdigest() in err and err.count("\n") == 1
+    assert not any(home.parent.iterdir())
+
+
+def test_the_right_checksum_is_said(server, emodb, home, capsys, monkeypatch):
+    checksum = f"md5:{hashlib.md5(emodb).hexdigest()}"
+    monkeypatch.setitem(ARCHIVES, "emodb", downloading.Archive(server.url, checksum))
+    server.body = emodb
+    code, out, _ = run(server, home, capsys)
+    assert code == 0 and f"checksum as published: {checksum}\n" in out
+
+
+# --- the server
+
+
+def test_a_cut_connection_is_resumed_from_where_it_broke(server, emodb, home, capsys):
+    server.body, server.cuts = emodb, 1
+    code, _, err = run(server, home, capsys)
+    (part,) = home.with_name(f"{home.name}.download").glob("*.part")
+    kept = part.stat().st_size
+    assert 0 < kept <= len(emodb) // 2 and part.read_bytes() == emodb[:kept]
+    assert code == 2 and err.startswith(f"ser-kd: emodb did not come from {server.url}: IncompleteRead(")
+    assert err.endswith(f"; {kept / 1e6:.1f} MB are kept, the same command goes on from there\n")
+    code, out, _ = run(server, home, capsys)
+    assert code == 0 and f" MB, {kept / 1e6:.1f} MB of them here already\n" in out and "utterances: 40" in out
+    assert (server.asked[1]["Range"], server.asked[1]["If-Range"]) == (f"bytes={kept}-", '"1"')
+    assert json.loads((home / "download.json").read_text())["sha256"] == hashlib.sha256(emodb).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("change", "last"),
+    [
+        ({}, (750_000, 999_999)),
+        ({"marks": {"ETag": 'W/"1"', "Last-Modified": "Mon, 01 Jan 2024 00:00:00 GMT"}}, (750_000, 999_999)),
+        ({"marks": {"ETag": 'W/"1"'}}, (0, 0)),
+        ({"marks": {}}, (0, 0)),
+        ({"ranges": False}, (1, 500_000)),
+    ],
+    ids=["etag", "date", "weak etag", "no mark", "no ranges"],
+)
+def test_the_bytes_are_right_whatever_the_server_can(server, tmp_path, change, last):
+    """last: the lowest and highest byte from which the fourth request may ask, after three that were cut half-way."""
+    server.body = np.random.default_rng(0).bytes(1_000_000)
+    for name, value in change.items():
+        setattr(server, name, value)
+    server.cuts = 3
+    for _ in range(3):
+        with pytest.raises(requests.RequestException):
+            resume(server.url, str(tmp_path / "whole"))
+        assert not (tmp_path / "whole").exists()
+    resume(server.url, str(tmp_path / "whole"))
+    assert (tmp_path / "whole").read_bytes() == server.body
+    assert [path.name for path in tmp_path.iterdir()] == ["whole"]
+    starts = [int(headers.get("Range", "bytes=0-")[6:-1]) for headers in server.asked]
+    assert starts == sorted(starts) and last[0] <= starts[-1] <= last[1]
+
+
+def test_a_file_that_changed_meanwhile_is_fetched_anew(server, tmp_path):
+    old, new = (np.random.default_rng(seed).bytes(500_000) for seed in (0, 1))
+    server.body, server.cuts = old, 1
+    with pytest.raises(requests.RequestException):
+        resume(server.url, str(tmp_path / "whole"))
+    server.body, server.marks = new, {"ETag": '"2"'}
+    resume(server.url, str(tmp_path / "whole"))
+    assert server.asked[1]["If-Range"] == '"1"' and (tmp_path / "whole").read_bytes() == new
+
+
+def test_a_part_that_was_whole_is_no_dead_end(server, tmp_path):
+    server.body, server.cuts = bytes(range(256)) * 1000, 1
+    with pytest.raises(requests.RequestException):
+        resume(server.url, str(tmp_path / "whole"))
+    (part,) = tmp_path.glob("*.part")
+    part.write_bytes(server.body)
+    resume(server.url, str(tmp_path / "whole"))
+    assert (tmp_path / "whole").read_bytes() == server.body and len(server.asked) == 3
+
+
+def test_a_server_that_does_not_have_it_is_one_line(server, home, capsys):
+    server.status = 404
+    code, out, err = run(server, home, capsys)
+    assert (code, out) == (2, "")
+    assert err == f"ser-kd: emodb did not come from {server.url}: the server answers 404 Not Found\n"
+    assert not any(home.parent.iterdir())
+
+
+def test_no_server_at_all_is_one_line(server, home, capsys):
+    server.shutdown()
+    server.server_close()
+    code, _, err = run(server, home, capsys)
+    assert code == 2 and err.startswith(f"ser-kd: emodb did not come from {server.url}: ")
+    assert err.endswith("Connection refused\n") and not any(home.parent.iterdir())
+
+
+def test_what_is_no_address_is_one_line(home, capsys):
+    assert main(["download", "emodb", "--url", "corpus.zip", "--to", str(home)]) == 2
+    assert capsys.readouterr().err.startswith("ser-kd: emodb did not come from corpus.zip: Invalid URL")
+
+
+# --- archives
+
+
+def zipped(path, name, link=""):
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("wav/03a01Wa.wav", b"first")
+        member = zipfile.ZipInfo(name)
+        if link:
+            member.external_attr = 0o120777 << 16
+        file.writestr(member, link or "evil")
+
+
+def tarred(path, name, link="", kind=tarfile.SYMTYPE):
+    with tarfile.open(path, "w:gz") as file:
+        for member in (tarfile.TarInfo("wav/03a01Wa.wav"), tarfile.TarInfo(name)):
+            if member.name == name and link:
+                member.type, member.linkname = kind, link
+            file.addfile(member, io.BytesIO())
+
+
+UNSAFE = {
+    "up": ("../evil.txt", ""),
+    "up inside": ("wav/../../evil.txt", ""),
+    "up with backslashes": ("..\\evil.txt", ""),
+    "absolute": ("/tmp/evil.txt", ""),
+    "drive": ("C:\\evil.txt", ""),
+    "link up": ("wav/link", "../../evil.txt"),
+    "absolute link": ("wav/link", "/etc/passwd"),
+}
+
+
+@pytest.mark.parametrize("make", [zipped, tarred])
+@pytest.mark.parametrize(("member", "link"), UNSAFE.values(), ids=UNSAFE)
+def test_an_unsafe_member_is_refused_and_nothing_unpacked(tmp_path, make, member, link):
+    make(tmp_path / "a.zip", member, link)
+    with pytest.raises(ValueError) as caught:
+        unpack(tmp_path / "a.zip", tmp_path / "inner" / "folder")
+    assert str(caught.value).startswith(f"a.zip is not safe to unpack: {member} is ")
+    assert [path.name for path in tmp_path.rglob("*")] == ["a.zip"]
+
+
+def test_a_hard_link_and_a_device_are_refused(tmp_path):
+    for kind, link in ((tarfile.LNKTYPE, "../evil.txt"), (tarfile.FIFOTYPE, "nothing")):
+        tarred(tmp_path / "a.tar", "wav/other", link, kind)
+        with pytest.raises(ValueError, match="a.tar is not safe to unpack: wav/other is not data"):
+            unpack(tmp_path / "a.tar", tmp_path / "folder")
+        assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]
+
+
+def test_a_link_within_a_tar_is_data(tmp_path):
+    tarred(tmp_path / "a.tar", "wav/03a01Wb.wav", "03a01Wa.wav")
+    unpack(tmp_path / "a.tar", tmp_path / "folder")
+    assert (tmp_path / "folder" / "wav" / "03a01Wb.wav").is_file()
+
+
+@pytest.mark.parametrize("make", [zipped, tarred])
+def test_a_broken_archive_is_refused_and_nothing_left(tmp_path, make):
+    make(tmp_path / "a", "wav/03a01Wb.wav")
+    whole = (tmp_path / "a").read_bytes()
+    (tmp_path / "a").write_bytes(whole.replace(b"first", b"fir\0t") if make is zipped else whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="^a cannot be unpacked: "):
+        unpack(tmp_path / "a", tmp_path / "folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_an_unsafe_archive_leaves_nothing_of_the_command(server, home, tmp_path, capsys):
+    zipped(tmp_path / "a.zip", "../evil.txt")
+    server.body = (tmp_path / "a.zip").read_bytes()
+    code, _, err = run(server, home, capsys)
+    assert code == 2 and "is not safe to unpack: ../evil.txt is a path through .." in err and err.count("\n") == 1
+    assert not any(home.parent.iterdir())
+
+
+# --- names
+
+
+@pytest.mark.parametrize("name", ON_REQUEST)
+def test_what_is_not_open_is_explained(name, capsys):
+    assert main(["download", name]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == [f"{name} is not fetched.", "access", "licence", "layout", "Then"]
+    assert main(["download", name, "--to", "somewhere"]) == 2
+    assert f"{name} is not fetched, it takes no --to" in capsys.readouterr().err
+
+
+def test_the_noises_that_are_named_are_those_of_the_study():
+    assert all(f"{kind}.wav" in ON_REQUEST["noisex-92"][2] for kind in NOISEX92_STUDY)
+
+
+def test_an_unknown_name_is_one_line_with_those_there_are(capsys):
+    assert main(["download", "emo-db"]) == 2
+    said = capsys.readouterr().err
+    assert said == (
+        "ser-kd: unknown data 'emo-db'; fetched: emodb, ravdess; access explained: iemocap, meld, noisex-92\n"
+    )
+
+
+def test_the_help_names_all_and_is_light():
+    code = (
+        "import sys; from ser_kd_utils.cli import main\n"
+        "try: main(['download', '--help'])\n"
+        "except SystemExit: print(sorted({'pooch', 'requests', 'pandas', 'torch'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("[]\n") and all(name in done.stdout for name in (*ARCHIVES, *ON_REQUEST))
