@@ -29,8 +29,8 @@ FLOORS = [
     {"models", "losses", "temperature"},
     {"pieces", "segments", "frames", "training", "pretraining", "evaluation", "analysis", "records", "export"},
     {"rows", "study", "recipes", "decoupled", "meta_curriculum"}
-    | {"tables", "ablation_tables", "decoupled_tables", "meta_tables", "plots"},
-    {"cli", "reproduce"},
+    | {"tables", "ablation_tables", "decoupled_tables", "meta_tables", "paper", "plots"},
+    {"cli", "reproduce", "explain"},
 ]
 
 
