@@ -59,6 +59,13 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--force", action="store_true", help="run again what is already recorded")
     run.add_argument("--dry-run", action="store_true", help="print the plan and stop")
 
+    why = commands.add_parser("explain", help="from a number in a table to the records behind it")
+    why.add_argument("table", metavar="TABLE", help="such as mlkd, or a table's file")
+    why.add_argument("row", nargs="?", default="", metavar="ROW", help="such as '(e)' (default: list rows and columns)")
+    why.add_argument("column", nargs="?", default="", metavar="COLUMN", help="such as 'UA noisy' (default: all)")
+    for name, default in (("corpus", "demo"), ("profile", "tiny"), ("results", ""), ("changes", "")):
+        why.add_argument(f"--{name}", default=default, help="as for reproduce")
+
     readme = commands.add_parser("readme", help="put the tables of results/ between the README's markers")
     readme.add_argument("--check", action="store_true", help="only say whether the README is up to date")
     return top
@@ -71,6 +78,10 @@ def main(arguments: list[str] | None = None) -> int:
             from ser_kd_utils.reproduce import reproduce
 
             return reproduce(options)
+        if options.command == "explain":
+            from ser_kd_utils.explain import explain
+
+            return explain(options)
         from ser_kd_utils.tables import update_readme
 
         return update_readme(check=options.check)
