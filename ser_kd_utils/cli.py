@@ -85,6 +85,13 @@ def parser() -> argparse.ArgumentParser:
     fetch.add_argument("--to", default="", metavar="DIR", help="where to put it (default: corpora/NAME in the cache)")
     fetch.add_argument("--url", default="", metavar="URL", help="another address of the same archive")
 
+    why = commands.add_parser("explain", help="from a number in a table to the records behind it")
+    why.add_argument("table", metavar="TABLE", help="such as mlkd, or a table's file")
+    why.add_argument("row", nargs="?", default="", metavar="ROW", help="such as '(e)' (default: list rows and columns)")
+    why.add_argument("column", nargs="?", default="", metavar="COLUMN", help="such as 'UA noisy' (default: all)")
+    for name, default in (("corpus", "demo"), ("profile", "tiny"), ("results", ""), ("changes", "")):
+        why.add_argument(f"--{name}", default=default, help="as for reproduce")
+
     readme = commands.add_parser("readme", help="put the tables of results/ between the README's markers")
     readme.add_argument("--check", action="store_true", help="only say whether the README is up to date")
     return top
@@ -105,6 +112,10 @@ def main(arguments: list[str] | None = None) -> int:
             from ser_kd_utils.download import download
 
             return download(options.name, options.to, options.url)
+        if options.command == "explain":
+            from ser_kd_utils.explain import explain
+
+            return explain(options)
         from ser_kd_utils.tables import update_readme
 
         return update_readme(check=options.check)

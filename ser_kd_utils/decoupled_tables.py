@@ -28,14 +28,12 @@ from ser_kd_utils.records import Run, predictions
 from ser_kd_utils.rows import CNN_ROWS
 from ser_kd_utils.tables import (
     BY_RUN,
-    about,
     clean_part,
     command,
     compared,
     design,
     noisy_part,
     percent,
-    protocol_of,
     published_values,
     verdicts,
 )
@@ -58,6 +56,7 @@ PAIRS = (
 """Stored logits are not among them: their teacher may have seen the test."""
 NOISY_PAIRS = (("cnn-alone-noisy", "cnn-alone"), ("cnn-dkd-noisy", "cnn-alone-noisy"))
 """Trained in noise against the row that was not, and distilled in noise against not."""
+NOISE_ROWS = ("cnn-alone", FULL, "cnn-alone-noisy", "cnn-dkd-noisy")
 CLAIMS = (
     ("decoupled distillation helps the student", FULL, "cnn-alone", "clean"),
     ("it helps more than classical distillation, each at its own temperature", FULL, "cnn-kd", "clean"),
@@ -96,26 +95,6 @@ def _abstract() -> str:
     dataset, source = table.loc["UA", ["dataset", "source"]]
     wa, ua = table["value"][["WA", "UA"]]
     return f"{wa:.1f} / {ua:.1f}, {dataset}, likely P1 ({source.partition(' (')[0]})"
-
-
-def made(p1: Sequence[Run], p2: Sequence[Run], changes: str = "") -> dict[str, pd.DataFrame]:
-    """Every table that these records fill, by the name of its file."""
-    tables = {
-        "dkd": dkd_table(p1, p2, changes),
-        "dkd_claims": dkd_claims_table(p2),
-        "dkd_comparisons": dkd_comparison_table(p2),
-        **{f"dkd_optimism_{row.removeprefix('cnn-')}": optimism_table(p1, p2, row) for row in ("cnn-alone", FULL)},
-        "dkd_ablations": dkd_ablation_table(p2),
-        "dkd_noise": dkd_noise_table(p2),
-    }
-    return {name: table for name, table in tables.items() if len(table)}
-
-
-def caption(p1: Sequence[Run], p2: Sequence[Run]) -> str:
-    """What the numbers are about, under P2 and, where there are records of it, under P1."""
-    texts = [f"{about(run)} (P2)" for run in p2[:1]] or [about(p1[0])]
-    texts += [f"P1: {protocol_of(run)}, utterances shorter than a segment dropped, best test epoch" for run in p1[:1]]
-    return "; ".join(texts)
 
 
 def dkd_table(p1: Sequence[Run], p2: Sequence[Run], changes: str = "") -> pd.DataFrame:
@@ -248,7 +227,7 @@ def confusion_tables(p2: Sequence[Run]) -> tuple[dict[str, pd.DataFrame], pd.Dat
 
 def noise_rows(p2: Sequence[Run]) -> dict[str, pd.DataFrame]:
     """Predictions of the students trained clean or in noise, on the folds and seeds that those recorded share."""
-    return rows_together(_own(p2), ("cnn-alone", FULL, "cnn-alone-noisy", "cnn-dkd-noisy"))
+    return rows_together(_own(p2), NOISE_ROWS)
 
 
 def dkd_noise_table(p2: Sequence[Run]) -> pd.DataFrame:

@@ -52,7 +52,7 @@ NOISE_PAIRS = {
     "mc-full-noisy": "mc-kd-noisy",
 }
 """Of the rows compared in noise, the one each is tested against."""
-
+NOISE_ROWS = ("mc-alone", *NOISE_PAIRS)
 CLAIMS = (
     ("drawing each class together (SupCon) helps", "mc-supcon", "mc-alone", "clean"),
     ("a teacher helps", "mc-kd", "mc-supcon", "clean"),
@@ -70,18 +70,6 @@ CLAIMS = (
     ("so do curriculum and meta-knowledge", "mc-full-noisy", "mc-kd-noisy", "noisy"),
 )
 """What the paper claims, or follows from it; the row that should be better, the other one, the speech to test on."""
-
-
-def made(runs: Sequence[Run], changes: str = "") -> dict[str, pd.DataFrame]:
-    """Every table that these records fill, by the name of its file."""
-    tables = {
-        "mckd": mckd_table(runs, changes),
-        "mckd_claims": claims_among(runs, CLAIMS),
-        "mckd_comparisons": comparison_table(runs),
-        "mckd_ablations": ablation_table(runs),
-        "mckd_noise": noise_table(noise_rows(runs), NOISE_PAIRS),
-    }
-    return {name: table for name, table in tables.items() if len(table)}
 
 
 def mckd_table(runs: Sequence[Run], changes: str = "") -> pd.DataFrame:
@@ -157,7 +145,17 @@ def ablation_table(runs: Sequence[Run]) -> pd.DataFrame:
 
 def noise_rows(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
     """Predictions of the rows compared in noise, on the folds and seeds that those recorded share."""
-    return rows_together(runs, ("mc-alone", *NOISE_PAIRS))
+    return rows_together(runs, NOISE_ROWS)
+
+
+def mckd_noise_table(runs: Sequence[Run]) -> pd.DataFrame:
+    """The rows compared in noise: see `ablation_tables.noise_table`."""
+    return noise_table(noise_rows(runs), NOISE_PAIRS)
+
+
+def mckd_claims_table(runs: Sequence[Run]) -> pd.DataFrame:
+    """Each claim whose rows are recorded, with its test: see `ablation_tables.claims_among`."""
+    return claims_among(runs, CLAIMS)
 
 
 def temperatures(runs: Sequence[Run]) -> pd.DataFrame:

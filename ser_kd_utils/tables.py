@@ -12,7 +12,8 @@ detect four times in five. Folds count alike there, however many utterances they
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -37,14 +38,19 @@ def complete(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
     FileNotFoundError without any.
     """
     main = [run for run in runs if run.info["row"] in ROWS]
-    pairs: dict[str, set[tuple[int, int]]] = {}
-    for run in main:
-        pairs.setdefault(run.info["row"], set()).add((run.info["fold"], run.info["seed"]))
-    if not pairs:
+    if not main:
         raise FileNotFoundError("No records of rows (a) to (e): run notebooks 01 and 02, or `ser-kd reproduce`.")
-    common = set.intersection(*pairs.values())
-    whole = [run for run in main if (run.info["fold"], run.info["seed"]) in common]
+    whole = together(main, ROWS)
     return whole, [run for run in main if run not in whole]
+
+
+def together(runs: Sequence[Run], names: Iterable[str]) -> list[Run]:
+    """The runs of these rows on the folds and seeds that every recorded one of them has."""
+    own = [run for run in runs if run.info["row"] in names]
+    pairs: dict[str, set[tuple[int, int]]] = {}
+    for run in own:
+        pairs.setdefault(run.info["row"], set()).add((run.info["fold"], run.info["seed"]))
+    return [run for run in own if all((run.info["fold"], run.info["seed"]) in pair for pair in pairs.values())]
 
 
 def by_row(runs: Sequence[Run], checkpoint: str = "best") -> dict[str, pd.DataFrame]:
@@ -53,16 +59,57 @@ def by_row(runs: Sequence[Run], checkpoint: str = "best") -> dict[str, pd.DataFr
     return {letter: predictions(some, checkpoint) for letter, some in grouped.items() if some}
 
 
-def about(run: Run) -> str:
-    """What kind of speech and noise the numbers are about, and which SNRs were heard in training: for captions."""
-    info, protocol = run.info, run.info["protocol"]
-    speech = "synthetic speech: says nothing about people" if protocol["synthetic"] else "recorded speech"
+def about(runs: Sequence[Run]) -> str:
+    """What kind of speech the numbers are about, which SNRs were heard in training, and each protocol: for captions."""
+    info = runs[0].info
+    synthetic = info["protocol"]["synthetic"]
+    speech = "synthetic speech: says nothing about people" if synthetic else "recorded speech"
     snr = info["settings"]["the noise"]
     low, high = snr["train_snr_db"]
-    noise = f"{protocol['noise']}; noisy: {low:g} to {high:g} dB, the range of training"
+    noisy = f"noisy: {low:g} to {high:g} dB, the range of training"
     below = ", ".join(f"{level:g}" for level in snr["test_snr_db"] if level < low)
-    noise += f" ({below} dB was not trained on)" if below else ""
-    return f"{info['corpus']}, profile {info['profile']}, {speech}; noise {noise}; protocol: {protocol_of(run)}"
+    noisy += f" ({below} dB was not trained on)" if below else ""
+    protocols = "; ".join(sorted({" ".join(filter(None, (mark_of(run), protocol_of(run)))) for run in runs}))
+    return f"{info['corpus']}, profile {info['profile']}, {speech}; {noisy}; protocol: {protocols}"
+
+
+def mark_of(run: Run) -> str:
+    """P1 or P2 where a method has two protocols, else empty."""
+    return run.info["protocol"].get("name", "").partition(": ")[0]
+
+
+def card(runs: Sequence[Run]) -> str:
+    """The protocol of these records in a paragraph: who is tested on whom, how the epoch is chosen, in which noise.
+
+    What differs among records is a range; of two protocols each is told by its name.
+    """
+    protocol = runs[0].info["protocol"]
+    told = [_split([run for run in runs if mark_of(run) == mark]) for mark in sorted({mark_of(run) for run in runs})]
+    told += [f"Tested: {protocol['test']}", f"Noise {protocol['noise']}; in the test {protocol['test noise']}"]
+    told[-1] += f"; speech level: {protocol['speech level']}"
+    commits = sorted({run.info["commit"] or "unknown" for run in runs})
+    few = ", ".join(commit[:12] + commit[40:] for commit in commits)
+    told.append(f"Commit{'s' * (len(commits) > 1)} {few}" if len(commits) < 4 else f"{len(commits)} commits")
+    return ". ".join(told) + "."
+
+
+def _split(runs: Sequence[Run]) -> str:
+    """A protocol's part of the card. Methods with two say in their names how the epoch is chosen, P1 the split, too."""
+    protocol = runs[0].info["protocol"]
+    name, optimistic = protocol.get("name"), protocol["optimistic"]
+    told = [name] if name else []
+    if not (name and optimistic):
+        told.append(protocol["rule"])
+    told.append(f"{'' if name or not optimistic else 'optimistic: '}test speakers ")
+    told[-1] += f"{'never ' * protocol['speaker_independent']}heard in training"
+    sizes = pd.DataFrame([run.info["protocol"]["sizes"] for run in runs]).dropna(axis="columns")
+    ends = sizes.agg(["min", "max"]).astype(int)
+    spans = (f"{part} {'-'.join(map(str, dict.fromkeys(ends[part])))}" for part in ends)
+    rows = pd.DataFrame([{key: run.info[key] for key in ("row", "fold", "seed")} for run in runs]).groupby("row")
+    designs = " or ".join(sorted({design(row) for _, row in rows}))
+    first, *others = "; ".join(told)
+    told = [first.upper() + "".join(others), f"Utterances: {', '.join(spans)}; folds x seeds: {designs}"]
+    return ". ".join(told if name else [*told, f"Selection: {protocol['selection']}"])
 
 
 def percent(value: tuple[float, float, float]) -> str:
@@ -279,24 +326,34 @@ def fold_table(runs: Sequence[Run]) -> pd.DataFrame:
     return pd.DataFrame(records).pivot(index="row", columns="fold", values="UA").round(1).reset_index()
 
 
-def write_table(table: pd.DataFrame, folder: Path, name: str, caption: str) -> None:
+def write_table(table: pd.DataFrame, folder: Path, name: str, caption: str, runs: Sequence[Run] = ()) -> None:
     """`name`.csv, .md and .tex below `folder`/tables; the caption says what kind of speech the numbers are about.
 
-    In .md and .tex, what all rows share of folds, seeds and command stands in the caption, the protocol being there
-    already, and columns of empty text are left out.
+    runs: the records behind the table; in .md and .tex their `card` stands below it, with the command where all rows
+    share it. Folds x seeds that all rows share, the protocol and columns of empty text are left out there.
     """
     target = folder / "tables"
     target.mkdir(parents=True, exist_ok=True)
     (target / f"{name}.csv").write_text(table.to_csv(index=False), encoding="utf-8")
     shared = [c for c in ("folds x seeds", "command") if c in table and table[c].nunique() == 1]
-    caption = "; ".join([caption, *(f"{column}: {table[column].iloc[0]}" for column in shared)])
+    below = f"*Protocol.* {card(runs)}" if runs else ""
+    below += f" Command: `{table['command'].iloc[0]}`" if "command" in shared else ""
     empty = [column for column in table if set(table[column]) == {""}]
     table = table.drop(columns=[*shared, *empty, "protocol"], errors="ignore")
     blank = table.astype(object).where(table.notna(), None)
-    (target / f"{name}.md").write_text(f"{caption}\n\n{blank.to_markdown(index=False)}\n", encoding="utf-8")
+    below_md = textwrap.fill(below, 120, break_long_words=False, break_on_hyphens=False)
+    markdown = "\n\n".join(filter(None, (caption, blank.to_markdown(index=False), below_md)))
+    (target / f"{name}.md").write_text(f"{markdown}\n", encoding="utf-8")
     style = {"escape": True, "na_rep": "", "float_format": "{:g}".format}
-    latex = table.to_latex(index=False, caption=caption, label=f"tab:{name}", **style)
-    (target / f"{name}.tex").write_text(latex, encoding="utf-8")
+    latex = table.to_latex(index=False, caption=_tex(caption), label=f"tab:{name}", **style)
+    foot = f"\\par\\footnotesize {_tex(below)}\n\\end{{table}}"
+    (target / f"{name}.tex").write_text(latex.replace("\\end{table}", foot), encoding="utf-8")
+
+
+def _tex(text: str) -> str:
+    """LaTeX of text with *emphasis* and `code`; the two hyphens of an option would become a dash."""
+    text = re.sub(r"([&%$#_{}])", r"\\\1", text).replace("--", "-{}-")
+    return re.sub(r"`(.+?)`", r"\\texttt{\1}", re.sub(r"\*(.+?)\*", r"\\emph{\1}", text))
 
 
 def readme_with_tables(text: str) -> str:

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ser_kd_utils import ablation_tables, decoupled_tables, meta_tables, tables
+from ser_kd_utils import tables
 from ser_kd_utils.metrics import interval
+from ser_kd_utils.paper import tables_of
 from ser_kd_utils.records import Run, read_runs
 
 ROOT = Path(__file__).parents[2]
@@ -37,43 +38,22 @@ def test_results_are_committed_for_the_demo_and_for_recorded_speech():
     assert {folder.name for folder in FOLDERS} >= {"demo-tiny", "emodb-tiny"}
 
 
-def dkd_records(folder: Path, recorded: list[Run]) -> tuple[list[Run], list[Run]]:
-    """Of protocols P1 and P2."""
-    return read_runs(folder.with_name(f"{folder.name}+P1")), [r for r in recorded if r.info["method"].startswith("dkd")]
+def p1_records(folder: Path) -> list[Run]:
+    """Of DKDFMH's optimistic protocol."""
+    return read_runs(folder.with_name(f"{folder.name}+P1"))
 
 
 def test_every_table_is_what_the_records_say(folder, tmp_path):
     recorded = read_runs(folder)
-    runs, left_out = tables.complete(recorded)
-    caption = tables.about(runs[0])
-    made = {
-        "mlkd": tables.mlkd_table(runs),
-        "mlkd_comparisons": tables.comparison_table(runs),
-        "mlkd_selection": tables.selection_table(runs),
-        "mlkd_ablations": ablation_tables.ablation_table(recorded),
-        "mlkd_gains": ablation_tables.gain_table(recorded),
-        "mlkd_unseen_noise": ablation_tables.unseen_table(recorded),
-        "mlkd_claims": ablation_tables.claims_table(recorded),
-    }
-    for name, table in made.items():
-        tables.write_table(table, tmp_path, name, caption)
-    tables.write_table(tables.paper_table(runs), tmp_path, "mlkd_paper", f"percent; {caption}")
-    tables.write_table(tables.fold_table(runs), tmp_path, "mlkd_folds", f"UA noisy in percent by fold; {caption}")
-    for metric in ("UA", "WA"):
-        name = f"mlkd_conditions_{metric}"
-        tables.write_table(tables.condition_table(runs, metric), tmp_path, name, f"{metric} in percent; {caption}")
-    p1, p2 = dkd_records(folder, recorded)
-    for name, table in decoupled_tables.made(p1, p2).items():
-        tables.write_table(table, tmp_path, name, decoupled_tables.caption(p1, p2))
-    for name, table in meta_tables.made(recorded).items():
-        tables.write_table(table, tmp_path, name, caption)
+    for table in tables_of(recorded, p1_records(folder)).values():
+        table.write(tmp_path)
     stored = {path.name: path.read_bytes() for path in (folder / "tables").iterdir()}
     assert stored == {path.name: path.read_bytes() for path in (tmp_path / "tables").iterdir()}
-    assert not left_out
+    assert not tables.complete(recorded)[1]
 
 
 def test_records_are_whole_and_name_no_path(folder):
-    p1, _ = dkd_records(folder, [])
+    p1 = p1_records(folder)
     for run in (*read_runs(folder), *p1):
         text = (run.folder / "run.json").read_text(encoding="utf-8")
         assert not any(mark in text for mark in ("/home/", "/root/", "/tmp/", "/work/"))

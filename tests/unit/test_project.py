@@ -29,7 +29,7 @@ FLOORS = [
     {"models", "losses", "temperature"},
     {"pieces", "segments", "frames", "training", "pretraining", "evaluation", "analysis", "records", "checkpoints"},
     {"rows", "study", "recipes", "decoupled", "meta_curriculum"}
-    | {"tables", "ablation_tables", "decoupled_tables", "meta_tables", "plots"},
+    | {"tables", "ablation_tables", "decoupled_tables", "meta_tables", "paper", "plots"},
     {"cli", "reproduce", "steps", "cluster", "train", "explain", "download"},
 ]
 

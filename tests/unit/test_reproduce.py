@@ -21,7 +21,9 @@ from ser_kd_utils.corpora import load_corpus
 PARAMETERS = 'corpus: str = "demo"\nprofile: str = "tiny"\nresults: str = ""\nchanges: str = ""'
 RECORD = """from pathlib import Path
 runs = Path(results, f"{{corpus}}-{{profile}}", "runs")
-runs.joinpath(f"{method}__x__fold-{{fold}}__seed-{{seed}}").mkdir(parents=True, exist_ok=True)"""
+run = runs.joinpath(f"{method}__x__fold-{{fold}}__seed-{{seed}}")
+run.joinpath("model").mkdir(parents=True, exist_ok=True)
+run.joinpath("predictions.parquet").write_text("predictions")"""
 EACH = PARAMETERS + '\ndata_root: str = ""\nnoise_dir: str = ""\nfold: int = 1\nseed: int = 0'
 SPEECH, ABLATIONS, LOGITS = (f'\n{name}: str = ""' for name in ("speech_dir", "ablations", "teacher_logits"))
 
@@ -260,7 +262,7 @@ def test_a_parameter_the_notebook_does_not_declare_is_refused(run, notebooks, ca
         (("--ablations", "cnn-nckd,cnn-nkcd"), "No ablation cnn-nkcd: choose among levels-ends"),
         (("--ablations", "cnn-nkcd"), "e-unseen, cnn-tckd, cnn-nckd"),  # of both notebooks
         (("--ablations", "cnn-nckd", "--only", "03"), "No notebook 03 in the plan"),
-        (("--teacher-logits", "nowhere.csv"), "no file at nowhere.csv"),
+        (("--teacher-logits", "/nowhere.csv"), "no file at /nowhere.csv"),
         (("--changes", "dkd__gama=1"), "Unknown setting gama for DKDFMH"),
         (("--ablations", "unlabelled"), "more with --speech-dir"),
         (("--speech-dir", "nowhere"), "pass with --speech-dir"),

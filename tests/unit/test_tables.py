@@ -44,7 +44,10 @@ def record(folder, row, wrong, fold=1, seed=0, last=None, **about):
     info |= {"title": row, "question": f"why {row}?", "group": "", "against": "", "situation": "", "held_out": ""}
     info["settings"] = {"the noise": {"train_snr_db": [0.0, 20.0], "test_snr_db": SNR}}
     info["protocol"] = {"protocol": "speaker-groups", "optimistic": False, "noise": "folder: buzz, hum"}
-    info["protocol"] |= {"synthetic": False, "speaker_independent": True}
+    info["protocol"] |= {"synthetic": False, "speaker_independent": True, "rule": "test: one group", "test": "all"}
+    info["protocol"] |= {"sizes": {"train": 90 + fold, "test": 8}, "selection": "best on dev", "speech level": "active"}
+    info["protocol"] |= {"test noise": "other halves"}
+    info["commit"] = f"{fold}" * 40
     name = run_name(method, variant, fold, seed)
     return write_run(folder / "runs" / name, pd.DataFrame(rows, columns=names), info | about)
 
@@ -81,11 +84,11 @@ def test_comparisons_give_points_and_refuse_to_decide_without_evidence(runs):
 
 
 def test_the_caption_says_which_snr_was_not_trained_on(tmp_path):
-    caption = tables.about(record(tmp_path, "a", 0))
+    caption = tables.about([record(tmp_path, "a", 0)])
     assert "; noisy: 0 to 20 dB, the range of training (-5 dB was not trained on); " in caption
     noise = {"train_snr_db": [-5.0, 20.0], "test_snr_db": SNR}
     run = record(tmp_path, "a", 0, settings={"the noise": noise})
-    assert "; noisy: -5 to 20 dB, the range of training; " in tables.about(run)
+    assert "; noisy: -5 to 20 dB, the range of training; " in tables.about([run])
     assert [name for name in tables.mlkd_table([run]) if name.endswith(" dB")] == ["UA -5 dB"]
 
 
@@ -284,7 +287,7 @@ def test_two_values_for_one_place_are_refused(iemocap, reference):
 
 
 def test_published_columns_wait_empty_in_every_format(iemocap, reference, tmp_path):
-    tables.write_table(tables.paper_table(iemocap), tmp_path, "paper", "recorded speech")
+    tables.write_table(tables.paper_table(iemocap), tmp_path, "paper", "recorded speech", iemocap)
     stored = pd.read_csv(tmp_path / "tables" / "paper.csv")
     assert stored[["published WA", "published UA", "WA - published", "UA - published"]].isna().all(axis=None)
     markdown = (tmp_path / "tables" / "paper.md").read_text()
@@ -294,17 +297,48 @@ def test_published_columns_wait_empty_in_every_format(iemocap, reference, tmp_pa
 
 
 def test_a_table_is_written_in_three_formats(runs, tmp_path):
-    tables.write_table(tables.mlkd_table(runs), tmp_path, "mlkd", "recorded speech")
+    changed = tables.mlkd_table(runs, "teacher__epochs=2")
+    tables.write_table(changed, tmp_path, "mlkd", "50 % of it_all", runs)
     assert pd.read_csv(tmp_path / "tables" / "mlkd.csv")["row"].tolist() == ["(a)", "(b)", "(c)", "(e)"]
-    shared = "recorded speech; folds x seeds: 2 x 1; command: ser-kd reproduce --corpus emodb"
     markdown = (tmp_path / "tables" / "mlkd.md").read_text()
-    assert (
-        markdown.startswith(shared)
-        and "\n\n| row " in markdown
-        and "| protocol" not in markdown
-        and "published" not in markdown
+    assert markdown.startswith("50 % of it_all\n\n| row ")
+    assert not any(f"| {column}" in markdown for column in ("protocol", "published", "folds", "command"))
+    below = " ".join(markdown.rpartition("|\n\n")[2].split())
+    command = 'ser-kd reproduce --corpus emodb --data-root DATA --noise-dir NOISE --folds 1,2 --seeds 0 --changes "'
+    assert below == f'*Protocol.* {tables.card(runs)} Command: `{command}teacher__epochs=2"`'
+    assert max(map(len, markdown.rpartition("|\n\n")[2].splitlines())) <= 120
+    latex = (tmp_path / "tables" / "mlkd.tex").read_text()
+    assert r"\caption{50 \% of it\_all}" in latex and r"\texttt{ser-kd reproduce -{}-corpus" in latex
+    assert latex.index(r"\end{tabular}") < latex.index(r"\par\footnotesize \emph{Protocol.} Test: one group")
+    assert r"teacher\_\_epochs=2" in latex and latex.endswith("\\end{table}\n")
+
+
+def test_the_card_says_who_is_tested_on_whom_and_gives_ranges(runs):
+    assert tables.card(runs) == (
+        "Test: one group; test speakers never heard in training. Utterances: train 91-92, test 8; folds x seeds: 2 x 1."
+        " Selection: best on dev. Tested: all. Noise folder: buzz, hum; in the test other halves; speech level: active."
+        " Commits 111111111111, 222222222222."
     )
-    assert r"\caption{recorded speech; folds x seeds" in (tmp_path / "tables" / "mlkd.tex").read_text()
+
+
+def test_the_card_and_the_caption_mark_what_is_optimistic_and_name_both_protocols(tmp_path):
+    protocol = record(tmp_path / "x", "cnn-alone", 0).info["protocol"]
+    heard = protocol | {"speaker_independent": False, "optimistic": True, "protocol": "random"}
+    official = record(tmp_path / "official", "a", 0, protocol=heard)
+    assert "optimistic: test speakers heard in training" in tables.card([official])
+    assert tables.about([official]).endswith("protocol: random, optimistic, test speakers heard in training")
+    one = record(
+        tmp_path / "1", "cnn-alone", 0, protocol=heard | {"name": "P1: optimistic: random fifths, by test score"}
+    )
+    two = [record(tmp_path / "2", "cnn-alone", 0, f, protocol=protocol | {"name": "P2: by dev"}) for f in (1, 2, 3, 4)]
+    text = tables.card([*two, one])
+    assert text.startswith(
+        "P1: optimistic: random fifths, by test score; test speakers heard in training. Utterances: train 91, test 8; "
+        "folds x seeds: 1 x 1. P2: by dev; test: one group; test speakers never heard in training. Utterances: train"
+    )
+    assert "folds x seeds: 4 x 1. Tested" in text and text.endswith("4 commits.") and "Selection" not in text
+    marks = "protocol: P1 random, optimistic, test speakers heard in training; P2 speaker-groups"
+    assert tables.about([*two, one]).endswith(marks)
 
 
 def test_readme_markers_are_filled_and_a_stale_table_is_seen(monkeypatch, tmp_path, capsys):
