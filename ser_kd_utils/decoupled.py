@@ -86,6 +86,7 @@ class DecoupledExperiment(Study):
         heard = IMPROVISED.get(corpus, corpus) if optimistic else corpus
         split = "random" if optimistic else ""
         super().__init__(heard, profile, fold, seed, data_root, noise_dir, results, split, changes)
+        self._corpus_name = corpus
         self.folder = records.results_folder(results, corpus, profile, "P1" if optimistic else "", changes)
         self.protocol, self.changes, self.teacher_logits = protocol, changes, teacher_logits
         self.settings = self.all_settings.dkd
@@ -138,6 +139,10 @@ class DecoupledExperiment(Study):
 
     def _decides(self, name: str) -> dict[str, Any]:
         return {"protocol": self.protocol}
+
+    def _own_options(self, name: str) -> dict[str, str]:
+        stored = self.rows[name].teacher == "stored"
+        return {"protocol": self.protocol, "teacher-logits": "LOGITS.csv" if stored else ""}
 
     def _unused(self, name: str) -> set[str]:
         row, loss = self.rows[name], self.settings_of(name).loss

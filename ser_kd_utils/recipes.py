@@ -65,6 +65,9 @@ class Experiment(Study):
             "speech": self.speech.fingerprint if row.unlabelled or pretrained else "",
         }
 
+    def _own_options(self, name: str) -> dict[str, str]:
+        return {"speech-dir": "SPEECH" if self.rows[name].needs_speech or self._pretrained(name) else ""}
+
     def _unused(self, name: str) -> set[str]:
         unused = set() if self._pretrained(name) else {"pretraining.pretrain"}
         if not self.levels(name):

@@ -338,10 +338,17 @@ def _expected(step: Step, seconds: dict[tuple[str, str], list[float]]) -> float:
 
 
 def _makespan(planned: Sequence[Step], expected: dict[str, float], workers: int) -> float:
-    """Seconds until the last ends, each starting in turn on the first free worker once what it needs is there."""
-    free, end = [0.0] * workers, {}
-    for step in planned:
-        begin = max([min(free), *(end[name] for name in step.needs if name in end)])
-        end[step.name] = begin + expected[step.name]
-        free[free.index(min(free))] = end[step.name]
+    """Seconds until the last ends, where a free worker takes the first step that can begin soonest."""
+    free, end, waiting = [0.0] * workers, {}, list(planned)
+    while waiting:
+        open_ = {step.name for step in waiting}
+        begins = {
+            step.name: max([min(free), *(end[needed] for needed in step.needs if needed in end)])
+            for step in waiting
+            if not open_ & set(step.needs)
+        }
+        name = min(begins, key=begins.get)
+        end[name] = begins[name] + expected[name]
+        free[free.index(min(free))] = end[name]
+        waiting = [step for step in waiting if step.name != name]
     return max(end.values(), default=0.0)

@@ -199,6 +199,7 @@ def run(job: Job, say: Callable[[str], None]) -> Outcome:
             digests = {
                 folder.relative_to(job.folder.parent).as_posix(): sha256(folder / "predictions.parquet")
                 for folder in run_folders(step, job.folder)
+                if (folder / "predictions.parquet").exists()
             }
             account.set(step, status=DONE, seconds=seconds, made_from=job.made_from, records=digests)
         else:

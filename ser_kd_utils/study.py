@@ -74,6 +74,7 @@ class Study:
         if unknown := sorted(set(self.noise_settings.train_types) - set(self.noise.types)):
             raise ValueError(f"No noise {', '.join(unknown)} to train on: choose among {', '.join(self.noise.types)}.")
         self.profile, self.fold, self.seed = profile, fold, seed
+        self._corpus_name, self._changes = corpus, changes
         self.folder = records.results_folder(results, corpus, profile, protocol, changes)
 
     def _generated_noise(self) -> NoiseBank:
@@ -201,6 +202,24 @@ class Study:
     def _heard(self) -> tuple[str, ...]:
         return tuple(self.noise_settings.train_types) or self.noise.types
 
+    def command(self, name: str) -> str:
+        """What trains the row; DATA, NOISE and the like stand for places on the reader's machine."""
+        given = {
+            "corpus": "" if self.corpus.name == "demo" else self._corpus_name,
+            "data-root": "" if self.corpus.synthetic else "DATA",
+            "noise-dir": "NOISE" if self.noise.source.startswith("folder") else "",
+            "profile": "" if self.profile == "tiny" else self.profile,
+            "fold": self.fold,
+            "seed": self.seed,
+            "changes": self._changes and f'"{self._changes}"',
+            **self._own_options(name),
+        }
+        return " ".join(["ser-kd train", name, *(f"--{key} {value}" for key, value in given.items() if value != "")])
+
+    def _own_options(self, name: str) -> dict[str, str]:
+        """What the method's row needs of the command beside what all take; "" for what it does without."""
+        return {}
+
     def _effective_settings(self, name: str) -> dict[str, Any]:
         return {used.title: dataclasses.asdict(used) for used in (self.settings_of(name), self.noise_settings)}
 
@@ -271,6 +290,8 @@ class Study:
             "parameters": sum(p.numel() for p in network.parameters()),
             "settings": self._effective_settings(name),
             "protocol": self.card(),
+            "command": self.command(name),
+            "processes": processes().num_processes,
             "best_epoch": fitted.best_epoch,
             "history": fitted.history.reset_index().to_dict("records"),
             "seconds": round(fitted.seconds, 1),

@@ -113,8 +113,11 @@ def ensure_demo(root: Path) -> Path:
             if not folder.exists():
                 scratch = folder.with_name(f".unfinished-{folder.name}")
                 shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
-                _make(scratch)
-                scratch.rename(folder)
+                try:
+                    _make(scratch)
+                    scratch.rename(folder)
+                finally:
+                    shutil.rmtree(scratch, ignore_errors=True)
     made = json.loads((folder / "demo.json").read_text())
     if made["checksum"] != CHECKSUM:
         warnings.warn(

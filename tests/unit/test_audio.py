@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -238,16 +239,21 @@ def test_bad_files_are_left_out_and_reported_where_the_corpus_allows_it(tmp_path
     assert cache_audio(remaining).fingerprint == cache.fingerprint
 
 
+def contents() -> list:
+    """Of the cache, without its locks."""
+    return sorted(path for path in (cache_root() / "audio").rglob("*") if path.suffix != ".lock")
+
+
 def test_bad_files_stop_everything_where_it_does_not(tmp_path):
     tolerant = corpus_with_bad_files(tmp_path / "c", "exclude")
     cache_audio(tolerant)
-    before = sorted(cache_root().rglob("*"))
+    before = contents()
     corpus = replace(tolerant, bad_audio="error")
     named = r"little: 6 of 9 .*: corrupted \(unreadable\), empty \(empty\), nan \(NaN.*\) and 3 more; .*without"
     for _ in range(2):
         with pytest.raises(ValueError, match=named):
             cache_audio(corpus)
-    assert sorted(cache_root().rglob("*")) == before
+    assert contents() == before
 
 
 def test_a_corpus_without_any_usable_file_is_an_error(tmp_path):
@@ -260,21 +266,40 @@ def test_nothing_is_left_of_an_interrupted_write(tmp_path, monkeypatch):
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(audio, "_check", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         cache_audio(corpus)
-    assert list((cache_root() / "audio").iterdir()) == []
+    assert contents() == []
     assert len(cache_audio(corpus)) == 1
 
 
-def test_two_processes_may_write_the_same_cache(tmp_path, monkeypatch):
+def test_of_two_that_want_the_same_cache_one_writes_it_and_the_other_waits(tmp_path, monkeypatch):
     corpus = write_corpus(tmp_path / "c", {"a": integers(0, 3200)})
-    check = audio._check
+    check, calls = audio._check, []
 
-    def other_process_is_faster(*args):
-        monkeypatch.setattr(audio, "_check", check)
-        cache_audio(corpus)
+    def slow(*args):
+        calls.append(args)
+        time.sleep(0.5)
+        check(*args)
 
-    monkeypatch.setattr(audio, "_check", other_process_is_faster)
-    np.testing.assert_array_equal(cache_audio(corpus)["a"], integers(0, 3200) / 2**15)
-    assert len(list((cache_root() / "audio").iterdir())) == 1
+    monkeypatch.setattr(audio, "_check", slow)
+    with ThreadPoolExecutor() as pool:
+        caches = list(pool.map(cache_audio, [corpus] * 2))
+    assert len(calls) == 1
+    for cache in caches:
+        np.testing.assert_array_equal(cache["a"], integers(0, 3200) / 2**15)
+
+
+@pytest.mark.parametrize("damage", ["changed", "cut", "emptied"])
+def test_a_damaged_cache_is_decoded_again_with_a_warning(tmp_path, monkeypatch, damage):
+    corpus = write_corpus(tmp_path / "c", {"a": integers(0, 3200), "b": integers(1, 3200)})
+    wanted = cache_audio(corpus).fingerprint
+    (path,) = cache_root().rglob("audio.arrow")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes({"changed": content, "cut": content[:-2000], "emptied": b""}[damage])
+    monkeypatch.setattr(audio, "_intact", set())  # as in another process
+    with pytest.warns(UserWarning, match="was damaged and has been decoded again"):
+        again = cache_audio(corpus)
+    assert again.fingerprint == wanted
+    np.testing.assert_array_equal(again["b"], integers(1, 3200) / 2**15)
 
 
 def test_a_changed_file_is_decoded_again(tmp_path):

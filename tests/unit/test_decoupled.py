@@ -397,7 +397,7 @@ def test_a_change_makes_the_rows_stale_that_it_concerns_and_no_other(trained, ma
     for changed, rows in (
         ("features.log_filter_bank", every),
         ("recipes.Experiment", {"cnn-wav2vec2"}),
-        ("losses.decoupled_kd", {name for name in every if ROWS[name].teacher} - classical),
+        ("losses.decoupled_kd", {name for name in every if own.rows[name].teacher} - classical),
         ("losses.kd_loss", classical),
         ("losses.supervised_contrastive", set()),
     ):

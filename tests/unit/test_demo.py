@@ -4,6 +4,8 @@ import json
 import re
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -130,17 +132,29 @@ def test_made_once(monkeypatch, tmp_path):
     first, second = demo.ensure_demo(tmp_path), demo.ensure_demo(tmp_path)
     assert first == second == tmp_path / f"demo-{demo.CHECKSUM[:12]}"
     assert len(calls) == 1
-    assert list(tmp_path.iterdir()) == [first]
+    assert not list(tmp_path.glob(".unfinished*"))
 
 
-def test_two_callers_at_once(monkeypatch, tmp_path):
-    def lose_the_race(folder: Path) -> None:
+def test_of_two_callers_at_once_one_makes_it_and_the_other_waits(monkeypatch, tmp_path):
+    calls = []
+
+    def make(folder: Path) -> None:
+        calls.append(folder)
+        time.sleep(0.5)
         write_marker(folder)
-        write_marker(tmp_path / f"demo-{demo.CHECKSUM[:12]}")  # the other caller is done first
 
-    monkeypatch.setattr(demo, "_make", lose_the_race)
+    monkeypatch.setattr(demo, "_make", make)
+    with ThreadPoolExecutor() as pool:
+        first, second = pool.map(demo.ensure_demo, [tmp_path] * 2)
+    assert first == second and len(calls) == 1
+
+
+def test_what_a_killed_process_left_is_not_in_the_way(monkeypatch, tmp_path):
+    left = tmp_path / f".unfinished-demo-{demo.CHECKSUM[:12]}"
+    (left / "Session1").mkdir(parents=True)
+    monkeypatch.setattr(demo, "_make", write_marker)
     folder = demo.ensure_demo(tmp_path)
-    assert list(tmp_path.iterdir()) == [folder]
+    assert not left.exists() and not (folder / "Session1").exists()
 
 
 def test_failure_leaves_nothing_behind(monkeypatch, tmp_path):
@@ -149,7 +163,7 @@ def test_failure_leaves_nothing_behind(monkeypatch, tmp_path):
     (tmp_path / "session.py").write_text("import sys; sys.exit('no voice' if sys.argv[2] == '6' else 0)")
     with pytest.raises(RuntimeError, match="session 6 of the demo corpus:\nno voice"):
         demo.ensure_demo(tmp_path / "cache")
-    assert not list((tmp_path / "cache").iterdir())
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
 
 
 def test_another_content_warns_with_both_checksums(monkeypatch, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import re
+import shlex
 import shutil
 
 import numpy as np
@@ -14,8 +15,10 @@ import soundfile
 import torch
 
 from ser_kd_utils import recipes, study
+from ser_kd_utils.cli import parser
 from ser_kd_utils.recipes import ROWS, Experiment
 from ser_kd_utils.settings import MLKDSettings, TeacherSettings
+from ser_kd_utils.train import _study
 
 RATE = 16_000
 TEACHER, MLKD = TeacherSettings.of("tiny"), MLKDSettings.of("tiny")
@@ -393,3 +396,13 @@ def test_the_card_is_ready_for_json(experiment):
     card = experiment().card()
     assert json.loads(json.dumps(card)) == card
     assert card["noise"].startswith("generated: ") and card["synthetic"] is False and card["optimistic"] is False
+
+
+def test_a_record_says_what_trains_it_and_the_command_takes_it(trained, experiment, tones):
+    command = shlex.split(trained[1]["e-unseen"].info["command"].replace("DATA", str(tones)))
+    options = parser().parse_args(command[1:])
+    assert (options.command, options.rows, options.fold, options.seed) == ("train", ["e-unseen"], 1, 0)
+    options.results = str(trained[0].folder.parent)
+    again = _study("e-unseen", options)
+    assert again.fingerprint("e-unseen") == trained[1]["e-unseen"].info["fingerprint"]
+    assert trained[1]["e-unseen"].info["processes"] == 1

@@ -29,6 +29,8 @@ SPEECH, ABLATIONS, LOGITS = (f'\n{name}: str = ""' for name in ("speech_dir", "a
 
 
 def write_notebook(path, *cells, parameters=EACH):
+    steps._code_of.cache_clear()  # a process reads a notebook once
+    reproduce._declared.cache_clear()
     first = new_code_cell(parameters, metadata={"tags": ["parameters"]})
     book = new_notebook(cells=[first, *map(new_code_cell, cells)])
     book.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
@@ -37,6 +39,8 @@ def write_notebook(path, *cells, parameters=EACH):
 
 @pytest.fixture
 def notebooks(tmp_path, monkeypatch):
+    steps._code_of.cache_clear()
+    reproduce._declared.cache_clear()
     folder = tmp_path / "notebooks"
     folder.mkdir()
     write_notebook(folder / "00_corpora_and_noise.ipynb", "corpus")
@@ -141,7 +145,7 @@ def test_other_ablations_of_one_notebook_leave_the_other_alone(run, notebooks, a
     assert run(*options, "gamma-10,cnn-nckd") == run(*options, "gamma-10,cnn-tckd") == 0
     out = capsys.readouterr().out
     assert "03_mlkd_ablations__fold-1__seed-0  already recorded, skipped" in out and out.count("skipped") == 1
-    asked = {name[:2]: step["parameters"]["ablations"] for name, step in account().items()}
+    asked = {name[:2]: step["made_from"]["parameters"]["ablations"] for name, step in account().items()}
     assert asked == {"03": "gamma-10", "05": "cnn-tckd"}
 
 
@@ -213,19 +217,68 @@ def test_force_drops_the_weights_but_not_the_record(run, notebooks, tmp_path):
     assert not (record / "model").exists() and (record / "run.json").exists() and (other / "model").exists()
 
 
-def test_a_failing_notebook_is_one_line_and_the_rest_is_kept(run, notebooks, account, capsys):
+def test_of_a_failing_notebook_one_line_is_said_and_the_others_go_on(run, notebooks, account, capsys):
     write_notebook(notebooks / "02_noisy_student_distillation.ipynb", "raise ValueError('the noise folder is silent')")
     assert run("--folds", "1") == 1
-    error = capsys.readouterr().err
-    assert (
-        "02_noisy_student_distillation__fold-1__seed-0 failed in cell 2: ValueError: the noise folder is silent"
-        in error
-    )
-    assert "Traceback" not in error
-    steps = account()
-    assert steps["01_teacher_finetuning__fold-1__seed-0"]["status"] == "done"
-    assert steps["02_noisy_student_distillation__fold-1__seed-0"]["status"] == "failed"
-    assert "09_paper_tables" not in steps
+    out, error = capsys.readouterr()
+    said = "02_noisy_student_distillation__fold-1__seed-0  FAILED: cell 2: ValueError: the noise folder is silent"
+    assert said in out and "FAILED 02_noisy_student_distillation__fold-1__seed-0: cell 2" in out
+    assert "03_mlkd_ablations__fold-1__seed-0  not run: needs 02_noisy_student_distillation__fold-1__seed-0, wh" in out
+    assert "7 done, 1 failed, 1 blocked" in out and "Traceback" not in out + error
+    assert {name[:2]: step["status"] for name, step in account().items()} == {
+        **dict.fromkeys(("00", "01", "04", "05", "06", "07", "09"), "done"), "02": "failed"}  # fmt: skip
+
+
+def test_status_says_what_is_done_and_what_is_not_and_why(run, notebooks, tmp_path, corpus, capsys, monkeypatch):
+    write_notebook(notebooks / "04_decoupled_distillation.ipynb", "1 / 0", parameters=EACH + LOGITS)
+    options = ("--folds", "1", "--ablations", "none")
+    run(*options)
+
+    def said(*extra) -> dict[str, str]:
+        capsys.readouterr()
+        given = ["--corpus", "manifest", "--data-root", str(corpus), "--results", str(tmp_path / "results")]
+        assert main(["status", *given, *options, *extra]) == 0
+        lines = [line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines()[:-1]]
+        return {line[1][:2] if line[0] != "not" else line[2][:2]: " ".join([line[0], *line[2:]]) for line in lines}
+
+    assert said() == {
+        **dict.fromkeys(("00", "01", "02", "06", "09"), "done"),
+        "04": "failed (cell 2: ZeroDivisionError: division by zero)",
+    }
+    runs = tmp_path / "results" / "manifest-tiny" / "runs"
+    (runs / "teacher__x__fold-1__seed-0" / "predictions.parquet").write_text("others")
+    shutil.rmtree(runs / "mlkd__x__fold-1__seed-0" / "model")
+    write_notebook(notebooks / "06_curriculum_meta_distillation.ipynb", "other = 1")
+    steps._code_of.cache_clear()
+    found = said()
+    assert found["01"] == "stale (manifest-tiny/runs/teacher__x__fold-1__seed-0 is damaged)"
+    assert found["02"].startswith("elsewhere (the weights of manifest-tiny/runs/mlkd__x")
+    assert found["06"] == "stale (the notebook's code changed)"
+    corpus.write_text(corpus.read_text().replace("A0.wav,angry", "A0.wav,sad"))
+    assert said()["00"] == "stale (the manifest changed)"
+    monkeypatch.setattr(steps, "by_module", lambda found: {"losses": "other"})
+    steps._code_of.cache_clear()
+    assert "losses.py" in said()["00"]
+    (runs.parent / "unfinished" / "mckd__x__fold-1__seed-0@abc" / "checkpoint-8").mkdir(parents=True)
+    state = {"global_step": 8, "epoch": 2.0, "num_train_epochs": 5}
+    next(runs.parent.glob("unfinished/*@*/*")).joinpath("trainer_state.json").write_text(json.dumps(state))
+    assert said()["mc"] == "training (epoch 2 of 5 is kept)"
+
+
+def test_the_plan_says_what_it_will_cost_from_recorded_durations(run, notebooks, tmp_path, capsys):
+    runs = tmp_path / "results" / "manifest-tiny" / "runs"
+    for method, row, seconds in (("teacher", "a", 600), ("mlkd", "c", 1200), ("mlkd", "e", 1800), ("mckd", "mc", 60)):
+        for fold in (1, 2):  # as long on average
+            folder = runs / f"{method}__{row}__fold-{fold}__seed-0"
+            folder.mkdir(parents=True)
+            info = {"method": method, "row": row, "seconds": seconds + 60 * (2 * fold - 3), "test_seconds": 120}
+            (folder / "run.json").write_text(json.dumps(info))
+    assert run("--folds", "1-2", "--only", "01,02,06", "--ablations", "none", "--dry-run", "--workers", "2") == 0
+    out = capsys.readouterr().out
+    assert "02_noisy_student_distillation__fold-2__seed-0  would run, about 54.0 min" in out
+    # 12 + 54 + 3 minutes a fold; on two workers 01, 01, then 02, 02 at once, then 06, 06
+    assert "about 2.30 hours of training and tests, 1.15 with 2 at a time" in out
+    assert "durations of 8 recorded trainings" in out
 
 
 def test_time_limit_stops_and_the_same_command_goes_on(run, notebooks, account, capsys):
