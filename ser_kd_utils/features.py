@@ -1,8 +1,10 @@
-"""Spectral features of the convolutional networks, batched in torch: what the cited code computes with its settings."""
+"""Spectral features, batched in torch: what the cited code computes with its settings; where a whole corpus's lie."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
+from tempfile import TemporaryFile
 
 import numpy as np
 import torch
@@ -13,6 +15,21 @@ from ser_kd_utils.audio import SAMPLE_RATE
 
 FRAME, POINTS = 640, 1024  # of the log filter bank: 40 ms, and the samples of its Fourier transform
 FILTERS, HIGHEST = 40, 4000  # Hz
+
+
+def on_disk(items: Iterable[np.ndarray]) -> tuple[np.ndarray, list[int]]:
+    """The items one after the other, mapped from a file that goes with the array, and the length of each.
+
+    All have one width and type. What is computed once of a whole corpus lies here: memory does not grow with it.
+    """
+    lengths = []
+    with TemporaryFile() as file:
+        for item in items:
+            np.ascontiguousarray(item).tofile(file)
+            lengths.append(len(item))
+        file.flush()
+        whole = np.memmap(file, item.dtype, "c", shape=(sum(lengths), *item.shape[1:]))
+    return whole, lengths
 
 
 def log_filter_bank(waves: Tensor, step: int = 160) -> Tensor:

@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from torch.distributed.checkpoint.stateful import Stateful
 from torch.func import functional_call
 
 from ser_kd_utils.audio import SAMPLE_RATE
+from ser_kd_utils.features import on_disk
 from ser_kd_utils.frames import Frames, PairedPieces
 from ser_kd_utils.losses import kd_loss, supervised_contrastive
 from ser_kd_utils.models import variable_tokens, wav2vec2
@@ -117,6 +117,12 @@ class MetaCurriculum(Objective):
         return functional_call(self.head, dict(weights or {}), (batch["teacher_states"],))
 
 
+def _mapped(utterances: list[str], features: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
+    """The features of each utterance, in a file."""
+    whole, lengths = on_disk(features)
+    return dict(zip(utterances, np.split(whole, np.cumsum(lengths)[:-1]), strict=True))
+
+
 def warm_restarts(epoch: float, first: int, lowest: float) -> float:
     """Factor of the learning rate: half cosines from 1 to `lowest`, the first over `first` epochs, each next one twice
     as long (SGDR, Loshchilov & Hutter 2017)."""
@@ -143,7 +149,6 @@ class MetaCurriculumExperiment(Study):
         self.quiz = [utterance for utterance in self.train if utterance in held_out]
         self.train = [utterance for utterance in self.train if utterance not in held_out]
         self._features: dict[str, dict[str, np.ndarray]] = {}
-        self._scratch = TemporaryDirectory(prefix="ser-kd-features-")  # goes with the experiment
 
     @cached_property
     def rows(self) -> dict[str, Row]:
@@ -216,17 +221,11 @@ class MetaCurriculumExperiment(Study):
 
     def _clean_features(self, network: VariableTokenForAudioClassification) -> dict[str, np.ndarray]:
         """float16 (frames, width) of each clean training and quiz utterance, computed once, memory-mapped."""
-        kind, utterances, counts = network.config.features, [*self.train, *self.quiz], []
+        kind, utterances = network.config.features, [*self.train, *self.quiz]
         if kind not in self._features:
-            path = Path(self._scratch.name) / f"{kind}.raw"
-            with path.open("wb") as file:
-                for utterance in utterances:
-                    wave = torch.from_numpy(self.audio[utterance])[None].to(DEVICE)
-                    features = network.frame_features(wave)[0][0].cpu().numpy().astype(np.float16)
-                    features.tofile(file)
-                    counts.append(len(features))
-            store = np.memmap(path, np.float16, "c").reshape(sum(counts), -1)
-            self._features[kind] = dict(zip(utterances, np.split(store, np.cumsum(counts)[:-1]), strict=True))
+            waves = (torch.from_numpy(self.audio[utterance])[None].to(DEVICE) for utterance in utterances)
+            features = (network.frame_features(wave)[0][0].cpu().numpy().astype(np.float16) for wave in waves)
+            self._features[kind] = _mapped(utterances, features)
         return self._features[kind]
 
     def _pieces(self, name: str, utterances: list[str], taught: bool) -> PairedPieces:
@@ -245,13 +244,15 @@ class MetaCurriculumExperiment(Study):
 
     def _noisy_features(self, name: str, network: VariableTokenForAudioClassification) -> dict[str, np.ndarray]:
         """As the row hears them in the first epoch: for the quiz and the network's normalisation."""
-        utterances, found = [*self.train, *self.quiz], {}
+        utterances = [*self.train, *self.quiz]
         pieces = self._pieces(name, utterances, taught=False)
-        for utterance, item in zip(utterances, pieces, strict=True):
+
+        def heard(item: dict[str, Any]) -> np.ndarray:
             some = {key: value.to(DEVICE) for key, value in pieces.collate([item]).items()}
-            heard = mix(some["clean"], some["noise"], some["snr_db"], self.noise_settings.level, some["lengths"])
-            found[utterance] = network.frame_features(heard)[0][0].cpu().numpy()
-        return found
+            waves = mix(some["clean"], some["noise"], some["snr_db"], self.noise_settings.level, some["lengths"])
+            return network.frame_features(waves)[0][0].cpu().numpy()
+
+        return _mapped(utterances, map(heard, pieces))
 
     @cached_property
     def _teacher_says(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

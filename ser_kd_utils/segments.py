@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ser_kd_utils.audio import SAMPLE_RATE, AudioCache
+from ser_kd_utils.features import on_disk
 from ser_kd_utils.models.head_fusion import HeadFusionConfig, features_of, segments
 from ser_kd_utils.noise import NoiseBank, draw, keyed_rng, mix
 
@@ -22,6 +23,8 @@ def at_least(audio: Mapping[str, np.ndarray] | AudioCache, utterances: Sequence[
 
 class Segments(torch.utils.data.Dataset):
     """Training segments: clean ones as features, computed once, noisy ones as waves with the noise to be mixed in.
+
+    Neither is held in memory: the features are mapped from a file, the waves cut when they are asked for.
 
     Noise and SNR are pure functions of (utterance, place, seed, epoch). An utterance shorter than a segment is repeated
     up to one. It gives whole batches (`__getitems__`): an index into one tensor costs a small network no time.
@@ -46,14 +49,17 @@ class Segments(torch.utils.data.Dataset):
             raise ValueError("No utterance to train on: all are shorter than a segment (dkd__segment).")
         self.seed, self.noise, self.snr_db = seed, noise, snr_db
         self.types = tuple(types) or (noise.types if noise else ())
-        self.config, self.epoch = config, 0
-        cut = [segments(torch.from_numpy(audio[u])[None], config.segment, hop)[0] for u in labels]
-        self.utterances = [u for u, some in zip(labels, cut, strict=True) for _ in some]
-        self.places = [place for some in cut for place in range(len(some))]
+        self.audio, self.config, self.hop, self.epoch = audio, config, hop, 0
+        counts = {utterance: len(self._cut(utterance)) for utterance in labels}
+        self.utterances = [utterance for utterance, count in counts.items() for _ in range(count)]
+        self.places = [place for count in counts.values() for place in range(count)]
         self.labels = torch.tensor([labels[u] for u in self.utterances])
         self.teacher_logits: Tensor | None = None  # (segments, classes), where there is a teacher
-        self.waves = torch.cat(cut) if noise else None
-        self.features = None if noise else torch.cat([features_of(some, config) for some in cut])
+        self.features = None if noise else _on_disk(features_of(self._cut(utterance), config) for utterance in labels)
+
+    def _cut(self, utterance: str) -> Tensor:
+        """All its segments, (count, samples)."""
+        return segments(torch.from_numpy(self.audio[utterance])[None], self.config.segment, self.hop)[0]
 
     def __len__(self) -> int:
         return len(self.utterances)
@@ -79,15 +85,16 @@ class Segments(torch.utils.data.Dataset):
             batch["teacher_logits"] = self.teacher_logits[indices]
         if self.noise is None:
             return batch | {"given": {"features": self.features[indices]}}
-        clean, drawn, snr_db = self.waves[indices], [], []
+        clean, drawn, snr_db = [], [], []
         for index in indices:
+            clean.append(self._cut(self.utterances[index])[self.places[index]])
             key = f"{self.utterances[index]}@{self.places[index]}", self.seed, self.epoch
             kind, level = draw(*key, self.types, self.snr_db)
             snr_db.append(level)
-            drawn.append(torch.from_numpy(self.noise.segment(kind, "train", clean.shape[1], *key)))
+            drawn.append(torch.from_numpy(self.noise.segment(kind, "train", self.config.segment, *key)))
         return batch | {
-            "clean": clean,
-            "lengths": torch.full((len(clean),), clean.shape[1]),
+            "clean": torch.stack(clean),
+            "lengths": torch.full((len(clean),), self.config.segment),
             "noise": torch.stack(drawn),
             "snr_db": torch.tensor(snr_db, dtype=torch.float64),
         }
@@ -99,10 +106,14 @@ class Segments(torch.utils.data.Dataset):
         """
         if self.features is not None:
             return self.features
-        batches = [self.__getitems__(range(len(self))[first : first + _BATCH]) for first in range(0, len(self), _BATCH)]
-        return torch.cat(
-            [features_of(mix(b["clean"], b["noise"], b["snr_db"], level, b["lengths"]), self.config) for b in batches]
+        batches = (self.__getitems__(range(len(self))[first : first + _BATCH]) for first in range(0, len(self), _BATCH))
+        return _on_disk(
+            features_of(mix(b["clean"], b["noise"], b["snr_db"], level, b["lengths"]), self.config) for b in batches
         )
+
+
+def _on_disk(parts: Iterable[Tensor]) -> Tensor:
+    return torch.from_numpy(on_disk(part.numpy() for part in parts)[0])
 
 
 class Shuffled(torch.utils.data.Sampler):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from accelerate.utils import broadcast_object_list
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ser_kd_utils import records
-from ser_kd_utils.audio import cache_audio
+from ser_kd_utils.audio import AudioCache, cache_audio
 from ser_kd_utils.corpora import load_corpus, split
 from ser_kd_utils.evaluation import CLEAN, dev_condition, grid, predict
 from ser_kd_utils.metrics import ser_metrics
@@ -33,6 +34,19 @@ BY_VALUE = ("audio.cache_audio", "corpora", "reach", "records", "rows", "setting
 """Code that counts in a record's fingerprint by what it gave (samples, split, settings), or that only keeps files."""
 
 COLUMNS = ["utterance", "fold", "seed", "condition", "snr_db", "checkpoint", "label", "logits"]
+
+
+class _Sound(Sequence):
+    """Utterances of a cache, each decoded when it is asked for."""
+
+    def __init__(self, audio: AudioCache, utterances: Sequence[str]):
+        self.audio, self.utterances = audio, utterances
+
+    def __len__(self) -> int:
+        return len(self.utterances)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.audio[self.utterances[index]]
 
 
 class Study:
@@ -79,7 +93,7 @@ class Study:
 
     def _generated_noise(self) -> NoiseBank:
         """Babble is made of training speakers, so that no test voice is heard before the test."""
-        return NoiseBank.generated([self.audio[utterance] for utterance in self.train])
+        return NoiseBank.generated(_Sound(self.audio, self.train))
 
     def share_of_each_class(self, share: float, purpose: str) -> set[str]:
         """Training utterances, the same for every row: of each class, those first in an order random by purpose."""

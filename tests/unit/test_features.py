@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ser_kd_utils.audio import decode
-from ser_kd_utils.features import log_filter_bank, mfcc
+from ser_kd_utils.features import log_filter_bank, mfcc, on_disk
 
 RATE = 16_000
 FEATURES = pytest.mark.parametrize("features", [log_filter_bank, mfcc])
@@ -127,3 +127,14 @@ def test_what_was_first_computed_for_a_test_serves_training(features):
     wave = torch.linspace(-1, 1, 4000)[None].requires_grad_()
     features(wave).sum().backward()
     assert wave.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32])
+def test_what_lies_on_the_disk_is_what_was_given_and_its_file_goes(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    items = [np.random.default_rng(n).normal(size=(5, 2, n)).astype(kind).T for n in (3, 1, 4)]
+    whole, lengths = on_disk(iter(items))
+    assert isinstance(whole, np.memmap) and whole.dtype == kind and lengths == [3, 1, 4]
+    assert np.array_equal(whole, np.concatenate(items))
+    whole[0] = 0  # for torch it must be writable; the file is not
+    assert not list(tmp_path.iterdir())

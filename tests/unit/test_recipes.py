@@ -16,6 +16,7 @@ import torch
 
 from ser_kd_utils import recipes, study
 from ser_kd_utils.cli import parser
+from ser_kd_utils.noise import NoiseBank
 from ser_kd_utils.recipes import ROWS, Experiment
 from ser_kd_utils.settings import MLKDSettings, TeacherSettings
 from ser_kd_utils.train import _study
@@ -66,6 +67,11 @@ def no_training(monkeypatch, trained):
         raise Trained
 
     monkeypatch.setattr(recipes, "fit", fit)
+
+
+def test_babble_is_that_of_the_training_speech(experiment):
+    one = experiment()
+    assert one.noise.fingerprint == NoiseBank.generated([one.audio[utterance] for utterance in one.train]).fingerprint
 
 
 # --- what a row leaves behind

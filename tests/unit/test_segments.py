@@ -69,8 +69,9 @@ def test_segments_follow_each_other_at_the_hop_of_training_and_short_utterances_
         assert training.utterances == [name for name, count in COUNTS.items() for _ in range(count)]
         assert training.places == [0, 0, 0, 0, 0, 1, 0, 1, 2, 3] and len(training) == 10
         assert training.labels.tolist() == [LABELS[name] for name in training.utterances]
-    assert torch.equal(noisy.waves, torch.from_numpy(waves(audio)))
-    assert np.array_equal(noisy.waves[0, 1400:], audio["short"][:200])
+    heard = noisy.__getitems__(range(10))["clean"]
+    assert torch.equal(heard, torch.from_numpy(waves(audio)))
+    assert np.array_equal(heard[0, 1400:], audio["short"][:200])
 
 
 @pytest.mark.parametrize(("features", "shape"), [("log filter bank", (7, 40)), ("mfcc", (26, 4))])
