@@ -53,15 +53,12 @@ def workers_here(count: int) -> Iterator[distributed.Client]:
 def workers_of(address: str) -> Iterator[distributed.Client]:
     """The workers of a running scheduler. Raises ConnectionError where none answers."""
     try:
-        with distributed.Client(address, timeout=SOON / 2) as client:
-            client.wait_for_workers(1, timeout=SOON)
-            yield client
-    except TimeoutError:
-        raise ConnectionError(
-            f"no Dask scheduler with workers at {address} within {SOON} s: start one (README, On a cluster)."
-        ) from None
-    except OSError as error:
-        raise ConnectionError(f"no Dask scheduler at {address}: {error}") from None
+        client = distributed.Client(address, timeout=SOON / 2)
+        client.wait_for_workers(1, timeout=SOON)
+    except OSError as error:  # a timeout among them
+        raise ConnectionError(f"no Dask scheduler with workers at {address}: {error or 'no worker came'}") from None
+    with client:
+        yield client
 
 
 def check(client: distributed.Client, folder: Path) -> None:

@@ -41,7 +41,10 @@ def results_root(folder: str = "") -> Path:
 def results_folder(folder: str, corpus: str, profile: str, protocol: str = "", changes: str = "") -> Path:
     """<corpus>-<profile>/ below the results root; another protocol or changed settings are part of the name."""
     name = "+".join(part for part in (f"{corpus}-{profile}", protocol, changes) if part)
-    return results_root(folder) / re.sub(r"[^\w.,=+-]+", "_", name)
+    name = re.sub(r"[^\w.,=+-]+", "_", name)
+    if len(name.encode()) > 150:  # file systems take 255 bytes
+        name = f"{name[:60]}-{fingerprint([corpus, profile, protocol, changes])[:16]}"
+    return results_root(folder) / name
 
 
 def run_name(method: str, variant: str, fold: int, seed: int) -> str:

@@ -197,6 +197,7 @@ def reproduce(options: Namespace) -> int:
     ended: dict[str, Outcome] = {}
     with ExitStack() as cluster:
         if options.workers or options.scheduler:
+            os.environ.setdefault("DASK_LOGGING__DISTRIBUTED", "critical")  # its notices would drown the progress
             from ser_kd_utils.cluster import check, run_all, workers_here, workers_of
 
             workers = workers_of(options.scheduler) if options.scheduler else workers_here(options.workers)

@@ -1,0 +1,34 @@
+"""Shared by the fault tests: a suite of stand-in notebooks, and a small disk."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+from stand_in import NAMES, Suite, write_corpus
+
+
+@pytest.fixture
+def suite(tmp_path) -> Suite:
+    suite = Suite(tmp_path)
+    write_corpus(tmp_path)
+    for name in NAMES:
+        suite.notebook(name[:2])
+    return suite
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of its own; call it with an option of mount to change it. Skipped where mounting is not allowed."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)], capture_output=True)
+    if made.returncode:
+        pytest.skip("mounting a small file system needs root")
+
+    def remount(option: str) -> None:
+        subprocess.run(["mount", "-o", f"remount,{option}", str(place)], check=True)
+
+    remount.place = place
+    yield remount
+    subprocess.run(["umount", "-l", str(place)], check=True)

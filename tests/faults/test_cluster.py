@@ -1,0 +1,138 @@
+"""Runs on Dask workers: the same records, and what happens when a worker, the scheduler or the file system fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from stand_in import RECORD, wait_for
+
+from ser_kd_utils.settings import TeacherSettings
+
+ROOT = Path(__file__).parents[2]
+ONCE_KILLED = """from pathlib import Path
+import os, signal, time
+if not Path(results, "killed.txt").exists():
+    Path(results, "killed.txt").write_text("x")
+    os.kill(os.getppid(), signal.SIGKILL)  # the worker that started this kernel
+    time.sleep(60)"""
+
+
+@pytest.fixture
+def scheduler():
+    """Starts a scheduler and workers as a user does on a cluster, in processes of their own: (address, process)."""
+    started = []
+
+    def start(*workers: list[str], before: tuple[str, ...] = ()):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+        dask = [sys.executable, "-m", "dask"]
+        commands = [[*dask, "scheduler", "--host", "127.0.0.1", "--port", address.rpartition(":")[2], "--no-dashboard"]]
+        commands += [
+            [*before, *dask, "worker", address, "--nthreads", "1", "--no-dashboard", *more] for more in workers
+        ]
+        for command in commands:
+            started.append(subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True))
+        return address, started[-len(commands)]
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_two_workers_leave_the_same_records_and_teachers_come_first(suite):
+    assert suite.run("--seeds", "0-1", "--ablations", "none").returncode == 0
+    alone = {path.parent.name: path.read_bytes() for path in suite.folder.glob("runs/*/predictions.parquet")}
+    shutil.rmtree(suite.results)
+    done = suite.run("--seeds", "0-1", "--ablations", "none", "--workers", "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {path.parent.name: path.read_bytes() for path in suite.folder.glob("runs/*/predictions.parquet")} == alone
+    for seed in "01":
+        first = suite.executed.index(f"teacher 1 {seed}")
+        assert all(first < suite.executed.index(f"{method} 1 {seed}") for method in ("mlkd", "dkd", "mckd"))
+    assert len(suite.executed) == 8 and "10 done" in done.stdout
+    assert re.search(r"01_teacher_finetuning__fold-1__seed-0  running \.\.\. \(tcp://", done.stdout)
+    assert done.stderr == ""
+
+
+def test_a_run_whose_worker_is_killed_goes_to_another(suite):
+    suite.notebook("01", ONCE_KILLED, RECORD.format(method="teacher"))
+    done = suite.run("--only", "01,02", "--workers", "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert suite.executed == ["teacher 1 0", "mlkd 1 0"]
+    lines = [line for line in done.stdout.splitlines() if "01_teacher" in line and "running" in line]
+    assert len({line.rpartition("(")[2] for line in lines}) == 2  # two workers
+
+
+def test_without_its_scheduler_it_says_so_and_the_next_goes_on(suite, scheduler):
+    suite.notebook("02", "import time; time.sleep(120)")
+    address, process = scheduler(["--resources", "GPU=1"])
+    running = suite.start("--only", "01,02", "--scheduler", address)
+    wait_for(lambda: suite.executed == ["teacher 1 0"] and "running" in suite.status("--only", "02"))
+    os.killpg(process.pid, signal.SIGKILL)
+    started = time.monotonic()
+    out, error = running.communicate(timeout=120)
+    assert time.monotonic() - started < 90
+    assert running.returncode == 2 and "Traceback" not in out + error
+    assert "ser-kd: the Dask scheduler is gone; what was recorded stays, and the same command" in error
+    suite.notebook("02")
+    done = suite.run("--only", "01,02")
+    assert done.returncode == 0 and suite.executed == ["teacher 1 0", "mlkd 1 0"]
+
+
+def test_a_worker_that_does_not_see_the_results_is_refused(suite, scheduler):
+    hidden = f'mount -t tmpfs none "{suite.root}" && exec "$@"'
+    if subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
+        pytest.skip("hiding a folder from a worker needs root")
+    address, _ = scheduler([], before=("unshare", "-m", "sh", "-c", hidden, "sh"))
+    done = suite.run("--only", "01", "--scheduler", address)
+    assert done.returncode == 2
+    assert re.search(
+        r"ser-kd: worker tcp://\S+ does not see \S+: the results folder must be on a file sys", done.stderr
+    )
+    assert suite.executed == []
+
+
+def test_no_scheduler_is_one_clear_line(suite, monkeypatch):
+    from ser_kd_utils import cluster
+
+    monkeypatch.setattr(cluster, "SOON", 2)
+    with (
+        pytest.raises(ConnectionError, match="no Dask scheduler with workers at tcp://127.0.0.1:9: "),
+        cluster.workers_of("tcp://127.0.0.1:9"),
+    ):
+        pass
+
+
+def test_processes_of_torchrun_share_each_batch(suite):
+    """By gloo on the CPU. Without dropout, which each process draws for itself, the losses are those of one process."""
+    network = TeacherSettings.of("tiny").network
+    still = {name: 0.0 if name.endswith("dropout") else value for name, value in network.items()}
+    given = ["train", "a", "--corpus", "manifest", "--data-root", str(suite.root / "corpus.csv")]
+    given += ["--changes", f"teacher__epochs=2, teacher__network={still!r}, teacher__clip=100.0"]
+    plain = [sys.executable, "-m", "ser_kd_utils.cli"]
+    spread = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "ser_kd_utils.cli"]
+    found = {}
+    for name, command in (("one", plain), ("two", spread)):
+        results = suite.root / name
+        done = subprocess.run([*command, *given, "--results", str(results)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("a: epoch") == 1  # said by one of them
+        (path,) = results.glob("*/runs/*/run.json")
+        found[name] = json.loads(path.read_text())
+    assert [found[name]["processes"] for name in ("one", "two")] == [1, 2]
+    assert found["one"]["fingerprint"] == found["two"]["fingerprint"]
+    one, two = ([epoch["loss"] for epoch in found[name]["history"]] for name in ("one", "two"))
+    assert two == pytest.approx(one, rel=1e-3)
+    assert len({round(loss, 3) for loss in one}) == 2  # it learns at all
