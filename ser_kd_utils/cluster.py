@@ -16,6 +16,8 @@ from ser_kd_utils.reach import PACKAGE
 from ser_kd_utils.records import environment, fingerprint, only_one, unfinished
 from ser_kd_utils.steps import FAILED, LAST, Job, Outcome
 
+logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # a scheduler that is gone is said once, by us
+
 SOON = 60
 """Seconds that a scheduler and its first worker have to answer."""
 

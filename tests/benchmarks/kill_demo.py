@@ -61,7 +61,9 @@ def contents(root: Path) -> dict[str, object]:
             found[name] = without_times(json.loads(path.read_text(encoding="utf-8")))
         elif path.suffix == ".ipynb":
             cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-            found[name] = [cell["source"] for cell in cells if not re.search("^results = ", "".join(cell["source"]))]
+            found[name] = [
+                cell["source"] for cell in cells if not re.search("^results = ", "".join(cell["source"]), re.MULTILINE)
+            ]
         else:
             found[name] = path.read_bytes()
     return found

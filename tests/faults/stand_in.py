@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import nbformat
 import numpy as np
+import psutil
 from nbformat.v4 import new_code_cell, new_notebook
 from scipy.io import wavfile
 
@@ -119,8 +119,9 @@ class Suite:
 
 
 def kill(process: subprocess.Popen) -> None:
-    """kill -9 for the whole group: the command and its workers; kernels, in groups of their own, notice it."""
-    os.killpg(process.pid, signal.SIGKILL)
+    """kill -9 for all of it: the command, its workers and its kernels."""
+    for each in (*psutil.Process(process.pid).children(recursive=True), process):
+        each.kill()
     process.communicate()
 
 
@@ -135,11 +136,11 @@ def predictions(folder: Path) -> dict[str, bytes]:
 
 
 def write_corpus(root: Path) -> None:
-    """Six speakers, three sentences each in three classes: half a second of a tone in noise."""
+    """Six speakers, four sentences each in three classes: half a second of a tone in noise."""
     rng, time_, lines = np.random.default_rng(0), np.arange(RATE // 2) / RATE, ["utterance,path,label,speaker"]
     for speaker in "ABCDEF":
         for label, hertz in (("angry", 300), ("neutral", 900), ("sad", 2700)):
-            for take in range(3):
+            for take in range(4):
                 name = f"{speaker}-{label}-{take}"
                 wave = 0.1 * np.sin(2 * np.pi * hertz * time_) + rng.normal(0, 0.02, len(time_))
                 wavfile.write(root / f"{name}.wav", RATE, np.rint(wave * 2**15).astype(np.int16))

@@ -120,7 +120,7 @@ def test_processes_of_torchrun_share_each_batch(suite):
     network = TeacherSettings.of("tiny").network
     still = {name: 0.0 if name.endswith("dropout") else value for name, value in network.items()}
     given = ["train", "a", "--corpus", "manifest", "--data-root", str(suite.root / "corpus.csv")]
-    given += ["--changes", f"teacher__epochs=2, teacher__network={still!r}, teacher__clip=100.0"]
+    given += ["--changes", f"teacher__epochs=2, teacher__network={still!r}, teacher__batch_size=12"]
     plain = [sys.executable, "-m", "ser_kd_utils.cli"]
     spread = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "ser_kd_utils.cli"]
     found = {}
