@@ -18,8 +18,8 @@ from ser_kd_utils.steps import FAILED, LAST, Job, Outcome
 
 logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # a scheduler that is gone is said once, by us
 
-SOON = 60
-"""Seconds that a scheduler and its first worker have to answer."""
+SOON = 30
+"""Seconds that a scheduler, or a worker on this machine, has to answer."""
 
 
 @contextmanager
@@ -53,13 +53,18 @@ def workers_here(count: int) -> Iterator[distributed.Client]:
 
 @contextmanager
 def workers_of(address: str) -> Iterator[distributed.Client]:
-    """The workers of a running scheduler. Raises ConnectionError where none answers."""
+    """The workers of a running scheduler, once there is one: a cluster may have a queue.
+
+    Raises ConnectionError where no scheduler answers.
+    """
     try:
-        client = distributed.Client(address, timeout=SOON / 2)
-        client.wait_for_workers(1, timeout=SOON)
+        client = distributed.Client(address, timeout=SOON)
     except OSError as error:  # a timeout among them
-        raise ConnectionError(f"no Dask scheduler with workers at {address}: {error or 'no worker came'}") from None
+        raise ConnectionError(f"no Dask scheduler at {address}: {error}") from None
     with client:
+        if not client.scheduler_info()["workers"]:
+            print(f"waiting for a worker at {address} ...", flush=True)
+            client.wait_for_workers(1)
         yield client
 
 

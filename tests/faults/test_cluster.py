@@ -109,7 +109,7 @@ def test_no_scheduler_is_one_clear_line(suite, monkeypatch):
 
     monkeypatch.setattr(cluster, "SOON", 2)
     with (
-        pytest.raises(ConnectionError, match="no Dask scheduler with workers at tcp://127.0.0.1:9: "),
+        pytest.raises(ConnectionError, match="no Dask scheduler at tcp://127.0.0.1:9: "),
         cluster.workers_of("tcp://127.0.0.1:9"),
     ):
         pass
@@ -136,3 +136,33 @@ def test_processes_of_torchrun_share_each_batch(suite):
     one, two = ([epoch["loss"] for epoch in found[name]["history"]] for name in ("one", "two"))
     assert two == pytest.approx(one, rel=1e-3)
     assert len({round(loss, 3) for loss in one}) == 2  # it learns at all
+
+
+def test_the_slurm_example_submits_jobs_whose_workers_do_the_runs(suite, monkeypatch, tmp_path):
+    """With stand-ins for sbatch and scancel that start a job on this machine and end it."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    start = f"setsid sh {tmp_path}/job.sh >{tmp_path}/job.log 2>&1 & echo Submitted batch job $!"
+    commands = {
+        "sbatch": f'cp "$1" {tmp_path}/job.sh; {start}',
+        "scancel": 'kill -- "-$1"',
+    }
+    for name, command in commands.items():
+        (programs / name).write_text(f"#!/bin/sh\n{command}\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+    example = str(ROOT / "tests" / "clusters" / "slurm.py")
+    stand_in, given = (
+        suite.command("reproduce", "--only", "01,02")[2],
+        suite.command("reproduce", "--only", "01,02")[4:],
+    )
+    code = stand_in.partition("from ser_kd_utils.cli")[0]
+    code += f"\nimport runpy\nsys.argv[0] = 'slurm.py'\nrunpy.run_path({example!r}, run_name='__main__')"
+    command = [sys.executable, "-c", code, "--partition", "gpu", "--memory", "1GB", "--", *given]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert suite.executed == ["teacher 1 0", "mlkd 1 0"]
+    job = (tmp_path / "job.sh").read_text()
+    assert "#SBATCH -p gpu" in job and "#SBATCH --gres=gpu:1" in job and "--resources GPU=1" in job
+    assert "--nthreads 1" in job
