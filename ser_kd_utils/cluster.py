@@ -18,6 +18,8 @@ from ser_kd_utils.steps import FAILED, LAST, Job, Outcome
 
 logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # a scheduler that is gone is said once, by us
 
+PROGRESS = "ser-kd"
+"""Dask's topic of what workers say."""
 SOON = 30
 """Seconds that a scheduler, or a worker on this machine, has to answer."""
 
@@ -105,6 +107,7 @@ def run_all(client: distributed.Client, jobs: Sequence[Job]) -> Iterator[tuple[J
     A run whose worker dies goes to another. Where workers have the resource GPU, a run takes one. Raises
     ConnectionError when the scheduler is gone.
     """
+    client.subscribe_topic(PROGRESS, lambda event: print(event[1], flush=True))
     workers = client.scheduler_info(n_workers=-1)["workers"].values()
     resources = {"GPU": 1} if any("GPU" in worker["resources"] for worker in workers) else None
     futures: dict[str, distributed.Future] = {}
@@ -137,5 +140,7 @@ def run_all(client: distributed.Client, jobs: Sequence[Job]) -> Iterator[tuple[J
 def _run_on_worker(job: Job, label: str, needed: dict[str, Outcome]) -> Outcome:
     if job.step.notebook not in LAST and (outcome := steps.blocked(needed)):
         return outcome
-    where = distributed.get_worker().address
-    return steps.run(job, lambda text: distributed.print(f"{label} {job.step.name}  {text} ({where})"))
+    worker = distributed.get_worker()
+    return steps.run(
+        job, lambda text: worker.log_event(PROGRESS, f"{label} {job.step.name}  {text} ({worker.address})")
+    )

@@ -148,7 +148,7 @@ class Run:
         )
 
     def _is_as_written(self, name: str) -> bool:
-        """Records made before 0.2 have no checksums."""
+        """Where run.json has its checksum: older records have none."""
         path, files = self.folder / name, self.info.get("files", {})
         return path.is_file() and files.get(name) in (None, sha256(path))
 
