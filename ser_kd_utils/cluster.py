@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -140,6 +141,8 @@ def run_all(client: distributed.Client, jobs: Sequence[Job]) -> Iterator[tuple[J
 def _run_on_worker(job: Job, label: str, needed: dict[str, Outcome]) -> Outcome:
     if job.step.notebook not in LAST and (outcome := steps.blocked(needed)):
         return outcome
+    # Dask's for its own processes; a kernel would hand its memory back at each step and be half as fast
+    os.environ.pop("MALLOC_TRIM_THRESHOLD_", None)
     worker = distributed.get_worker()
     return steps.run(
         job, lambda text: worker.log_event(PROGRESS, f"{label} {job.step.name}  {text} ({worker.address})")
