@@ -17,9 +17,9 @@ import pandas as pd
 from ser_kd_utils.ablation_tables import PARTS, shared
 from ser_kd_utils.paper import PaperTable, tables_of
 from ser_kd_utils.records import Run, predictions, read_runs, results_folder
-from ser_kd_utils.reproduce import EACH_FOLD_AND_SEED, LAST
 from ser_kd_utils.rows import CNN_ROWS, EVERY_ROW, ROWS, TOKEN_ROWS, ablations
 from ser_kd_utils.settings import settings_of
+from ser_kd_utils.steps import EACH_FOLD_AND_SEED, LAST
 from ser_kd_utils.tables import card, command, mark_of, on_common_cells
 
 KEYS = ("noise", "SNR", "row", "rows", "situation", "claim", "tested by", "rung", "speech")
