@@ -10,7 +10,7 @@ import nbformat
 import papermill
 import pytest
 
-from ser_kd_utils.reproduce import EACH_FOLD_AND_SEED, LAST, NOTEBOOKS, ONCE
+from ser_kd_utils.steps import EACH_FOLD_AND_SEED, LAST, NOTEBOOKS, ONCE
 
 PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
 PARAMETER = re.compile(r"^(\w+): (str|int|float|bool) = (.+?)  # \S.*$")
