@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import re
 import textwrap
@@ -16,7 +15,7 @@ import pandas as pd
 
 from ser_kd_utils.ablation_tables import PARTS, shared
 from ser_kd_utils.paper import PaperTable, tables_of
-from ser_kd_utils.records import Run, predictions, read_runs, results_folder
+from ser_kd_utils.records import Run, predictions, read_runs, results_folder, sha256
 from ser_kd_utils.rows import CNN_ROWS, EVERY_ROW, ROWS, TOKEN_ROWS, ablations
 from ser_kd_utils.settings import settings_of
 from ser_kd_utils.steps import EACH_FOLD_AND_SEED, LAST
@@ -49,8 +48,8 @@ SAME, DIFFERENT = 0, 1
 def explain(options: Namespace) -> int:
     """Print what is behind a table's number; without a row, which rows and columns there are.
 
-    DIFFERENT where the table's file is not what its records say, or predictions are not those their record names.
-    Raises ValueError for a table, row or column that is not there.
+    DIFFERENT where the table's file is not what its records say. Raises ValueError for a table, row or column that is
+    not there, and for predictions that are not those their record was written with.
     """
     path = Path(options.table)
     folder = results_folder(options.results, options.corpus, options.profile, changes=options.changes)
@@ -81,7 +80,7 @@ def explain(options: Namespace) -> int:
     known = {run.info["fingerprint"]: run for run in [*recorded, *p1]}
     for runs in behind.values():
         for mark in sorted({mark_of(run) for run in runs}):
-            same.append(_describe([run for run in runs if mark_of(run) == mark], known))
+            _describe([run for run in runs if mark_of(run) == mark], known)
     if runs := [run for some in behind.values() for run in some]:
         print("", "protocol", _filled(card(runs)), "", "command", _command(runs, options.changes), sep="\n")
     else:
@@ -193,27 +192,25 @@ def counted(table: PaperTable, line: Mapping[str, str], column: str) -> dict[str
     return found
 
 
-def _describe(runs: Sequence[Run], known: Mapping[str, Run]) -> bool:
-    """Print a row's runs, what they share in words; whether each has the predictions that it names."""
+def _describe(runs: Sequence[Run], known: Mapping[str, Run]) -> None:
+    """Print a row's runs, what they share in words."""
     info, folder = runs[0].info, runs[0].folder
     mark = f", {mark_of(runs[0])}" if mark_of(runs[0]) else ""
     pattern = re.sub(r"fold-\d+__seed-\d+$", "fold-F__seed-S", _place(folder))
     print(f"\n{_named(info['row'])}, {info['title']}{mark}: {len(runs)} run{'s' * (len(runs) > 1)}\n  {pattern}")
-    digests = [hashlib.sha256((run.folder / "predictions.parquet").read_bytes()).hexdigest() for run in runs]
-    named = [run.info.get("files", {}).get("predictions.parquet", own) for run, own in zip(runs, digests, strict=True)]
     listed = pd.DataFrame(
         {
             "fold": run.info["fold"],
             "seed": run.info["seed"],
             "epoch": run.info["best_epoch"],
-            "sha256 of predictions": own[:16] + f" DIFFERS: {said[:16]} in run.json" * (own != said),
+            "sha256 of predictions": sha256(run.folder / "predictions.parquet")[:16],
             "finished": run.info["finished"][:16].replace("T", " "),
             "commit": (run.info["commit"] or "unknown")[:12] + (run.info["commit"] or "")[40:],
             "hardware": run.info["hardware"]["gpu"] or f"CPU, threads: {run.info['hardware']['cpu_threads']}",
             "teacher": _teacher(run, known),
             "not heard": run.info["held_out"],
         }
-        for run, own, said in zip(runs, digests, named, strict=True)
+        for run in runs
     )
     alike = [column for column in listed.columns[4:] if listed[column].nunique() == 1]
     heard = ", ".join(sorted({kind for run in runs for kind in run.info["train_noise"]}))
@@ -221,7 +218,6 @@ def _describe(runs: Sequence[Run], known: Mapping[str, Run]) -> bool:
     told += [f"trained on {f'speech in {heard}' if heard else 'clean speech'}", _settings(runs[0])]
     print(_filled("; ".join(told)))
     print(textwrap.indent(listed.drop(columns=alike).to_string(index=False), "  "))
-    return digests == named
 
 
 def _teacher(run: Run, known: Mapping[str, Run]) -> str:
