@@ -16,6 +16,9 @@ import psutil
 from nbformat.v4 import new_code_cell, new_notebook
 from scipy.io import wavfile
 
+from ser_kd_utils.reproduce import OWN_OPTIONS
+from ser_kd_utils.steps import EACH_FOLD_AND_SEED, LAST, ONCE
+
 RATE = 16_000
 EACH = """corpus: str = "demo"
 profile: str = "tiny"
@@ -25,18 +28,7 @@ data_root: str = ""
 noise_dir: str = ""
 fold: int = 1
 seed: int = 0"""
-OWN = {"03": ("speech_dir", "ablations"), "04": ("teacher_logits",), "05": ("ablations",), "07": ("ablations",)}
-NAMES = {
-    "00_corpora_and_noise": "",
-    "01_teacher_finetuning": "teacher",
-    "02_noisy_student_distillation": "mlkd",
-    "03_mlkd_ablations": "mlkd-ablation",
-    "04_decoupled_distillation": "dkd",
-    "05_decoupled_ablations": "dkd-ablation",
-    "06_curriculum_meta_distillation": "mckd",
-    "07_curriculum_meta_ablations": "mckd-ablation",
-    "09_paper_tables": "",
-}
+NAMES = EACH_FOLD_AND_SEED | dict.fromkeys(ONCE + LAST, "")
 RECORD = """from pathlib import Path
 run = Path(results, f"{{corpus}}-{{profile}}", "runs", f"{method}__x__fold-{{fold}}__seed-{{seed}}")
 run.joinpath("model").mkdir(parents=True, exist_ok=True)
@@ -75,7 +67,7 @@ class Suite:
     def notebook(self, number: str, *cells: str) -> None:
         """Other cells for a notebook; without any it leaves a record and a line in executed.txt."""
         (name,) = [name for name in NAMES if name.startswith(number)]
-        own = "".join(f'\n{option}: str = ""' for option in OWN.get(number, ()))
+        own = "".join(f'\n{option}: str = ""' for option in OWN_OPTIONS.get(name, ()))
         first = EACH + own if number != "09" else "\n".join(EACH.splitlines()[:4])
         cells = cells or ((RECORD.format(method=NAMES[name]),) if NAMES[name] else ("results",))
         book = new_notebook(cells=[new_code_cell(first, metadata={"tags": ["parameters"]}), *map(new_code_cell, cells)])
