@@ -114,7 +114,7 @@ def _place(path: Path) -> str:
 
 def _filled(text: str, indent: str = "  ") -> str:
     layout = {"initial_indent": indent, "subsequent_indent": indent, "break_on_hyphens": False}
-    return textwrap.fill(text, 98, break_long_words=False, **layout)
+    return textwrap.fill(text, 78, break_long_words=False, **layout)
 
 
 def _compare(column: str, written: str, now: str | None) -> bool:
