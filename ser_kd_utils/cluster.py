@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -102,13 +102,15 @@ def _problem(token: Path, code: str) -> str:
         return ""
 
 
-def run_all(client: distributed.Client, jobs: Sequence[Job]) -> Iterator[tuple[Job, Outcome]]:
+def run_all(
+    client: distributed.Client, jobs: Sequence[Job], labels: Mapping[str, str], say: Callable[[str], None]
+) -> Iterator[tuple[Job, Outcome]]:
     """Each job as a future that waits for the steps it needs, in the order in which they end.
 
-    A run whose worker dies goes to another. Where workers have the resource GPU, a run takes one. Raises
-    ConnectionError when the scheduler is gone.
+    labels: by step, what its lines begin with; say: where what workers say goes. A run whose worker dies goes to
+    another. Where workers have the resource GPU, a run takes one. Raises ConnectionError when the scheduler is gone.
     """
-    client.subscribe_topic(PROGRESS, lambda event: print(event[1], flush=True))
+    client.subscribe_topic(PROGRESS, lambda event: say(event[1]))
     workers = client.scheduler_info(n_workers=-1)["workers"].values()
     resources = {"GPU": 1} if any("GPU" in worker["resources"] for worker in workers) else None
     futures: dict[str, distributed.Future] = {}
@@ -117,7 +119,7 @@ def run_all(client: distributed.Client, jobs: Sequence[Job]) -> Iterator[tuple[J
         futures[job.step.name] = client.submit(
             _run_on_worker,
             job,
-            f"[{number + 1}/{len(jobs)}]",
+            labels[job.step.name],
             {name: futures[name] for name in before if name in futures},
             key=f"{job.step.name}-{uuid.uuid4().hex[:8]}",
             priority=-number,
@@ -144,6 +146,4 @@ def _run_on_worker(job: Job, label: str, needed: dict[str, Outcome]) -> Outcome:
     # Dask's for its own processes; a kernel would hand its memory back at each step and be half as fast
     os.environ.pop("MALLOC_TRIM_THRESHOLD_", None)
     worker = distributed.get_worker()
-    return steps.run(
-        job, lambda text: worker.log_event(PROGRESS, f"{label} {job.step.name}  {text} ({worker.address})")
-    )
+    return steps.run(job, lambda text: worker.log_event(PROGRESS, f"{label}  {text} ({worker.address})"))

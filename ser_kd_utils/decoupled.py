@@ -86,9 +86,8 @@ class DecoupledExperiment(Study):
         heard = IMPROVISED.get(corpus, corpus) if optimistic else corpus
         split = "random" if optimistic else ""
         super().__init__(heard, profile, fold, seed, data_root, noise_dir, results, split, changes)
-        self._corpus_name = corpus
         self.folder = records.results_folder(results, corpus, profile, "P1" if optimistic else "", changes)
-        self.protocol, self.changes, self.teacher_logits = protocol, changes, teacher_logits
+        self.protocol, self.teacher_logits = protocol, teacher_logits
         self.settings = self.all_settings.dkd
         self._clean: dict[str, Segments] = {}
         if optimistic:
@@ -142,7 +141,11 @@ class DecoupledExperiment(Study):
 
     def _own_options(self, name: str) -> dict[str, str]:
         stored = self.rows[name].teacher == "stored"
-        return {"protocol": self.protocol, "teacher-logits": "LOGITS.csv" if stored else ""}
+        return {
+            "corpus": "" if self.corpus.synthetic else self._asked[0],  # P1 may hear only its improvised part
+            "protocol": self.protocol,
+            "teacher-logits": "LOGITS.csv" if stored else "",
+        }
 
     def _unused(self, name: str) -> set[str]:
         row, loss = self.rows[name], self.settings_of(name).loss

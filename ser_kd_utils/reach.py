@@ -19,7 +19,7 @@ class Module:
     """A source file: its definitions (functions, classes, constants) and what its imports mean in the package."""
 
     units: dict[str, list[ast.stmt]]
-    imports: dict[str, tuple[str, str]]  # name -> (module, name there), the latter "" for the module itself
+    imports: dict[str, tuple[str, str]]  # name -> (module or sub-package, name there, which may be a module)
 
 
 def reached(entries: Iterable[str], without: Collection[str] = ()) -> dict[str, str]:

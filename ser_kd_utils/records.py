@@ -66,13 +66,17 @@ def unfinished(results: Path) -> Path:
     return results / "unfinished"
 
 
+def _lock_of(results: Path, name: str) -> Path:
+    return unfinished(results) / "locks" / f"{name}.lock"
+
+
 @contextmanager
 def only_one(results: Path, name: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Hold the lock `name`, which one process can have, on whatever machine of the same file system.
 
     It goes with the process that holds it. waiting: called once where another process has it.
     """
-    path = unfinished(results) / "locks" / f"{name}.lock"
+    path = _lock_of(results, name)
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
     try:
@@ -88,7 +92,7 @@ def only_one(results: Path, name: str, waiting: Callable[[], None] = lambda: Non
 
 def is_held(results: Path, name: str) -> bool:
     """Whether some process holds the lock."""
-    path = unfinished(results) / "locks" / f"{name}.lock"
+    path = _lock_of(results, name)
     if not path.exists():
         return False
     try:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import ast
 import json
 import os
+import shutil
+import sys
+import textwrap
 import time
 import uuid
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import pandas as pd
 
@@ -34,6 +38,7 @@ from ser_kd_utils.steps import (
     Job,
     Outcome,
     Step,
+    folders,
     made_from,
     state_of,
     step_name,
@@ -163,8 +168,11 @@ def _contents(corpus: Corpus) -> str:
     return table.drop(columns="path").to_csv(index=False)
 
 
-def _jobs(options: Namespace) -> list[Job]:
-    """The plan, checked, with what each step must be made from. Makes the options' paths absolute."""
+def _jobs(options: Namespace, **limits: Any) -> list[Job]:
+    """The plan, checked, with what each step must be made from. Makes the options' paths absolute.
+
+    limits: force, run_limit and deadline of the jobs.
+    """
     for name in ("data_root", "noise_dir", "speech_dir", "teacher_logits"):
         if getattr(options, name):  # workers stand elsewhere
             setattr(options, name, str(Path(getattr(options, name)).expanduser().resolve()))
@@ -178,22 +186,25 @@ def _jobs(options: Namespace) -> list[Job]:
         check_parameters(step)
     inputs = inputs_of([corpus, *speech], options.noise_dir, options.teacher_logits)
     folder = results_folder(options.results, options.corpus, options.profile, changes=options.changes)
-    return [Job(step, folder, made_from(step, inputs)) for step in planned]
+    return [Job(step, folder, made_from(step, inputs), **limits) for step in planned]
 
 
 def reproduce(options: Namespace) -> int:
     """Run the plan. Returns 0 when all is done, 1 when a run failed, 3 when the time limit came first."""
-    jobs, started = _jobs(options), time.time()
+    started = time.time()
+    jobs = _jobs(
+        options,
+        force=options.force,
+        run_limit=None if options.run_limit is None else 60 * options.run_limit,
+        deadline=None if options.time_limit is None else started + 60 * options.time_limit,
+    )
     folder = jobs[0].folder
     print(f"{len(jobs)} notebook runs, results in {_short(folder)}", flush=True)
     if options.dry_run:
         _print_plan(jobs, options)
         return 0
     _check_writable(folder)
-    deadline = None if options.time_limit is None else started + 60 * options.time_limit
-    run_limit = None if options.run_limit is None else 60 * options.run_limit
-    for number, job in enumerate(jobs):
-        jobs[number] = Job(job.step, folder, job.made_from, options.force, run_limit, deadline)
+    labels = {job.step.name: f"[{number}/{len(jobs)}] {job.step.name}" for number, job in enumerate(jobs, 1)}
     ended: dict[str, Outcome] = {}
     with ExitStack() as cluster:
         if options.workers or options.scheduler:
@@ -203,22 +214,29 @@ def reproduce(options: Namespace) -> int:
             workers = workers_of(options.scheduler) if options.scheduler else workers_here(options.workers)
             client = cluster.enter_context(workers)
             check(client, folder)
-            outcomes = run_all(client, jobs)
+            outcomes = run_all(client, jobs, labels, say)
         else:
-            outcomes = _one_by_one(jobs)
+            outcomes = _one_by_one(jobs, labels)
         for job, outcome in outcomes:
             ended[job.step.name] = outcome
-            print(f"[{jobs.index(job) + 1}/{len(jobs)}] {job.step.name}  {_said(outcome)}", flush=True)
+            say(f"{labels[job.step.name]}  {_said(outcome)}")
     _summary(folder, ended, time.time() - started)
     return max(EXIT[outcome.state] for outcome in ended.values())
 
 
-def _one_by_one(jobs: Sequence[Job]) -> Iterator[tuple[Job, Outcome]]:
+def say(text: str) -> None:
+    """Print a line; in a terminal, what is longer goes on below, indented."""
+    if sys.stdout.isatty():
+        width = shutil.get_terminal_size().columns
+        text = textwrap.fill(text, width, subsequent_indent=8 * " ", break_long_words=False, break_on_hyphens=False)
+    print(text, flush=True)
+
+
+def _one_by_one(jobs: Sequence[Job], labels: Mapping[str, str]) -> Iterator[tuple[Job, Outcome]]:
     ended: dict[str, Outcome] = {}
-    for number, job in enumerate(jobs, 1):
-        label = f"[{number}/{len(jobs)}] {job.step.name}"
+    for job in jobs:
         outcome = steps.blocked({name: ended[name] for name in job.step.needs if name in ended})
-        outcome = outcome or steps.run(job, lambda text, label=label: print(f"{label}  {text}", flush=True))
+        outcome = outcome or steps.run(job, lambda text, label=labels[job.step.name]: say(f"{label}  {text}"))
         ended[job.step.name] = outcome
         yield job, outcome
 
@@ -258,13 +276,11 @@ def _summary(folder: Path, ended: dict[str, Outcome], seconds: float) -> None:
     print(", ".join(f"{count} {state}" for state, count in counts.items() if count) + f", in {seconds / 60:.1f} min.")
     for name, outcome in ended.items():
         if outcome.state == FAILED:
-            print(f"FAILED {name}: {outcome.error}")
-            print(f"  the notebook as far as it came: {_short(folder / 'notebooks' / f'{name}.ipynb')}")
+            say(f"FAILED {name}: {outcome.error}")
+            say(f"  the notebook as far as it came: {_short(folder / 'notebooks' / f'{name}.ipynb')}")
     if any(EXIT[outcome.state] for outcome in ended.values()):
         print("What was recorded stays; the same command goes on from here.", flush=True)
-    print(
-        f"In {_short(folder)}: tables/, figures/, runs/ (predictions and settings), notebooks/ (executed)", flush=True
-    )
+    say(f"In {_short(folder)}: tables/, figures/, runs/ (predictions and settings), notebooks/ (executed)")
 
 
 def status(options: Namespace) -> int:
@@ -277,9 +293,9 @@ def status(options: Namespace) -> int:
         state, why = state_of(job, entries.get(job.step.name, {}))
         state = DONE if state == RECORDED else state
         counts[state] = counts.get(state, 0) + 1
-        print(f"{state:<12} {job.step.name}{f'  ({why})' if why else ''}")
-    for training in sorted(unfinished(folder).glob("*@*")):
-        print(f"{'training':<12} {training.name.partition('@')[0]}  ({_progress(training)})")
+        say(f"{state:<12} {job.step.name}{f'  ({why})' if why else ''}")
+    for training in (path for each in folders(jobs[0].step) for path in sorted(unfinished(each).glob("*@*"))):
+        say(f"{'training':<12} {training.name.partition('@')[0]}  ({_progress(training)})")
     print(", ".join(f"{count} {state}" for state, count in counts.items()) + f", in {_short(folder)}")
     return 0
 
@@ -294,7 +310,7 @@ def _progress(training: Path) -> str:
 
 def _print_plan(jobs: Sequence[Job], options: Namespace) -> None:
     folder = jobs[0].folder
-    entries, seconds = Account(folder).steps, _recorded_seconds(folder)
+    entries, seconds = Account(folder).steps, _recorded_seconds(folders(jobs[0].step))
     expected: dict[str, float] = {}
     for number, job in enumerate(jobs, 1):
         state, why = state_of(job, entries.get(job.step.name, {}))
@@ -302,9 +318,10 @@ def _print_plan(jobs: Sequence[Job], options: Namespace) -> None:
             said = "already recorded, skipped"
         else:
             expected[job.step.name] = _expected(job.step, seconds)
-            said = "would run" + (f" ({state}: {why})" if why else "")
+            said = "would run"
             said += f", about {expected[job.step.name] / 60:.1f} min" if expected[job.step.name] else ""
-        print(f"[{number}/{len(jobs)}] {job.step.name}  {said}")
+            said += f" ({state}: {why})" if why else ""
+        say(f"[{number}/{len(jobs)}] {job.step.name}  {said}")
     unknown = sorted({name.partition("__")[0] for name in expected if not expected[name]} - {*ONCE, *LAST})
     total, workers = sum(expected.values()), options.workers or 1
     spread = _makespan([job.step for job in jobs if job.step.name in expected], expected, workers)
@@ -314,13 +331,13 @@ def _print_plan(jobs: Sequence[Job], options: Namespace) -> None:
             f"(from the durations of {sum(len(some) for some in seconds.values())} recorded trainings)"
         )
     if unknown:
-        print(f"no durations recorded here yet for {', '.join(unknown)}: run one fold to know more")
+        say(f"no durations recorded here yet for {', '.join(unknown)}: run one fold to know more")
 
 
-def _recorded_seconds(folder: Path) -> dict[tuple[str, str], list[float]]:
+def _recorded_seconds(recorded: Sequence[Path]) -> dict[tuple[str, str], list[float]]:
     """Seconds of training and tests by method and row."""
     found: dict[tuple[str, str], list[float]] = {}
-    for path in (*folder.glob("runs/*/run.json"), *folder.with_name(f"{folder.name}+P1").glob("runs/*/run.json")):
+    for path in (path for folder in recorded for path in folder.glob("runs/*/run.json")):
         info = json.loads(path.read_text(encoding="utf-8"))
         spent = info["seconds"] + info.get("test_seconds", 0)
         found.setdefault((info["method"], f"{path.parents[2].name}/{info['row']}"), []).append(spent)

@@ -135,13 +135,20 @@ class Account:
             fresh.replace(self.path)
 
 
-def run_folders(step: Step, folder: Path) -> Iterator[Path]:
-    """The records of the step's method, fold and seed, those of protocol P1 among them."""
+def folders(step: Step) -> list[Path]:
+    """Where its records lie: of the corpus's own protocol, and of DKDFMH's P1."""
+    use = step.parameters
+    own = (use["results"], use["corpus"], use["profile"])
+    return [results_folder(*own, protocol, use["changes"]) for protocol in ("", "P1")]
+
+
+def run_folders(step: Step) -> Iterator[Path]:
+    """The records of the step's method, fold and seed, under both protocols."""
     if step.notebook in EACH_FOLD_AND_SEED:
         use, method = step.parameters, EACH_FOLD_AND_SEED[step.notebook]
-        optimistic = results_folder(use["results"], use["corpus"], use["profile"], "P1", use["changes"])
         name = f"runs/{run_name(method, '*', use['fold'], use['seed'])}"
-        yield from (*sorted(folder.glob(name)), *sorted(optimistic.glob(name)))
+        for folder in folders(step):
+            yield from sorted(folder.glob(name))
 
 
 def state_of(job: Job, entry: Mapping[str, Any]) -> tuple[str, str]:
@@ -171,7 +178,7 @@ def blocked(needed: Mapping[str, Outcome]) -> Outcome | None:
     """What becomes of a step when one that it needs did not end well."""
     for name, outcome in needed.items():
         if outcome.state == OUT_OF_TIME:
-            return outcome
+            return Outcome(OUT_OF_TIME)
         if outcome.state in (FAILED, BLOCKED):
             return Outcome(BLOCKED, error=f"needs {name}")
     return None
@@ -188,7 +195,7 @@ def run(job: Job, say: Callable[[str], None]) -> Outcome:
             return Outcome(OUT_OF_TIME)
         say("running ...")
         if job.force:  # weights go: what is trained again replaces the old record once it is whole
-            for folder in run_folders(step, job.folder):
+            for folder in run_folders(step):
                 shutil.rmtree(folder / "model", ignore_errors=True)
         by = f"process {os.getpid()} on {socket.gethostname()}"
         account.set(step, status="running", by=by)
@@ -198,7 +205,7 @@ def run(job: Job, say: Callable[[str], None]) -> Outcome:
         if state == DONE:
             digests = {
                 folder.relative_to(job.folder.parent).as_posix(): sha256(folder / "predictions.parquet")
-                for folder in run_folders(step, job.folder)
+                for folder in run_folders(step)
                 if (folder / "predictions.parquet").exists()
             }
             account.set(step, status=DONE, seconds=seconds, made_from=job.made_from, records=digests)

@@ -87,8 +87,7 @@ class Study:
         self.noise = NoiseBank.from_folder(noise_dir) if noise_dir else self._generated_noise()
         if unknown := sorted(set(self.noise_settings.train_types) - set(self.noise.types)):
             raise ValueError(f"No noise {', '.join(unknown)} to train on: choose among {', '.join(self.noise.types)}.")
-        self.profile, self.fold, self.seed = profile, fold, seed
-        self._corpus_name, self._changes = corpus, changes
+        self.profile, self.fold, self.seed, self.changes = profile, fold, seed, changes
         self.folder = records.results_folder(results, corpus, profile, protocol, changes)
 
     def _generated_noise(self) -> NoiseBank:
@@ -156,18 +155,18 @@ class Study:
         with records.only_one(self.folder, folder.name) if state.is_main_process else nullcontext():
             (done,) = broadcast_object_list([records.Run(folder).complete(wanted)])
             if not done:
-                self._train(name, wanted, state.is_main_process)
+                self._train(name, state.is_main_process)
             state.wait_for_everyone()
         return records.Run(folder)
 
-    def _train(self, name: str, wanted: str, records_it: bool) -> None:
+    def _train(self, name: str, records_it: bool) -> None:
         network, fitted = self._fit(name)
         if records_it:
             folder, started = self._run_folder(name), time.monotonic()
             table = self._test(fitted)
             info = self._info(name, fitted, network) | {"test_seconds": round(time.monotonic() - started, 1)}
             records.write_run(folder, table, info, partial(self._save, network))
-            for old in self._checkpoints(name).parent.glob(f"{folder.name}@*"):
+            for old in records.unfinished(self.folder).glob(f"{folder.name}@*"):
                 shutil.rmtree(old)
 
     def fingerprint(self, name: str) -> str:
@@ -219,13 +218,13 @@ class Study:
     def command(self, name: str) -> str:
         """What trains the row; DATA, NOISE and the like stand for places on the reader's machine."""
         given = {
-            "corpus": "" if self.corpus.name == "demo" else self._corpus_name,
+            "corpus": "" if self.corpus.synthetic else self.corpus.name,
             "data-root": "" if self.corpus.synthetic else "DATA",
             "noise-dir": "NOISE" if self.noise.source.startswith("folder") else "",
             "profile": "" if self.profile == "tiny" else self.profile,
             "fold": self.fold,
             "seed": self.seed,
-            "changes": self._changes and f'"{self._changes}"',
+            "changes": self.changes and f'"{self.changes}"',
             **self._own_options(name),
         }
         return " ".join(["ser-kd train", name, *(f"--{key} {value}" for key, value in given.items() if value != "")])
