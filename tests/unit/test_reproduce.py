@@ -263,6 +263,9 @@ def test_status_says_what_is_done_and_what_is_not_and_why(run, notebooks, tmp_pa
     state = {"global_step": 8, "epoch": 2.0, "num_train_epochs": 5}
     next(runs.parent.glob("unfinished/*@*/*")).joinpath("trainer_state.json").write_text(json.dumps(state))
     assert said()["mc"] == "training (epoch 2 of 5 is kept)"
+    other = tmp_path / "results" / "manifest-tiny+P1" / "unfinished" / "dkd__x__fold-1__seed-0@abc"
+    other.mkdir(parents=True)
+    assert said()["dk"] == "training (in its first epoch)"
 
 
 def test_the_plan_says_what_it_will_cost_from_recorded_durations(run, notebooks, tmp_path, capsys):
@@ -279,6 +282,11 @@ def test_the_plan_says_what_it_will_cost_from_recorded_durations(run, notebooks,
     # 12 + 54 + 3 minutes a fold; on two workers 01, 01, then 02, 02 at once, then 06, 06
     assert "about 2.30 hours of training and tests, 1.15 with 2 at a time" in out
     assert "durations of 8 recorded trainings" in out
+    folder = tmp_path / "results" / "manifest-tiny+P1+gamma=2.0" / "runs" / "dkd__cnn-dkd__fold-1__seed-0"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps({"method": "dkd", "row": "cnn-dkd", "seconds": 180}))
+    assert run("--folds", "1", "--only", "04", "--dry-run", "--changes", "gamma=2.0") == 0
+    assert "04_decoupled_distillation__fold-1__seed-0  would run, about 3.0 min" in capsys.readouterr().out
 
 
 def test_time_limit_stops_and_the_same_command_goes_on(run, notebooks, account, capsys):
