@@ -194,10 +194,8 @@ def snr_curves(predictions: Mapping[str, pd.DataFrame], chance: float, per_type:
     axes[0, 0].set_ylabel("UA (%)")
     axes[0, 0].set_ylim(max(0, 100 * chance - 8), 100)
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    if per_type:
-        figure.legend(handles, labels, loc="upper center", ncols=len(labels), fontsize="small", bbox_to_anchor=(0.5, 0))
-    else:
-        axes[0, 0].legend(handles, labels, fontsize="small", loc="lower right")
+    columns = len(labels) if per_type else 2  # below the axes, where it covers no curve
+    figure.legend(handles, labels, loc="upper center", ncols=columns, fontsize="small", bbox_to_anchor=(0.5, 0))
     figure.tight_layout()
     return figure
 
