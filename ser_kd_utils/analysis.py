@@ -10,10 +10,10 @@ import pandas as pd
 import torch
 from transformers import Wav2Vec2ForSequenceClassification
 
-from ser_kd_utils.audio import AudioCache
+from ser_kd_utils.data.audio import AudioCache
+from ser_kd_utils.data.noise import NoiseBank
 from ser_kd_utils.evaluation import noisy_views
 from ser_kd_utils.models.wav2vec2 import hidden_states, normalise
-from ser_kd_utils.noise import NoiseBank
 
 
 @dataclass(frozen=True)

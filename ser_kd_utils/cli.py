@@ -109,7 +109,7 @@ def main(arguments: list[str] | None = None) -> int:
 
             return train(options)
         if options.command == "download":
-            from ser_kd_utils.download import download
+            from ser_kd_utils.data.download import download
 
             return download(options.name, options.to, options.url)
         if options.command == "explain":

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ser_kd_utils import records
-from ser_kd_utils.audio import SAMPLE_RATE
+from ser_kd_utils.data.audio import SAMPLE_RATE
 from ser_kd_utils.evaluation import CLEAN
 from ser_kd_utils.models import head_fusion, wav2vec2
 from ser_kd_utils.models.head_fusion import HeadFusionConfig, HeadFusionForAudioClassification

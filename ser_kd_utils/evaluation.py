@@ -10,9 +10,9 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from ser_kd_utils.audio import SAMPLE_RATE, AudioCache
+from ser_kd_utils.data.audio import SAMPLE_RATE, AudioCache
+from ser_kd_utils.data.noise import NoiseBank, draw, mix
 from ser_kd_utils.models import wav2vec2
-from ser_kd_utils.noise import NoiseBank, draw, mix
 
 CLEAN = ("clean", math.nan)
 """The condition without noise; a condition is (noise type, SNR in dB)."""

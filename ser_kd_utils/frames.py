@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ser_kd_utils.noise import keyed_rng
+from ser_kd_utils.data.noise import keyed_rng
 from ser_kd_utils.pieces import Pieces
 
 

@@ -20,14 +20,14 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.stateful import Stateful
 from torch.func import functional_call
 
-from ser_kd_utils.audio import SAMPLE_RATE
-from ser_kd_utils.features import on_disk
+from ser_kd_utils.data.audio import SAMPLE_RATE
+from ser_kd_utils.data.features import on_disk
+from ser_kd_utils.data.noise import keyed_rng, mix
 from ser_kd_utils.frames import Frames, PairedPieces
 from ser_kd_utils.losses import kd_loss, supervised_contrastive
 from ser_kd_utils.models import variable_tokens, wav2vec2
 from ser_kd_utils.models.variable_tokens import VariableTokenConfig, VariableTokenForAudioClassification
 from ser_kd_utils.models.wav2vec2 import HOP
-from ser_kd_utils.noise import keyed_rng, mix
 from ser_kd_utils.pieces import Targets
 from ser_kd_utils.recipes import Experiment
 from ser_kd_utils.rows import TOKEN_ROWS, Row, token_ablations

@@ -16,9 +16,9 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import Wav2Vec2ForSequenceClassification
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from ser_kd_utils.audio import SAMPLE_RATE, AudioCache
+from ser_kd_utils.data.audio import SAMPLE_RATE, AudioCache
+from ser_kd_utils.data.noise import NoiseBank, draw, keyed_rng
 from ser_kd_utils.models.wav2vec2 import HOP, hidden_states, normalise
-from ser_kd_utils.noise import NoiseBank, draw, keyed_rng
 
 UNLABELLED = -100
 """The class index of speech that distillation may use and cross-entropy may not."""

@@ -15,7 +15,7 @@ import soundfile
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ser_kd_utils.audio import SAMPLE_RATE
+from ser_kd_utils.data.audio import SAMPLE_RATE
 from ser_kd_utils.metrics import interval, score
 from ser_kd_utils.rows import EVERY_ROW
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from transformers import Wav2Vec2ForSequenceClassification
 
-from ser_kd_utils.audio import AudioCache, cache_audio
-from ser_kd_utils.corpora import unlabelled
+from ser_kd_utils.data.audio import AudioCache, cache_audio
+from ser_kd_utils.data.corpora import unlabelled
 from ser_kd_utils.models import wav2vec2
 from ser_kd_utils.pieces import UNLABELLED, Pieces, Targets, teacher_targets
 from ser_kd_utils.pretraining import pretrain

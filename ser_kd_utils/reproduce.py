@@ -21,7 +21,7 @@ from typing import Any
 import pandas as pd
 
 from ser_kd_utils import steps
-from ser_kd_utils.corpora import Corpus, load_corpus, split, unlabelled
+from ser_kd_utils.data.corpora import Corpus, load_corpus, split, unlabelled
 from ser_kd_utils.records import fingerprint, results_folder, results_root, sha256, unfinished
 from ser_kd_utils.rows import ablations, choose, cnn_ablations, token_ablations
 from ser_kd_utils.settings import settings_of

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ser_kd_utils.audio import SAMPLE_RATE, AudioCache
-from ser_kd_utils.features import on_disk
+from ser_kd_utils.data.audio import SAMPLE_RATE, AudioCache
+from ser_kd_utils.data.features import on_disk
+from ser_kd_utils.data.noise import NoiseBank, draw, keyed_rng, mix
 from ser_kd_utils.models.head_fusion import HeadFusionConfig, features_of, segments
-from ser_kd_utils.noise import NoiseBank, draw, keyed_rng, mix
 
 _BATCH = 256  # segments at a time where all are gone through
 

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ser_kd_utils import records
-from ser_kd_utils.audio import AudioCache, cache_audio
-from ser_kd_utils.corpora import load_corpus, split
+from ser_kd_utils.data.audio import AudioCache, cache_audio
+from ser_kd_utils.data.corpora import load_corpus, split
+from ser_kd_utils.data.noise import NoiseBank, keyed_rng
 from ser_kd_utils.evaluation import CLEAN, dev_condition, grid, predict
 from ser_kd_utils.metrics import ser_metrics
-from ser_kd_utils.noise import NoiseBank, keyed_rng
 from ser_kd_utils.reach import reached
 from ser_kd_utils.rows import Row
 from ser_kd_utils.settings import Settings, settings_of

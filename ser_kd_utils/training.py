@@ -24,10 +24,10 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from ser_kd_utils.checkpoints import last_whole, restore, seal
+from ser_kd_utils.data.noise import mix
 from ser_kd_utils.frames import Frames
 from ser_kd_utils.losses import decoupled_kd, kd_loss, multi_level_loss
 from ser_kd_utils.models import wav2vec2
-from ser_kd_utils.noise import mix
 from ser_kd_utils.pieces import UNLABELLED, Pieces
 from ser_kd_utils.segments import Segments
 from ser_kd_utils.settings import DKDSettings, MLKDSettings

@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from ser_kd_utils.features import log_filter_bank, mfcc
+from ser_kd_utils.data.features import log_filter_bank, mfcc
 
 BINS = {"log filter bank": 40, "mfcc": 26}
 """The features and how many values each has per frame."""

@@ -26,7 +26,7 @@ from transformers import (
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2FeatureEncoder, Wav2Vec2FeatureProjection
 
-from ser_kd_utils.features import FILTERS, FRAME, log_filter_bank
+from ser_kd_utils.data.features import FILTERS, FRAME, log_filter_bank
 from ser_kd_utils.models.wav2vec2 import HOP, normalise
 
 _FRONT = ("conv_dim", "conv_kernel", "conv_stride", "conv_bias", "feat_extract_norm", "feat_extract_activation")

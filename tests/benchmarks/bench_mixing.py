@@ -15,8 +15,8 @@ import soundfile
 import torch
 from audiomentations import AddBackgroundNoise
 
-from ser_kd_utils.audio import SAMPLE_RATE
-from ser_kd_utils.noise import NoiseBank, mix
+from ser_kd_utils.data.audio import SAMPLE_RATE
+from ser_kd_utils.data.noise import NoiseBank, mix
 
 ITEMS, SAMPLES, SNR, ROUNDS = 32, 4 * SAMPLE_RATE, 5.0, 100
 

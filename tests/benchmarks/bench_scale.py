@@ -27,8 +27,8 @@ import pandas as pd
 import torch
 from torch.utils.data import DataLoader
 
-from ser_kd_utils.audio import SAMPLE_RATE, cache_audio
-from ser_kd_utils.corpora import load_corpus
+from ser_kd_utils.data.audio import SAMPLE_RATE, cache_audio
+from ser_kd_utils.data.corpora import load_corpus
 from ser_kd_utils.decoupled import DecoupledExperiment
 from ser_kd_utils.evaluation import grid
 from ser_kd_utils.meta_curriculum import MetaCurriculumExperiment

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from ser_kd_utils import recipes
-from ser_kd_utils.audio import SAMPLE_RATE
+from ser_kd_utils.data.audio import SAMPLE_RATE
 from ser_kd_utils.pieces import collate
 from ser_kd_utils.recipes import Experiment
 from ser_kd_utils.rows import ROWS

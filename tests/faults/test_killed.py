@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 from stand_in import FEW_EPOCHS, TRAIN, Suite, kill, predictions, wait_for, write_corpus
 
-from ser_kd_utils.audio import cache_audio
-from ser_kd_utils.corpora import cache_root, load_corpus
+from ser_kd_utils.data.audio import cache_audio
+from ser_kd_utils.data.corpora import load_corpus
+from ser_kd_utils.files import cache_root
 from ser_kd_utils.records import Run, read_runs, write_run
 
 TRAINED = ("--only", "01,02", "--changes", FEW_EPOCHS)
@@ -58,7 +59,7 @@ def test_a_cache_killed_while_it_is_written_is_written_anew(tmp_path, monkeypatc
     write_corpus(tmp_path)
     monkeypatch.setenv("SER_KD_CACHE", str(tmp_path / "cache"))
     killed_in(
-        "from ser_kd_utils import audio\nfrom ser_kd_utils.corpora import load_corpus\naudio._BATCH = 8\n"
+        "from ser_kd_utils.data import audio\nfrom ser_kd_utils.data.corpora import load_corpus\naudio._BATCH = 8\n"
         "batch, calls = audio._batch, []\n"
         "def dies(samples):\n    calls.append(1)\n"
         "    return batch(samples) if len(calls) < 3 else os.kill(os.getpid(), signal.SIGKILL)\n"

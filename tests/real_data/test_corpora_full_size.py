@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ser_kd_utils.corpora import Corpus, load_corpus, split
+from ser_kd_utils.data.corpora import Corpus, load_corpus, split
 from ser_kd_utils.segments import at_least
 
 FULL_NAMES = {"ang": "angry", "exc": "excited", "hap": "happy", "neu": "neutral", "sad": "sad"}

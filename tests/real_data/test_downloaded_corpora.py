@@ -13,8 +13,8 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from ser_kd_utils.cli import main
-from ser_kd_utils.corpora import load_corpus
-from ser_kd_utils.download import ARCHIVES, Archive
+from ser_kd_utils.data.corpora import load_corpus
+from ser_kd_utils.data.download import ARCHIVES, Archive
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ser_kd_utils.audio import cache_audio
 from ser_kd_utils.cli import main
-from ser_kd_utils.corpora import load_corpus, split
-from ser_kd_utils.corpora.meld import SEVEN_CLASSES
+from ser_kd_utils.data.audio import cache_audio
+from ser_kd_utils.data.corpora import load_corpus, split
+from ser_kd_utils.data.corpora.meld import SEVEN_CLASSES
 from ser_kd_utils.records import read_runs
 from ser_kd_utils.rows import TOKEN_ROWS
 

@@ -1,4 +1,4 @@
-"""Real speech in real noise: the shared recordings under every rule of ser_kd_utils.noise."""
+"""Real speech in real noise: the shared recordings under every rule of ser_kd_utils.data.noise."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from ser_kd_utils.audio import SAMPLE_RATE, cache_audio, decode
-from ser_kd_utils.corpora import load_corpus
-from ser_kd_utils.noise import TYPES_GENERATED, NoiseBank, active_power, draw, mix, overall_power
+from ser_kd_utils.data.audio import SAMPLE_RATE, cache_audio, decode
+from ser_kd_utils.data.corpora import load_corpus
+from ser_kd_utils.data.noise import TYPES_GENERATED, NoiseBank, active_power, draw, mix, overall_power
 
 FIVE = ("babble", "chainsaw", "helicopter", "rain", "street")
 

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import Wav2Vec2Config, Wav2Vec2Model, pipeline
 
-from ser_kd_utils.audio import SAMPLE_RATE, decode
 from ser_kd_utils.cli import main
+from ser_kd_utils.data.audio import SAMPLE_RATE, decode
 from ser_kd_utils.records import read_runs
 
 SPEAKERS = ("03", "08", "09", "10")  # of EMO-DB: one to test, one to choose, two to train on

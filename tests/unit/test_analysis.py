@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from ser_kd_utils.analysis import States, layer_states, linear_cka, plane, similarity
+from ser_kd_utils.data.noise import NoiseBank
 from ser_kd_utils.evaluation import CLEAN, noisy_views
 from ser_kd_utils.models import wav2vec2
-from ser_kd_utils.noise import NoiseBank
 from ser_kd_utils.settings import TeacherSettings
 
 TINY = TeacherSettings.of("tiny")

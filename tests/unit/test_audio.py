@@ -16,9 +16,10 @@ import pyarrow as pa
 import pytest
 import soundfile
 
-from ser_kd_utils import audio
-from ser_kd_utils.audio import SAMPLE_RATE, AudioError, cache_audio, decode
-from ser_kd_utils.corpora import COLUMNS, Corpus, cache_root
+from ser_kd_utils.data import audio
+from ser_kd_utils.data.audio import SAMPLE_RATE, AudioError, cache_audio, decode
+from ser_kd_utils.data.corpora import COLUMNS, Corpus
+from ser_kd_utils.files import cache_root
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 
 from ser_kd_utils import cli
-from ser_kd_utils.corpora import COLUMNS, CORPORA, Corpus, cache_root, load_corpus
+from ser_kd_utils.data.corpora import COLUMNS, CORPORA, Corpus, load_corpus
+from ser_kd_utils.files import cache_root
 
 ROOT = Path(__file__).parents[2]
 NAMES = CORPORA[1:]
@@ -183,7 +184,7 @@ def test_iemocap_missing_wavs_are_one_error_with_count_and_names(name, words, tm
 
 def test_demo_is_read_by_the_same_reader_and_marked(tmp_path, monkeypatch):
     root = make_iemocap(tmp_path)
-    monkeypatch.setattr("ser_kd_utils.corpora.demo.ensure_demo", lambda _: root)
+    monkeypatch.setattr("ser_kd_utils.data.corpora.demo.ensure_demo", lambda _: root)
     corpus = load_corpus("demo", root="/nowhere")
     check_form(corpus)
     assert (corpus.name, corpus.synthetic, corpus.notes) == ("demo", True, ())
@@ -409,6 +410,6 @@ def test_cache_root(monkeypatch, tmp_path):
 
 
 def test_importing_corpora_stays_light():
-    code = "import sys, ser_kd_utils.corpora; print(*sys.modules)"
+    code = "import sys, ser_kd_utils.data.corpora; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert not {"torch", "transformers", "datasets", "av", "parselmouth"} & {*done.stdout.split()}

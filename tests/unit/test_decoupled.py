@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForAudioClassification
 
 from ser_kd_utils import decoupled, settings, study
-from ser_kd_utils.audio import decode
+from ser_kd_utils.data.audio import decode
 from ser_kd_utils.decoupled import DecoupledExperiment, stored_logits
 from ser_kd_utils.losses import decoupled_kd, kd_loss
 from ser_kd_utils.models import wav2vec2

@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 import soundfile
 
-from ser_kd_utils.corpora import cache_root, demo, load_corpus
+from ser_kd_utils.data.corpora import demo, load_corpus
+from ser_kd_utils.files import cache_root
 
 SUMMARY = re.compile(r"^\[([\d.]+) - ([\d.]+)\]\t(\S+)\t(\w{3})\t\[([\d.]+), ([\d.]+), ([\d.]+)\]$")
 WORDS = {"Anger": "ang", "Happiness": "hap", "Excited": "exc", "Neutral": "neu", "Sadness": "sad", "Frustration": "fru"}

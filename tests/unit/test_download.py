@@ -17,11 +17,11 @@ import pytest
 import requests
 from scipy.io import wavfile
 
-from ser_kd_utils import download as downloading
 from ser_kd_utils.cli import main
-from ser_kd_utils.corpora import cache_root
-from ser_kd_utils.download import ARCHIVES, ON_REQUEST, resume, unpack
-from ser_kd_utils.noise import NOISEX92_STUDY
+from ser_kd_utils.data import download as downloading
+from ser_kd_utils.data.download import ARCHIVES, ON_REQUEST, resume, unpack
+from ser_kd_utils.data.noise import NOISEX92_STUDY
+from ser_kd_utils.files import cache_root
 
 
 class Server(ThreadingHTTPServer):

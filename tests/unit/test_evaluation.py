@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from ser_kd_utils import evaluation
+from ser_kd_utils.data.noise import NoiseBank
 from ser_kd_utils.evaluation import CLEAN, dev_condition, grid, noisy_views, predict
 from ser_kd_utils.models import wav2vec2
-from ser_kd_utils.noise import NoiseBank
 from ser_kd_utils.settings import TeacherSettings
 
 RATE = 16_000

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from ser_kd_utils.audio import decode
-from ser_kd_utils.features import log_filter_bank, mfcc, on_disk
+from ser_kd_utils.data.audio import decode
+from ser_kd_utils.data.features import log_filter_bank, mfcc, on_disk
 
 RATE = 16_000
 FEATURES = pytest.mark.parametrize("features", [log_filter_bank, mfcc])
@@ -119,7 +119,7 @@ def test_mixed_precision_leaves_them_in_float32(features):
 
 @pytest.mark.parametrize("features", [log_filter_bank, mfcc])
 def test_what_was_first_computed_for_a_test_serves_training(features):
-    from ser_kd_utils import features as module
+    from ser_kd_utils.data import features as module
 
     module._triangles.cache_clear(), module._cepstrum.cache_clear()
     with torch.inference_mode():

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ser_kd_utils.corpora import COLUMNS, Corpus, split
+from ser_kd_utils.data.corpora import COLUMNS, Corpus, split
 
 LABELS = ("angry", "happy", "neutral", "sad")
 EMODB = {"03": "M", "08": "F", "09": "F", "10": "M", "11": "M", "12": "M", "13": "F", "14": "F", "15": "M", "16": "F"}

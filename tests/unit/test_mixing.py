@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from ser_kd_utils import noise as noise_module
-from ser_kd_utils.noise import active_power, mix, overall_power
+from ser_kd_utils.data import noise as noise_module
+from ser_kd_utils.data.noise import active_power, mix, overall_power
 
 
 def overall(x: np.ndarray) -> float:

@@ -12,8 +12,8 @@ import pytest
 import soundfile
 from scipy.signal import welch
 
-from ser_kd_utils.audio import SAMPLE_RATE
-from ser_kd_utils.noise import NOISEX92, TYPES_GENERATED, NoiseBank, draw
+from ser_kd_utils.data.audio import SAMPLE_RATE
+from ser_kd_utils.data.noise import NOISEX92, TYPES_GENERATED, NoiseBank, draw
 
 
 def test_draw_is_pure_uniform_and_within_range():
@@ -31,7 +31,7 @@ def test_draw_is_pure_uniform_and_within_range():
 
 EVIDENCE = """
 import hashlib, numpy as np, torch
-from ser_kd_utils.noise import NoiseBank, draw, mix
+from ser_kd_utils.data.noise import NoiseBank, draw, mix
 rng = np.random.default_rng(0)
 bank = NoiseBank.generated([rng.standard_normal(8000).astype(np.float32) for _ in range(30)], seed=1, seconds=4)
 digest = hashlib.sha256(bank.fingerprint.encode())

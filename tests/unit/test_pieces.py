@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from ser_kd_utils.data.noise import NoiseBank
 from ser_kd_utils.models import wav2vec2
 from ser_kd_utils.models.wav2vec2 import HOP
-from ser_kd_utils.noise import NoiseBank
 from ser_kd_utils.pieces import UNLABELLED, Buckets, Pieces, collate, teacher_targets
 from ser_kd_utils.settings import TeacherSettings
 

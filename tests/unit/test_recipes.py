@@ -16,7 +16,7 @@ import torch
 
 from ser_kd_utils import recipes, study
 from ser_kd_utils.cli import parser
-from ser_kd_utils.noise import NoiseBank
+from ser_kd_utils.data.noise import NoiseBank
 from ser_kd_utils.recipes import ROWS, Experiment
 from ser_kd_utils.settings import MLKDSettings, TeacherSettings
 from ser_kd_utils.train import _study

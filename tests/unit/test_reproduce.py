@@ -16,7 +16,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 from ser_kd_utils import reproduce, steps
 from ser_kd_utils.cli import main, parser
-from ser_kd_utils.corpora import load_corpus
+from ser_kd_utils.data.corpora import load_corpus
 
 PARAMETERS = 'corpus: str = "demo"\nprofile: str = "tiny"\nresults: str = ""\nchanges: str = ""'
 RECORD = """from pathlib import Path

@@ -8,8 +8,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from ser_kd_utils import segments
+from ser_kd_utils.data.noise import NoiseBank, active_power, draw, overall_power
 from ser_kd_utils.models.head_fusion import HeadFusionConfig, features_of
-from ser_kd_utils.noise import NoiseBank, active_power, draw, overall_power
 from ser_kd_utils.segments import Segments, at_least
 
 RATE = 16_000

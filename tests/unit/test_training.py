@@ -15,8 +15,8 @@ import torch
 from transformers import TrainerCallback, TrainingArguments
 
 from ser_kd_utils import training
+from ser_kd_utils.data.noise import NoiseBank
 from ser_kd_utils.models import wav2vec2
-from ser_kd_utils.noise import NoiseBank
 from ser_kd_utils.pieces import UNLABELLED, Buckets, Pieces, collate, teacher_targets
 from ser_kd_utils.records import sha256
 from ser_kd_utils.settings import MLKDSettings, TeacherSettings

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 import soundfile
 
-from ser_kd_utils import noise
-from ser_kd_utils.audio import SAMPLE_RATE, cache_audio
-from ser_kd_utils.corpora import COLUMNS, SOUND_SUFFIXES, unlabelled
+from ser_kd_utils.data import noise
+from ser_kd_utils.data.audio import SAMPLE_RATE, cache_audio
+from ser_kd_utils.data.corpora import COLUMNS, SOUND_SUFFIXES, unlabelled
 
 
 @pytest.fixture(autouse=True)

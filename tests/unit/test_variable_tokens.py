@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForAudioClassification, Wav2Vec2Config, Wav2Vec2ForSequenceClassification, pipeline
 
-from ser_kd_utils.features import log_filter_bank
+from ser_kd_utils.data.features import log_filter_bank
 from ser_kd_utils.models import variable_tokens
 from ser_kd_utils.models.variable_tokens import (
     VariableTokenConfig,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ser_kd_utils.corpora.manifest import Source, exclusions
+from ser_kd_utils.data.corpora.manifest import Source, exclusions
 
 LABELS = {"ang": "angry", "hap": "happy", "exc": "happy", "neu": "neutral", "sad": "sad"}
 EXCITED = {"ang": "angry", "exc": "excited", "neu": "neutral", "sad": "sad"}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ser_kd_utils.corpora.manifest import Source, exclusions
+from ser_kd_utils.data.corpora.manifest import Source, exclusions
 
 LABELS = {"01": "neutral", "03": "happy", "04": "sad", "05": "angry"}
 

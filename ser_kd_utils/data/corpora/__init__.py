@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
 
-from ser_kd_utils.corpora import folds
-from ser_kd_utils.corpora.emodb import EMODB
-from ser_kd_utils.corpora.folds import Split, split
-from ser_kd_utils.corpora.iemocap import IEMOCAP, IMPROVISED
-from ser_kd_utils.corpora.manifest import COLUMNS, MANIFEST, Source, exclusions, protocols_of, tidy
-from ser_kd_utils.corpora.meld import MELD, MELD_4
-from ser_kd_utils.corpora.ravdess import RAVDESS
+from ser_kd_utils.data.corpora import folds
+from ser_kd_utils.data.corpora.emodb import EMODB
+from ser_kd_utils.data.corpora.folds import Split, split
+from ser_kd_utils.data.corpora.iemocap import IEMOCAP, IMPROVISED
+from ser_kd_utils.data.corpora.manifest import COLUMNS, MANIFEST, Source, exclusions, protocols_of, tidy
+from ser_kd_utils.data.corpora.meld import MELD, MELD_4
+from ser_kd_utils.data.corpora.ravdess import RAVDESS
+from ser_kd_utils.files import cache_root
 
-__all__ = ["COLUMNS", "CORPORA", "Corpus", "Split", "cache_root", "load_corpus", "split", "unlabelled"]
+__all__ = ["COLUMNS", "CORPORA", "Corpus", "Split", "load_corpus", "split", "unlabelled"]
 
 CORPORA = ("demo", "iemocap", "iemocap-improvised", "meld", "meld-4", "emodb", "ravdess", "manifest")
 SOUND_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".m4a", ".mp4")
@@ -33,11 +33,6 @@ _DEMO = replace(
     synthetic=True,
 )
 _SOURCES = {source.name: source for source in (_DEMO, IEMOCAP, IMPROVISED, MELD, MELD_4, EMODB, RAVDESS, MANIFEST)}
-
-
-def cache_root() -> Path:
-    """Folder for everything that can be made again: $SER_KD_CACHE, or ~/.cache/ser-kd."""
-    return Path(os.environ.get("SER_KD_CACHE") or Path.home() / ".cache" / "ser-kd")
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,7 +155,7 @@ def unlabelled(folder: str | Path) -> Corpus:
 
 
 def _demo_root() -> Path:
-    from ser_kd_utils.corpora.demo import ensure_demo
+    from ser_kd_utils.data.corpora.demo import ensure_demo
 
     return ensure_demo(cache_root())
 

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ser_kd_utils.audio import SAMPLE_RATE, SILENCE, SOUNDFILE_SUFFIXES, AudioError, read, to_mono
+from ser_kd_utils.data.audio import SAMPLE_RATE, SILENCE, SOUNDFILE_SUFFIXES, AudioError, read, to_mono
 
 # file names of NOISEX-92 (Varga & Steeneken 1993) and what was recorded
 NOISEX92 = {

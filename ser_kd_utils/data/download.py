@@ -22,9 +22,10 @@ import pooch
 import requests
 
 from ser_kd_utils import __version__
-from ser_kd_utils.corpora import Corpus, cache_root, load_corpus
-from ser_kd_utils.corpora.iemocap import IEMOCAP
-from ser_kd_utils.corpora.meld import MELD
+from ser_kd_utils.data.corpora import Corpus, load_corpus
+from ser_kd_utils.data.corpora.iemocap import IEMOCAP
+from ser_kd_utils.data.corpora.meld import MELD
+from ser_kd_utils.files import cache_root
 
 TIMEOUT = 30  # seconds without a byte
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ser_kd_utils.audio import SAMPLE_RATE
+from ser_kd_utils.data.audio import SAMPLE_RATE
 
 FRAME, POINTS = 640, 1024  # of the log filter bank: 40 ms, and the samples of its Fourier transform
 FILTERS, HIGHEST = 40, 4000  # Hz

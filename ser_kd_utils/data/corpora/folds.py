@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from ser_kd_utils.corpora.manifest import PARTS
+from ser_kd_utils.data.corpora.manifest import PARTS
 
 if TYPE_CHECKING:
-    from ser_kd_utils.corpora import Corpus
+    from ser_kd_utils.data.corpora import Corpus
 
 GENDER_GROUPS = {"emodb": 5, "ravdess": 4}  # one woman and one man each, three and three
 OWN_GROUPS = 5

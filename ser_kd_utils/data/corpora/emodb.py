@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ser_kd_utils.corpora.manifest import Source, exclusions
+from ser_kd_utils.data.corpora.manifest import Source, exclusions
 
 LABELS = {"W": "angry", "F": "happy", "N": "neutral", "T": "sad"}  # Wut, Freude, neutral, Trauer
 GENDERS = {"03": "M", "08": "F", "09": "F", "10": "M", "11": "M", "12": "M", "13": "F", "14": "F", "15": "M", "16": "F"}

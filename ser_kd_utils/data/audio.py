@@ -22,7 +22,8 @@ import soundfile
 from filelock import FileLock
 from scipy.signal import resample_poly
 
-from ser_kd_utils.corpora import Corpus, cache_root
+from ser_kd_utils.data.corpora import Corpus
+from ser_kd_utils.files import cache_root
 
 SAMPLE_RATE = 16_000
 SILENCE = 10 ** (-80 / 20)  # a file whose samples all stay under -80 dBFS is silent

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ser_kd_utils.corpora.manifest import PARTS, Source, exclusions
+from ser_kd_utils.data.corpora.manifest import PARTS, Source, exclusions
 
 SEVEN_CLASSES = ("neutral", "joy", "sadness", "anger", "surprise", "fear", "disgust")
 FOUR_CLASSES = SEVEN_CLASSES[:4]

@@ -1,0 +1,72 @@
+"""What lies on disk beside the records: the cache, work in progress, locks and checksums."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+PACKAGE = Path(__file__).parent
+
+
+def cache_root() -> Path:
+    """Folder for everything that can be made again: $SER_KD_CACHE, or ~/.cache/ser-kd."""
+    return Path(os.environ.get("SER_KD_CACHE") or Path.home() / ".cache" / "ser-kd")
+
+
+def digest(parts: Any) -> str:
+    """SHA-256 of JSON-able parts, in a canonical order."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=list).encode()).hexdigest()
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def unfinished(results: Path) -> Path:
+    """Where checkpoints of trainings, records in the making and locks lie, beside the records."""
+    return results / "unfinished"
+
+
+def _lock_of(results: Path, name: str) -> Path:
+    return unfinished(results) / "locks" / f"{name}.lock"
+
+
+@contextmanager
+def only_one(results: Path, name: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold the lock `name`, which one process can have, on whatever machine of the same file system.
+
+    It goes with the process that holds it. waiting: called once where another process has it.
+    """
+    path = _lock_of(results, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        waiting()
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def is_held(results: Path, name: str) -> bool:
+    """Whether some process holds the lock."""
+    path = _lock_of(results, name)
+    if not path.exists():
+        return False
+    try:
+        with FileLock(path, blocking=False):
+            return False
+    except Timeout:
+        return True
