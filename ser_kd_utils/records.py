@@ -9,15 +9,13 @@ Tables and figures are computed from these files only.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -26,80 +24,37 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock, Timeout
 
-from ser_kd_utils.reach import PACKAGE
+from ser_kd_utils.files import PACKAGE, digest, sha256, unfinished
 
 VERSIONED = ("torch", "transformers", "accelerate", "datasets", "numpy", "scipy", "scikit-learn", "soundfile")
+IN_CLONE = (PACKAGE.parent / "pyproject.toml").is_file()
+EVIDENCE = PACKAGE.parent / "results"
+"""Committed evidence, one folder for each corpus and profile."""
 
 
 def results_root(folder: str = "") -> Path:
-    """The folder given, else the environment's SER_KD_RESULTS, else results/ beside the package."""
-    return Path(folder or os.environ.get("SER_KD_RESULTS") or PACKAGE.parent / "results")
+    """The folder given, else $SER_KD_RESULTS, else results/local of the clone, or results/ where one stands."""
+    here = EVIDENCE / "local" if IN_CLONE else Path("results")
+    return Path(folder or os.environ.get("SER_KD_RESULTS") or here)
 
 
-def results_folder(folder: str, corpus: str, profile: str, protocol: str = "", changes: str = "") -> Path:
-    """<corpus>-<profile>/ below the results root; another protocol or changed settings are part of the name."""
-    name = "+".join(part for part in (f"{corpus}-{profile}", protocol, changes) if part)
-    name = re.sub(r"[^\w.,=+-]+", "_", name)
+def folder_name(corpus: str, profile: str, overrides: str = "") -> str:
+    """<corpus>-<profile>; changed settings are part of the name."""
+    name = re.sub(r"[^\w.,=+-]+", "_", "+".join(part for part in (f"{corpus}-{profile}", overrides) if part))
     if len(name.encode()) > 150:  # file systems take 255 bytes
-        name = f"{name[:60]}-{fingerprint([corpus, profile, protocol, changes])[:16]}"
-    return results_root(folder) / name
+        name = f"{name[:60]}-{digest([corpus, profile, overrides])[:16]}"
+    return name
 
 
-def run_name(method: str, variant: str, fold: int, seed: int) -> str:
-    return f"{method}__{variant}__fold-{fold}__seed-{seed}"
+def results_folder(folder: str, corpus: str, profile: str, overrides: str = "") -> Path:
+    """Where a reader's own runs of this corpus and profile lie, below the results root."""
+    return results_root(folder) / folder_name(corpus, profile, overrides)
 
 
-def fingerprint(parts: Any) -> str:
-    """SHA-256 of JSON-able parts, in a canonical order."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=list).encode()).hexdigest()
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def unfinished(results: Path) -> Path:
-    """Where checkpoints of trainings, records in the making and locks lie, beside the records."""
-    return results / "unfinished"
-
-
-def _lock_of(results: Path, name: str) -> Path:
-    return unfinished(results) / "locks" / f"{name}.lock"
-
-
-@contextmanager
-def only_one(results: Path, name: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Hold the lock `name`, which one process can have, on whatever machine of the same file system.
-
-    It goes with the process that holds it. waiting: called once where another process has it.
-    """
-    path = _lock_of(results, name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        waiting()
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def is_held(results: Path, name: str) -> bool:
-    """Whether some process holds the lock."""
-    path = _lock_of(results, name)
-    if not path.exists():
-        return False
-    try:
-        with FileLock(path, blocking=False):
-            return False
-    except Timeout:
-        return True
+def run_id(method: str, variant: str, fold: int | str, seed: int | str, protocol: str = "") -> str:
+    """The name of a record; a protocol that is not the method's usual one is part of it."""
+    return f"{method}__{variant}{f'+{protocol}' if protocol else ''}__fold-{fold}__seed-{seed}"
 
 
 def environment() -> dict[str, Any]:
@@ -112,10 +67,19 @@ def environment() -> dict[str, Any]:
         "commit": _commit(),
         "hardware": {
             "machine": platform.machine(),
+            "processor": _processor(),
+            "instruction_set": torch.backends.cpu.get_cpu_capability(),
             "cpu_threads": torch.get_num_threads(),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
     }
+
+
+def _processor() -> str:
+    """The processor's model: from Linux's list of processors, elsewhere what Python knows."""
+    listed = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*:\s*(.+)$", listed.read_text(), re.M) if listed.exists() else None
+    return found[1].strip() if found else platform.processor()
 
 
 def _commit() -> str | None:
@@ -138,6 +102,10 @@ class Run:
 
     folder: Path
 
+    @property
+    def id(self) -> str:
+        return self.folder.name
+
     @cached_property
     def info(self) -> dict[str, Any]:
         """run.json. Raises ValueError where it is damaged."""
@@ -152,9 +120,8 @@ class Run:
         )
 
     def _is_as_written(self, name: str) -> bool:
-        """Where run.json has its checksum: older records have none."""
-        path, files = self.folder / name, self.info.get("files", {})
-        return path.is_file() and files.get(name) in (None, sha256(path))
+        path = self.folder / name
+        return path.is_file() and self.info["files"].get(name) == sha256(path)
 
     @cached_property
     def history(self) -> pd.DataFrame:
@@ -172,7 +139,7 @@ class Run:
         table = pd.read_parquet(self.folder / "predictions.parquet")
         best = np.stack(table["logits"]).argmax(1)
         names = {key: self.info[key] for key in ("method", "variant")}
-        low, high = self.info["settings"]["the noise"]["train_snr_db"]
+        low, high = self.info["settings"]["noise"]["train_snr_db"]
         in_range = table["snr_db"].between(low, high) | table["snr_db"].isna()
         return table.assign(prediction=np.array(self.info["labels"], dtype=object)[best], in_range=in_range, **names)
 
@@ -182,7 +149,7 @@ class Run:
         Records come with a clone of the project, weights do not: what somebody else trained is trained again.
         """
         try:
-            names = {"predictions.parquet", *self.info.get("files", {})}
+            names = {"predictions.parquet", *self.info["files"]}
             here = (self.folder / "model").is_dir() and self.info["fingerprint"] == wanted
             return here and all(map(self._is_as_written, names))
         except (FileNotFoundError, ValueError):
@@ -221,20 +188,23 @@ def write_run(
 
 
 def read_runs(folder: Path) -> list[Run]:
-    """All records below results/<corpus>-<profile>/, by name.
+    """All records of a results folder, by name.
 
     Raises FileNotFoundError when there are none, ValueError when they cannot stand in one table: another protocol,
-    noise, corpus content or, within a row, other settings.
+    noise, corpus content or, within a variant, other settings.
     """
     runs = [Run(path.parent) for path in sorted(folder.glob("runs/[!.]*/run.json"))]
     if not runs:
         raise FileNotFoundError(f"No records under {folder.name}/runs: run notebooks 01 and 02, or `ser-kd reproduce`.")
+    by_mark: dict[str, list[Run]] = {}
+    for run in runs:
+        by_mark.setdefault(run.info["protocol"].get("mark", ""), []).append(run)
     for key in ("protocol", "noise", "speech level"):
-        _refuse_differences(folder, key, {_kind(run, key) for run in runs})
+        _refuse_differences(folder, key, {_kind(run, key) for run in by_mark.get("", []) + by_mark.get("P2", [])})
     _refuse_differences(folder, "corpus content", {run.info["audio_fingerprint"][:8] for run in runs})
-    for row in {run.info["variant"] for run in runs}:
-        used = {fingerprint(run.info["settings"])[:8] for run in runs if run.info["variant"] == row}
-        _refuse_differences(folder, f"the settings of {row}", used)
+    for variant in {run.info["variant"] for run in runs}:
+        used = {digest(run.info["settings"])[:8] for run in runs if run.info["variant"] == variant}
+        _refuse_differences(folder, f"the settings of {variant}", used)
     return runs
 
 
