@@ -154,7 +154,6 @@ def _write_page(found: Comparison, path: Path) -> None:
     others = cells.loc[~cells["status"].isin(["equal", "same"]), COLUMNS].set_index("status").sort_index(kind="stable")
     tables = [found.machines, pd.crosstab(cells["table"], cells["status"]), others]
     parts = [f"# {found.name} and the committed evidence", found.summary, f"![committed and here]({path.stem}.png)"]
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n\n".join([*parts, *(table.to_markdown() for table in tables)]) + "\n", encoding="utf-8")
     plotted = cells[cells["status"].isin(["equal", "within", "outside"])].dropna(subset=["committed low", "here low"])
     x, y = (plotted[f"{side} value"].astype(float) for side in ("committed", "here"))
