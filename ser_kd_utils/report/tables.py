@@ -58,22 +58,23 @@ class Selection:
     beside: tuple[Selection, ...] = ()
     difference: bool = False
 
-    def samples(self, runs: Sequence[Run]) -> list[Sample]:
-        """What counts of the predictions of `runs`: one sample or, of a difference, the first and the second."""
+    def predictions(self, runs: Sequence[Run]) -> list[pd.DataFrame]:
+        """What counts of the predictions of `runs`: one table or, of a difference, the first and the second."""
         sides = [replace(self, variants=(name,), beside=()) for name in self.variants]
         found = together(runs, *sides, *self.beside)[: 1 + self.difference]
-        return [sample.at(self.condition, self.snr_db) for sample in found]
+        return [sample.at(self.condition, self.snr_db).table for sample in found]
 
 
 @dataclass(frozen=True)
 class Cell:
     """One number or word of a table.
 
-    value: a number (percent, points, p) rounded as it is printed, or text; text: as printed; low, high: the ends of the
-    interval where there is one; runs: the records behind it; selection: None where no prediction decides it.
+    value: a number (percent, points, p) rounded as it is printed, text, or None for one that is not known; text: as
+    printed; low, high: the ends of the interval where there is one; runs: the records behind it; selection: None where
+    no prediction decides it.
     """
 
-    value: float | int | str
+    value: float | int | str | None
     text: str
     low: float | None = None
     high: float | None = None
@@ -81,7 +82,7 @@ class Cell:
     selection: Selection | None = None
 
 
-BLANK = Cell("", "")
+BLANK, UNKNOWN = Cell("", ""), Cell(None, "")
 
 
 def word(value: str | int | float, runs: Sequence[Run] = ()) -> Cell:
@@ -122,12 +123,10 @@ class Table:
     @property
     def frame(self) -> pd.DataFrame:
         """What the CSV file holds; a number that stands alone is a number."""
-
-        def shown(cell: Cell) -> Any:
-            return cell.value if cell.text == str(cell.value) else cell.text
-
-        lines = [{name: shown(line.get(name, BLANK)) for name in self.columns} for line in self.lines]
-        return pd.DataFrame(lines, columns=self.columns)
+        lines = [{name: line.get(name, BLANK) for name in self.columns} for line in self.lines]
+        return pd.DataFrame(lines, columns=self.columns).map(
+            lambda cell: cell.value if cell.text in ("", str(cell.value)) else cell.text
+        )
 
     def csv(self) -> str:
         text = StringIO()
@@ -213,15 +212,18 @@ def together(runs: Sequence[Run], *selections: Selection) -> list[Sample]:
     found = [table.merge(shared) for table in tables] if len(shared) else []
     if across:
         found = [_in_words_of(found[0], table, by) for table in found]
+    cells = [table[["fold", "seed"]].drop_duplicates() for table in found]
+    there = [set(each.itertuples(index=False, name=None)) for each in cells]
+    kept = [
+        [run for run in some if (run.info["fold"], run.info["seed"]) in pairs]
+        for some, pairs in zip(recorded, there, strict=bool(found))
+    ]
     samples = []
-    for use, some, whole, table in zip(selections, recorded, tables, found, strict=bool(found)):
-        pairs = table[["fold", "seed"]].drop_duplicates()
-        there = set(pairs.itertuples(index=False, name=None))
-        own = [run for run in some if (run.info["fold"], run.info["seed"]) in there]
-        narrowed = len(table) < len(whole.merge(pairs))  # by what else than missing runs
-        others = [other for other in selections if other != use] if narrowed else []
-        kept = dict.fromkeys([*own, *(run for each in recorded for run in each)] if narrowed else own)
-        samples.append(Sample(table, tuple(kept), replace(use, condition="all", beside=tuple(others))))
+    for place, (use, table) in enumerate(zip(selections, found, strict=bool(found))):
+        narrowed = len(table) < len(tables[place].merge(cells[place]))  # by what else than missing runs
+        others = tuple(other for other in selections if other != use) if narrowed else ()
+        own = dict.fromkeys([*kept[place], *(run for each in kept for run in each)] if narrowed else kept[place])
+        samples.append(Sample(table, tuple(own), replace(use, condition="all", beside=others)))
     return samples
 
 

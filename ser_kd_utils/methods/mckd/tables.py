@@ -92,7 +92,7 @@ def _floor(clean: pd.DataFrame, last: Line) -> Line:
     commonest = clean["label"].mode()[0]
     guess = clean.assign(prediction=commonest)
     line = dict.fromkeys(last, BLANK) | {"row": word("floor"), "model": word(f"always {commonest}")}
-    line |= {metric: word(round(100 * score(guess, metric), 1)) for metric in METRICS}
+    line |= {metric: word(f"{100 * score(guess, metric):.1f}") for metric in METRICS}
     return line | {key: word(last[key].value) for key in ("folds x seeds", "command")}
 
 

@@ -12,7 +12,7 @@ from ser_kd_utils.methods import settings_of
 from ser_kd_utils.methods.mlkd.variants import variants
 from ser_kd_utils.records import Run
 from ser_kd_utils.report import tables as report
-from ser_kd_utils.report.tables import BLANK, Comparison, Line, Sample, Score, Selection, Table, word
+from ser_kd_utils.report.tables import UNKNOWN, Comparison, Line, Sample, Score, Selection, Table, word
 
 COMPARISONS = [Comparison(*pair) for pair in ("ed", "ec", "dc", "eb", "cb", "ba")]
 """Several layers against one, either against none; (e) near the full size (b); what layers and noisy training do."""
@@ -109,7 +109,7 @@ def _published_ua(sample: Sample) -> report.Cell:
 def _conditions(samples: Mapping[str, Sample]) -> Iterator[tuple[Line, tuple[str, float | None]]]:
     """The cells that name it, and clean speech first, then each noise type with falling SNR."""
     for sample in [*samples.values()][:1]:
-        yield {"noise": word("clean"), "SNR": BLANK}, ("clean", None)
+        yield {"noise": word("clean"), "SNR": UNKNOWN}, ("clean", None)
         noisy = sample.table.dropna(subset="snr_db")[["condition", "snr_db"]].drop_duplicates()
         for kind, snr in sorted(noisy.itertuples(index=False, name=None), key=lambda each: (each[0], -each[1])):
             yield {"noise": word(kind), "SNR": word(snr)}, (kind, snr)
@@ -129,22 +129,32 @@ def _beside_published(samples: Mapping[str, Sample]) -> list[Line]:
     here (or `clean`, without snr_db), metric WA or UA, value in percent, and method "MLKD", which is row (e), or the
     name of another variant. Raises ValueError where two lines have values for one place.
     """
-    first = next(iter(samples.values()), None)
-    table = reference(first.info["corpus"]).dropna(subset="value") if first else pd.DataFrame()
-    places = [(line.condition, line.snr_db, line.variant, line.metric) for line in table.fillna("").itertuples()]
-    published = dict(zip(places, table.get("value", []), strict=True))
-    if len(published) < len(places):
-        raise ValueError("results/reference/mlkd_results.csv has two values for one place: keep one of them.")
     lines = []
+    published = _published(next(iter(samples.values())).info["corpus"]) if samples else {}
     for cells, (kind, snr) in _conditions(samples):
         for name, sample in samples.items():
-            line = cells | {"row": report.label(sample), "method": report.told("title")(sample)}
             ours = {metric: sample.at(kind, snr).score(metric) for metric in ("WA", "UA")}
-            theirs = {metric: published.get((kind, "" if snr is None else snr, name, metric), "") for metric in ours}
-            less = {m: "" if theirs[m] == "" else round(ours[m].value - theirs[m], 1) for m in ours}
-            line |= ours | {f"published {metric}": word(value) for metric, value in theirs.items()}
-            lines.append(line | {f"{metric} - published": word(value) for metric, value in less.items()})
+            theirs = {metric: published.get((kind, snr, name, metric)) for metric in ours}
+            less = {
+                metric: round(ours[metric].value - value, 1) for metric, value in theirs.items() if value is not None
+            }
+            line = cells | {"row": report.label(sample), "method": report.told("title")(sample)} | ours
+            line |= {f"published {m}": UNKNOWN if value is None else word(value) for m, value in theirs.items()}
+            line |= {f"{m} - published": word(less[m]) if m in less else UNKNOWN for m in ours}
+            lines.append(line)
     return lines
+
+
+def _published(corpus: str) -> dict[tuple[str, float | None, str, str], float]:
+    """Values by condition, SNR, variant and metric."""
+    table = reference(corpus).dropna(subset="value")
+    found = {}
+    for line in table.itertuples():
+        place = (line.condition, None if pd.isna(line.snr_db) else line.snr_db, line.variant, line.metric)
+        if place in found:
+            raise ValueError(f"results/reference/mlkd_results.csv has two values for {place}: keep one of them.")
+        found[place] = line.value
+    return found
 
 
 def _selection(main: Sequence[Run], samples: Mapping[str, Sample]) -> list[Line]:
