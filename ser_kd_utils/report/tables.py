@@ -429,6 +429,11 @@ def in_noise(name: str, runs: Sequence[Run], baselines: Mapping[str, str]) -> Ta
     return Table(name, ("row",), lines)
 
 
+def difference_of(line: Line) -> Cell:
+    """The cell with the difference in points."""
+    return next(cell for cell in line.values() if cell.selection and cell.selection.difference)
+
+
 def claims(name: str, made: Sequence[Table], declared: Iterable[Comparison]) -> Table:
     """Each claim whose comparison stands in one of the tables made, either way round, with its test.
 
@@ -450,7 +455,7 @@ def claims(name: str, made: Sequence[Table], declared: Iterable[Comparison]) -> 
 
 
 def _claim(claim: str, evidence: str, line: Line, sign: int) -> Line:
-    points = next(cell for cell in line.values() if cell.selection and cell.selection.difference)
+    points = difference_of(line)
     selection = replace(points.selection, variants=points.selection.variants[::sign])
 
     def turned(cell: Cell) -> Cell:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-import numpy as np
 import pandas as pd
 
 from ser_kd_utils.methods import settings_of
@@ -111,11 +110,3 @@ def temperatures(runs: Sequence[Run]) -> pd.DataFrame:
     names = ["tau_student", "tau_teacher"]
     found = [run.history[names].assign(variant=run.info["variant"]) for run in runs if names[0] in run.history]
     return pd.concat(found).groupby(["variant", "epoch"], sort=False).mean() if found else pd.DataFrame(columns=names)
-
-
-def class_distances(embeddings: np.ndarray, labels: Sequence[str]) -> float:
-    """Silhouette in [-1, 1] of L2-normalised embeddings (utterances, width): how far apart the classes lie."""
-    from sklearn.metrics import silhouette_score
-    from sklearn.preprocessing import normalize
-
-    return float(silhouette_score(normalize(embeddings), labels))
