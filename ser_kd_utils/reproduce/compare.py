@@ -45,15 +45,15 @@ class Comparison:
     @property
     def summary(self) -> str:
         """In lines of at most 80 characters."""
-        made = {side: f"{how['processor']}, {how['instruction_set']}" for side, how in self.machines.items()}
+        processors = self.machines.loc[["processor", "instruction_set"]]
+        on = {side: ", ".join(dict.fromkeys(values)) for side, values in processors.items()}
         told = (
             "{name} compared with the committed evidence ({committed}; here {here}): {equal} numbers equal, {within} "
-            "within their interval, {outside} outside; {same} verdicts the same, {changed} changed. Of numbers without "
-            "an interval, such as p-values, {differs} differ. Compared are {both} runs; {runs only here} more are only "
-            "here, {runs only committed} only committed. Equal is to be expected on the same type of processor, within "
-            "on another."
+            "within their interval, {outside} outside; {same} verdicts the same, {changed} changed; {differs} numbers "
+            "without interval, such as p-values, differ. Compared: {both} runs; {runs only here} are only here, "
+            "{runs only committed} only committed. Expect equal on the same type of processor, within on another."
         )
-        return textwrap.fill(told.format(name=self.name, **made, **self.counts), 80)
+        return textwrap.fill(told.format(name=self.name, **on, **self.counts), 80)
 
 
 def compare(options: Namespace) -> int:
@@ -124,16 +124,16 @@ def _cells(committed: Sequence[Run], here: Sequence[Run]) -> pd.DataFrame:
     return cells[cells["status"] != ""]
 
 
-def _status(column: str, committed: Cell, here: Cell) -> str:
-    """One of STATES; "" for blanks and for words that are no verdict."""
-    told = [cell for cell in (committed, here) if cell.text and (column in VERDICTS or not isinstance(cell.value, str))]
+def _status(column: str, *pair: Cell) -> str:
+    """One of STATES; "" for what is neither a verdict nor a number that predictions decide. pair: committed, here."""
+    word = column in VERDICTS
+    told = [each for each in pair if each.text and (word or each.selection and not isinstance(each.value, str))]
     if len(told) < 2:
-        return "" if not told else "only here" if told[0] is here else "only committed"
-    if column in VERDICTS:
-        return "same" if committed.text == here.text else "changed"
-    if committed.text == here.text:
-        return "equal"
-    spans = [(here.value, *_ends(committed)), (committed.value, *_ends(here))]
+        return "" if not told else "only here" if told[0] is pair[1] else "only committed"
+    same = pair[0].text == pair[1].text
+    if word or same:
+        return "changed" if not same else "same" if word else "equal"
+    spans = [(one.value, *_ends(other)) for one, other in (pair, pair[::-1])]
     inside = [low <= value <= high for value, low, high in spans if low is not None]
     return ("within" if any(inside) else "outside") if inside else "differs"
 
@@ -159,8 +159,8 @@ def _write_page(found: Comparison, path: Path) -> None:
     x, y = (plotted[f"{side} value"].astype(float) for side in ("committed", "here"))
     axes = Figure(figsize=(6, 6), layout="constrained").subplots()
     axes.axline((0, 0), slope=1, color="0.5", linewidth=0.8)
-    axes.hlines(y, plotted["committed low"], plotted["committed high"], "0.85", zorder=0)
-    axes.vlines(x, plotted["here low"], plotted["here high"], "0.85", zorder=0)
-    sns.scatterplot(x=x, y=y, hue=plotted["status"], palette="colorblind", ax=axes)
+    axes.hlines(y, plotted["committed low"], plotted["committed high"], "0.85", linewidth=0.6, zorder=0)
+    axes.vlines(x, plotted["here low"], plotted["here high"], "0.85", linewidth=0.6, zorder=0)
+    sns.scatterplot(x=x, y=y, hue=plotted["status"], hue_order=STATES[:3], palette="colorblind", ax=axes)
     axes.set(xlabel="committed (percent or points, with 95 % intervals)", ylabel="here")
     axes.figure.savefig(path.with_suffix(".png"), dpi=150)

@@ -91,7 +91,7 @@ def test_fewer_folds_are_compared_with_the_same_of_the_evidence(place, tmp_path,
     record(tmp_path / "local", "x")
     assert set(statuses(tmp_path).values()) == {"equal", "same"}
     code, told = summary(tmp_path / "local" / "demo-tiny")
-    assert code == 0 and "2 runs; 1 more are only here, 2 only committed" in told.replace("\n", " ")
+    assert code == 0 and "Compared: 2 runs; 1 are only here, 2 only committed" in told.replace("\n", " ")
 
 
 def test_machines_of_both_sides_are_told(place, tmp_path, capsys):

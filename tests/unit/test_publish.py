@@ -66,6 +66,7 @@ def tables_of(runs) -> dict[str, Table]:
             text, other = f"{value} [{low}, {high}]", round(100 * score(*noisy.predictions(own)), 1)
             yield {
                 "row": Cell(variant, variant, runs=own),
+                "runs": Cell(len(own), str(len(own))),
                 "UA clean": Cell(value, text, low, high, own, clean),
                 "UA noisy": Cell(other, str(other), runs=own, selection=noisy),
             }
@@ -75,7 +76,8 @@ def tables_of(runs) -> dict[str, Table]:
         if first and second:
             points = round(first.value - second.value, 1)
             reading = "e is better" if points > 0 else "a is better"
-            p = Cell(round(0.5 - points / 1000, 4), str(round(0.5 - points / 1000, 4)), runs=first.runs)
+            p = round(0.5 - points / 1000, 4)
+            p = Cell(p, str(p), runs=first.runs, selection=Selection(("e", "a"), condition="clean", difference=True))
             yield {"rows": Cell("e - a", "e - a"), "p": p, "reading": Cell(reading, reading, runs=first.runs)}
 
     return {
