@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pkgutil import resolve_name
 from typing import Any
@@ -16,7 +16,8 @@ class Variant:
     role: "teacher" or "student", whose size the network has; noisy: whether it is trained in noise; teacher: the
     variant it is distilled from or starts from, "" for none; baseline: the variant it is compared with; overrides:
     the settings of its method in which it differs from the profile; held_out_noise: one noise type, another in each
-    fold, is left out of training; situation: for pairs with and without distillation, under what circumstances.
+    fold, is left out of training; situation: for pairs with and without distillation, under what circumstances;
+    protocols: marks of those it is trained under beside its method's usual one.
     """
 
     name: str
@@ -31,11 +32,24 @@ class Variant:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     held_out_noise: bool = False
     situation: str = ""
+    protocols: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
         """As tables and figures write it: a single letter stands in parentheses."""
         return f"({self.name})" if len(self.name) == 1 else self.name
+
+
+def choose(asked: str, variants: Mapping[str, Variant], usual: Collection[str]) -> list[str]:
+    """The names listed in `asked`, a comma between them, each with the variant it is compared with; "": the `usual`.
+
+    Raises ValueError for a name that is none of `variants`.
+    """
+    names = [name.strip() for name in asked.split(",") if name.strip()] or usual
+    if unknown := [name for name in names if name not in variants]:
+        raise ValueError(f"No ablation {', '.join(unknown)}: choose among {', '.join(variants)}.")
+    baselines = {variants[name].baseline for name in names}
+    return [name for name in variants if name in names or name in baselines]
 
 
 @dataclass(frozen=True)
