@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from ser_kd_utils.data.audio import SAMPLE_RATE, AudioCache
 from ser_kd_utils.data.noise import NoiseBank, draw, mix
-from ser_kd_utils.models import wav2vec2
 
 CLEAN = ("clean", math.nan)
 """The condition without noise; a condition is (noise type, SNR in dB)."""
@@ -38,7 +37,7 @@ def noisy_views(
     noise: NoiseBank | None,
     part: str,
     seed: int,
-    level: str,
+    speech_level: str,
 ) -> Tensor:
     """The utterance under each condition, (conditions, samples).
 
@@ -51,7 +50,7 @@ def noisy_views(
         pool = {kind: noise.segment(kind, part, len(clean), utterance, seed, "eval") for kind in set(kinds)}
         segments = torch.from_numpy(np.stack([pool[kind] for kind in kinds]))
         snr_db = torch.tensor([conditions[i][1] for i in noisy], dtype=torch.float64)
-        views[noisy] = mix(views[noisy], segments, snr_db, level)
+        views[noisy] = mix(views[noisy], segments, snr_db, speech_level)
     return views
 
 
@@ -65,14 +64,15 @@ def predict(
     *,
     part: str,
     seed: int,
-    level: str,
-    hear: Callable[[Tensor, Tensor], dict[str, Tensor]] = wav2vec2.hear,
+    speech_level: str,
+    prepare_inputs: Callable[[Tensor, Tensor], dict[str, Tensor]],
 ) -> pd.DataFrame:
     """Logits of whole utterances: columns utterance, condition, snr_db, logits (float16, in the order of the labels).
 
     A batch holds one utterance under its conditions: all items have one length, nothing is padded, and a score cannot
     depend on what else is in the batch (wav2vec2-base's group norm would see the padding). part: the half of the noise
-    recordings, "train" or "test"; hear: (waves, lengths) -> the network's arguments.
+    recordings, "train" or "test"; prepare_inputs: (waves, lengths) -> the network's arguments. Raises ValueError where
+    a logit is not finite: a network that diverged has no predictions.
     """
     device = next(model.parameters()).device
     was_training = model.training
@@ -83,9 +83,11 @@ def predict(
         size = max(1, int(SECONDS_PER_BATCH * SAMPLE_RATE / len(clean)))
         for first in range(0, len(wanted), size):
             some = wanted[first : first + size]
-            views = noisy_views(clean, utterance, some, noise, part, seed, level).to(device)
+            views = noisy_views(clean, utterance, some, noise, part, seed, speech_level).to(device)
             lengths = torch.full((len(views),), views.shape[1], device=device)
-            logits = model(**hear(views, lengths)).logits.float().cpu().numpy().astype(np.float16)
+            logits = model(**prepare_inputs(views, lengths)).logits.float().cpu().numpy().astype(np.float16)
+            if not np.isfinite(logits).all():
+                raise ValueError(f"The network's logits of {utterance} are not finite: its training diverged.")
             rows += [(utterance, kind, snr, row) for (kind, snr), row in zip(some, logits, strict=True)]
     model.train(was_training)
     return pd.DataFrame(rows, columns=["utterance", "condition", "snr_db", "logits"])
