@@ -20,7 +20,8 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from ser_kd_utils.data.audio import AudioCache
-from ser_kd_utils.data.noise import NoiseBank, draw, keyed_rng
+from ser_kd_utils.data.features import on_disk
+from ser_kd_utils.data.noise import NoiseBank, draw, keyed_rng, mix
 
 HOP = 320
 """Samples from one frame of the teacher to the next, 20 ms."""
@@ -33,19 +34,19 @@ class KeyedSampler(torch.utils.data.Sampler):
         self.data, self.batch_size = data, batch_size
 
     def __len__(self) -> int:
-        return len(self.data)
+        return len(self.indices())
 
     def __iter__(self):
-        return iter(self.order(keyed_rng("order", self.data.seed, self.data.epoch)))
+        return iter(self.indices())
 
-    def order(self, rng: np.random.Generator) -> list[int]:
-        raise NotImplementedError
+    def indices(self) -> list[int]:
+        return self.order(keyed_rng("order", self.data.seed, self.data.epoch))
 
 
 class LengthGrouped(KeyedSampler):
     """Batches of windows of similar length."""
 
-    def order(self, rng):
+    def order(self, rng: np.random.Generator) -> list[int]:
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         return get_length_grouped_indices(self.data.lengths, self.batch_size, generator=generator)
 
@@ -53,7 +54,7 @@ class LengthGrouped(KeyedSampler):
 class Shuffled(KeyedSampler):
     """Any order."""
 
-    def order(self, rng):
+    def order(self, rng: np.random.Generator) -> list[int]:
         return rng.permutation(len(self.data)).tolist()
 
 
@@ -64,16 +65,9 @@ class PairedByClass(KeyedSampler):
     then occurs twice.
     """
 
-    @cached_property
-    def classes(self) -> list[np.ndarray]:
+    def order(self, rng: np.random.Generator) -> list[int]:
         labels = self.data.labels.numpy()
-        return [np.flatnonzero(labels == label) for label in np.unique(labels)]
-
-    def __len__(self):
-        return sum(len(items) + len(items) % 2 for items in self.classes)
-
-    def order(self, rng):
-        orders = [rng.permutation(items) for items in self.classes]
+        orders = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
         pairs = np.concatenate([np.append(order, order[: len(order) % 2]).reshape(-1, 2) for order in orders])
         return rng.permutation(pairs).flatten().tolist()
 
@@ -162,6 +156,22 @@ class SpeechDataset(torch.utils.data.Dataset):
             batch["teacher_states"] = pad_sequence(states, batch_first=True)
         return batch
 
+    def computed(
+        self, features_of: Callable[[Tensor], Tensor], speech_level: str, batch_size: int = 1
+    ) -> tuple[np.ndarray, list[int]]:
+        """Features of all windows as a network is given them in the first epoch, mapped from a file, one batch after
+        the other, and the length of each. For its normalisation, which may see training speech only.
+        """
+
+        def features(first: int) -> np.ndarray:
+            batch = self.__getitems__([*range(first, min(first + batch_size, len(self)))])
+            if "noise" not in batch:
+                return features_of(batch["clean"]).cpu().numpy()
+            given = (batch[name] for name in ("clean", "noise", "snr_db"))
+            return features_of(mix(*given, speech_level, batch["lengths"])).cpu().numpy()
+
+        return on_disk(map(features, range(0, len(self), batch_size)))
+
     def _cut(self, index: int) -> tuple[str, str, int, np.ndarray]:
         """Utterance, the window's own key, its first sample, and the window."""
         utterance, place = self.windows[index]
@@ -222,13 +232,9 @@ def hidden_states(output: SequenceClassifierOutput, layers: Sequence[int], depth
 
 @torch.no_grad()
 def teacher_outputs(
-    model: PreTrainedModel,
-    prepare_inputs: Callable[[Tensor, Tensor], dict[str, Tensor]],
-    audio: Mapping[str, np.ndarray] | AudioCache,
-    utterances: Sequence[str],
-    layers: Sequence[int],
-    folder: Path,
-) -> TeacherOutputs:
+    model: PreTrainedModel, prepare_inputs: Callable[[Tensor, Tensor], dict[str, Tensor]],
+    audio: Mapping[str, np.ndarray] | AudioCache, utterances: Sequence[str], layers: Sequence[int], folder: Path,
+) -> TeacherOutputs:  # fmt: skip
     """Everything that a student may want of a frozen teacher: one pass, one utterance at a time.
 
     model: an audio classifier of transformers, whose head begins with its `projector`. The outputs are read from

@@ -31,42 +31,26 @@ def dev_condition(seed: int, types: Sequence[str], snr_db: tuple[float, float]) 
 
 
 def noisy_views(
-    clean: np.ndarray,
-    utterance: str,
-    conditions: Sequence[tuple[str, float]],
-    noise: NoiseBank | None,
-    part: str,
-    seed: int,
-    speech_level: str,
-) -> Tensor:
+    clean: np.ndarray, utterance: str, conditions: Sequence[tuple[str, float]], noise: NoiseBank | None, part: str,
+    seed: int, speech_level: str,
+) -> Tensor:  # fmt: skip
     """The utterance under each condition, (conditions, samples).
 
     All SNRs of a noise type get the same noise samples, so a curve over SNR changes nothing but the SNR.
     """
-    views = torch.from_numpy(clean).repeat(len(conditions), 1)
-    noisy = [i for i, (kind, _) in enumerate(conditions) if kind != "clean"]
-    if noisy:
-        kinds = [conditions[i][0] for i in noisy]
-        pool = {kind: noise.segment(kind, part, len(clean), utterance, seed, "eval") for kind in set(kinds)}
-        segments = torch.from_numpy(np.stack([pool[kind] for kind in kinds]))
-        snr_db = torch.tensor([conditions[i][1] for i in noisy], dtype=torch.float64)
-        views[noisy] = mix(views[noisy], segments, snr_db, speech_level)
-    return views
+    kinds = {kind for kind, _ in conditions} - {"clean"}
+    pool = {kind: noise.segment(kind, part, len(clean), utterance, seed, "eval") for kind in kinds}
+    segments = torch.from_numpy(np.stack([pool.get(kind, np.zeros_like(clean)) for kind, _ in conditions]))
+    snr_db = torch.tensor([snr if kind in pool else math.inf for kind, snr in conditions], dtype=torch.float64)
+    return mix(torch.from_numpy(clean).repeat(len(conditions), 1), segments, snr_db, speech_level)
 
 
 @torch.inference_mode()
 def predict(
-    model: nn.Module,
-    audio: AudioCache,
-    utterances: Iterable[str],
-    conditions: Callable[[str], Sequence[tuple[str, float]]],
-    noise: NoiseBank | None,
-    *,
-    part: str,
-    seed: int,
-    speech_level: str,
-    prepare_inputs: Callable[[Tensor, Tensor], dict[str, Tensor]],
-) -> pd.DataFrame:
+    model: nn.Module, audio: AudioCache, utterances: Iterable[str],
+    conditions: Callable[[str], Sequence[tuple[str, float]]], noise: NoiseBank | None, *, part: str, seed: int,
+    speech_level: str, prepare_inputs: Callable[[Tensor, Tensor], dict[str, Tensor]],
+) -> pd.DataFrame:  # fmt: skip
     """Logits of whole utterances: columns utterance, condition, snr_db, logits (float16, in the order of the labels).
 
     A batch holds one utterance under its conditions: all items have one length, nothing is padded, and a score cannot

@@ -29,11 +29,9 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def kd_loss(
-    student: Tensor,
-    teacher: Tensor,
-    temperature: float | Tensor = 1.0,
+    student: Tensor, teacher: Tensor, temperature: float | Tensor = 1.0,
     teacher_temperature: float | Tensor | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     r"""Logit distillation, $\tau_s \tau_t\,\mathrm{KL}(p_\text{teacher} \,\Vert\, p_\text{student})$.
 
     student, teacher: logits (batch, classes), softened by tau_s = temperature and tau_t = teacher_temperature; mean

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
@@ -13,17 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from ser_kd_utils.data.audio import SAMPLE_RATE
-from ser_kd_utils.data.features import on_disk
-from ser_kd_utils.data.noise import mix
+from ser_kd_utils.data.corpora import load_corpus, split
 from ser_kd_utils.methods.dkdfmh import model
 from ser_kd_utils.methods.dkdfmh.loss import Decoupled
 from ser_kd_utils.methods.dkdfmh.model import HeadFusionConfig, HeadFusionForAudioClassification
 from ser_kd_utils.methods.dkdfmh.variants import P1_VARIANTS
-from ser_kd_utils.methods.experiment import MethodExperiment
 from ser_kd_utils.methods.teacher.encoders import freeze
+from ser_kd_utils.methods.teacher.experiment import DEVICE, MethodExperiment
 from ser_kd_utils.training.dataset import Shuffled, SpeechDataset
 from ser_kd_utils.training.evaluation import CLEAN
-from ser_kd_utils.training.experiment import DEVICE
 from ser_kd_utils.training.losses import CrossEntropy
 
 PROTOCOLS = {
@@ -41,19 +38,14 @@ ON_TEST = ("UA", "WA")
 _BATCH = 256  # segments at a time where all are gone through
 
 
-class Peeks:
-    """Predictions of the clean test speech after each epoch, kept with the checkpoints."""
-
-    def __init__(self) -> None:
-        self.tables: list[pd.DataFrame] = []
+class Peeks(list[Tensor]):
+    """Logits of the clean test speech after each epoch, (utterances, classes), kept with the checkpoints."""
 
     def state_dict(self) -> dict[str, Any]:
-        tables = [table.assign(logits=[row.tolist() for row in table["logits"]]) for table in self.tables]
-        return {"tables": [table.to_dict("list") for table in tables]}
+        return {"logits": [*self]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        tables = map(pd.DataFrame, state["tables"])
-        self.tables = [t.assign(logits=[np.array(row, np.float16) for row in t["logits"]]) for t in tables]
+        self[:] = state["logits"]
 
 
 class DKDFMHExperiment(MethodExperiment):
@@ -68,18 +60,20 @@ class DKDFMHExperiment(MethodExperiment):
             raise ValueError(f"No protocol {protocol!r}: choose one of {', '.join(PROTOCOLS)}.")
         self.mark = protocol
         super().__init__(*args, **options)
+        self._clean: dict[str, Tensor] = {}
         if protocol == "P1":
-            least = self.settings.segment * SAMPLE_RATE
-            self.train, self.dev, self.test = (
-                [u for u in part if len(self.audio[u]) >= round(least)] for part in (self.train, self.dev, self.test)
-            )
+            shortest, parts = round(self.settings.segment * SAMPLE_RATE), (self.train, self.dev, self.test)
+            self.train, self.dev, self.test = ([u for u in part if len(self.audio[u]) >= shortest] for part in parts)
 
-    def _corpus_and_rule(self, corpus: str):
-        return (IMPROVISED.get(corpus, corpus), "random") if self.mark == "P1" else (corpus, None)
+    def _load(self, corpus: str, data_root: str):
+        if self.mark == "P2":
+            return super()._load(corpus, data_root)
+        loaded = load_corpus(IMPROVISED.get(corpus, corpus), data_root or None)
+        return loaded, split(loaded, "random", self.fold, self.seed)
 
-    def _variants(self):
-        """All under P2, the main ones of networks of one kind under P1."""
-        every = super()._variants()
+    def available(self):
+        """All under P2, under P1 the main ones of networks of one kind."""
+        every = super().available()
         return {name: every[name] for name in P1_VARIANTS} if self.mark == "P1" else every
 
     def card(self) -> dict[str, Any]:
@@ -90,12 +84,6 @@ class DKDFMHExperiment(MethodExperiment):
             "test": "whole utterances, the mean of their segments' logits, clean and in every noise type at every SNR",
             "also": "checkpoints test-UA, test-WA: the epoch with the highest score on the clean test speech itself",
         }
-
-    def _decides(self, name: str) -> dict[str, Any]:
-        return {"protocol": self.mark}
-
-    def _own_options(self, name: str) -> dict[str, str]:
-        return {"protocol": self.mark}
 
     def teacher(self) -> HeadFusionForAudioClassification:
         """The network of cnn-teacher, frozen; trained first when its record is not here."""
@@ -109,25 +97,24 @@ class DKDFMHExperiment(MethodExperiment):
     def _config(self, name: str) -> HeadFusionConfig:
         use, large = self.settings_of(name), self.variants[name].role == "teacher"
         return HeadFusionConfig(
-            features=use.features,
+            **{key: getattr(use, key) for key in ("features", "channels", "attention")},
             frame_step=round(use.frame_step * SAMPLE_RATE),
-            channels=use.channels,
             num_attention_heads=use.teacher_attention_heads if large else use.num_attention_heads,
             head_dim=use.teacher_head_dim if large else use.head_dim,
-            attention=use.attention,
             segment=round(use.segment * SAMPLE_RATE),
             hop=round((use.segment - use.test_overlap) * SAMPLE_RATE),
-            id2label=dict(enumerate(self.labels)),
-            label2id={label: number for number, label in enumerate(self.labels)},
+            **self.class_names,
         )
 
     def dataset(self, name: str) -> SpeechDataset:
         """The variant's training set, segments, with what its teacher says of the clean ones."""
         use, variant = self.settings_of(name), self.variants[name]
-        hop = round((use.segment - use.train_overlap) * SAMPLE_RATE)
-        data = self._windows(name, longest=round(use.segment * SAMPLE_RATE), hop=hop, order=Shuffled)
+        longest, hop = (round(s * SAMPLE_RATE) for s in (use.segment, use.segment - use.train_overlap))
+        data = self._windows(name, self.classes(self.train), longest=longest, hop=hop, order=Shuffled)
         if not variant.noisy:
-            data.features = self._clean_features(name, hop)
+            if use.features not in self._clean:  # computed once for all variants here that take the same
+                self._clean[use.features] = self.features(name, data)
+            data.features = self._clean[use.features]
         if variant.teacher == "cnn-teacher":
             data.targets = {"teacher_logits": self._cnn_logits}
         elif variant.teacher:
@@ -135,18 +122,12 @@ class DKDFMHExperiment(MethodExperiment):
             data.targets = {"teacher_logits": torch.stack([logits[utterance] for utterance, _ in data.windows])}
         return data
 
-    def _clean_features(self, name: str, hop: int) -> Tensor:
-        """(segments, frames, width), computed once for all variants here that hear the same."""
-        config = self._config(name)
-        if config.features not in self._computed:
-            waves = (torch.from_numpy(self.audio[utterance])[None] for utterance in self.train)
-            cut = (model.segments_of(wave, config.segment, hop)[0] for wave in waves)
-            self._computed[config.features] = _mapped(model.features_of(segments, config) for segments in cut)
-        return self._computed[config.features]
-
-    @cached_property
-    def _computed(self) -> dict[str, Tensor]:
-        return {}
+    def features(self, name: str, data: SpeechDataset) -> Tensor:
+        """Of all segments as the network is given them in the first epoch, (segments, frames, width)."""
+        if data.features is not None:
+            return data.features
+        config, level = self._config(name), self.noise_settings.speech_level
+        return torch.from_numpy(data.computed(lambda waves: model.features_of(waves, config), level, _BATCH)[0])
 
     @cached_property
     def _cnn_logits(self) -> Tensor:
@@ -155,43 +136,24 @@ class DKDFMHExperiment(MethodExperiment):
         features = self.dataset("cnn-teacher").features
         return torch.cat([teacher(features=some.to(DEVICE)).logits.cpu() for some in features.split(_BATCH)])
 
-    def noisy_features(self, name: str, data: SpeechDataset) -> Tensor:
-        """Features of all segments as the network hears them in the first epoch, (segments, frames, width).
-
-        For its normalisation, which may see training speech only.
-        """
-        if data.features is not None:
-            return data.features
-        level, config, count = self.noise_settings.speech_level, self._config(name), len(data)
-        batches = (data.__getitems__([*range(first, min(first + _BATCH, count))]) for first in range(0, count, _BATCH))
-        return _mapped(
-            model.features_of(mix(b["clean"], b["noise"], b["snr_db"], level, b["lengths"]), config) for b in batches
-        )
-
-    def _fit(self, name: str):
+    def trained(self, name: str):
         use, data, network = self.settings_of(name), self.dataset(name), self.new_network(name)
-        network.fit_normalisation(self.noisy_features(name, data))
+        network.fit_normalisation(self.features(name, data))
+        objective = Decoupled(use) if self.variants[name].teacher else CrossEntropy()
         peeks, dev = Peeks(), self._dev_scores(name)
 
-        def score(network: nn.Module) -> dict[str, float]:
-            peeks.tables.append(self._predict(network, self.test, lambda _: [CLEAN], "test"))
-            return dev(network)
+        def score(model: nn.Module) -> dict[str, float]:
+            peeks.append(torch.tensor(np.stack(self._predict(model, self.test, lambda _: [CLEAN], "test")["logits"])))
+            return dev(model)
 
-        fitted = self._optimise(
-            name,
-            network,
-            Decoupled(use) if self.variants[name].teacher else CrossEntropy(),
-            data,
-            dev=score,
-            optimizer=torch.optim.Adam(network.parameters(), lr=use.lr, weight_decay=use.weight_decay),
-            schedule=lambda done: 0.1 ** sum(done >= drop for drop in use.lr_drops),
-            extra_state={"peeks": peeks},
-        )
-        scores = pd.DataFrame([self._scores(table) for table in peeks.tables], index=fitted.history.index)
-        best = {metric: peeks.tables[scores[metric].to_numpy().argmax()] for metric in ON_TEST}
+        optimizer = torch.optim.Adam(network.parameters(), lr=use.lr, weight_decay=use.weight_decay)
+        more = {"optimizer": optimizer, "extra_state": {"peeks": peeks}}
+        more["schedule"] = lambda done: 0.1 ** sum(done >= drop for drop in use.lr_drops)
+        fitted = self._optimise(name, network, objective, data, score, **more)
+        rows = [(utterance, *CLEAN) for utterance in self.test]
+        table = pd.DataFrame(rows, columns=["utterance", "condition", "snr_db"])
+        tables = [table.assign(logits=[*logits.numpy()]) for logits in peeks]
+        scores = pd.DataFrame([self._scores(table) for table in tables], index=fitted.history.index)
         fitted = dataclasses.replace(fitted, history=fitted.history.join(scores.add_prefix("test_")))
+        best = {metric: tables[scores[metric].to_numpy().argmax()] for metric in ON_TEST}
         return network, fitted, [table.assign(checkpoint=f"test-{metric}") for metric, table in best.items()]
-
-
-def _mapped(parts: Iterable[Tensor]) -> Tensor:
-    return torch.from_numpy(on_disk(part.numpy() for part in parts)[0])

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Mapping
 from copy import deepcopy
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,15 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from ser_kd_utils.data.audio import SAMPLE_RATE
-from ser_kd_utils.data.features import on_disk
-from ser_kd_utils.data.noise import keyed_rng, mix
-from ser_kd_utils.methods.experiment import MethodExperiment
+from ser_kd_utils.data.noise import keyed_rng
 from ser_kd_utils.methods.mckd import model
 from ser_kd_utils.methods.mckd.loss import MetaCurriculum
 from ser_kd_utils.methods.mckd.model import VariableTokenConfig, VariableTokenForAudioClassification
 from ser_kd_utils.methods.mckd.temperature import Temperature
+from ser_kd_utils.methods.teacher import encoders
+from ser_kd_utils.methods.teacher.experiment import DEVICE, MethodExperiment
 from ser_kd_utils.training.dataset import HOP, PairedByClass, SpeechDataset
-from ser_kd_utils.training.experiment import DEVICE
 
 
 def warm_restarts(epoch: float, first: int, lowest: float) -> float:
@@ -46,6 +45,7 @@ class MCKDExperiment(MethodExperiment):
 
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **options)
+        self._clean: dict[str, dict[str, np.ndarray]] = {}
         if self.corpus.name.startswith("meld"):
             self.settings = self.settings.replace(frames=self.settings.meld_frames)
         held_out = self.share_of_each_class(self.settings.meta_fraction, "quiz")
@@ -75,72 +75,55 @@ class MCKDExperiment(MethodExperiment):
         teacher = self.teachers.teacher() if use.features == "encoder" else None
         torch.manual_seed(self.seed)  # after the teacher, which may have to be trained first
         sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-        same = ("features", "tokens", "frames", *sizes, "dropout", "z_score")
-        network = VariableTokenForAudioClassification(
-            VariableTokenConfig(
-                **{key: getattr(use, key) for key in same},
-                front=model.front_of(teacher) if teacher else {},
-                id2label=dict(enumerate(self.labels)),
-                label2id={label: number for number, label in enumerate(self.labels)},
-            )
-        )
+        same = {key: getattr(use, key) for key in ("features", "tokens", "frames", *sizes, "dropout", "z_score")}
+        front = model.front_of(teacher) if teacher else {}
+        network = VariableTokenForAudioClassification(VariableTokenConfig(front=front, **same, **self.class_names))
         if teacher:
             network.copy_front(teacher)
         return network
 
     def features(self, name: str, network: VariableTokenForAudioClassification) -> dict[str, np.ndarray]:
-        """(frames, width) of each training and quiz utterance, as the network hears it in the first epoch; mapped from
-        a file. For the quiz, the network's normalisation and, of clean speech, for training."""
-        kind, utterances = network.config.features, [*self.train, *self.quiz]
-        if not self.variants[name].noisy:  # the same for all variants: computed once
-            if kind not in self._clean:
-                waves = (torch.from_numpy(self.audio[utterance])[None].to(DEVICE) for utterance in utterances)
-                features = (network.frame_features(wave)[0][0].cpu().numpy().astype(np.float16) for wave in waves)
-                self._clean[kind] = _mapped(utterances, features)
+        """(frames, width) of each training and quiz utterance, as the network is given it in the first epoch; mapped
+        from a file. For the quiz, the network's normalisation and, of clean speech, for training."""
+        kind, clean, utterances = network.config.features, not self.variants[name].noisy, [*self.train, *self.quiz]
+        if clean and kind in self._clean:  # computed once for all variants here that take the same
             return self._clean[kind]
-        data, level = self._waves(name, utterances), self.noise_settings.speech_level
+        data = self._utterances(name, utterances, **({"longest": sys.maxsize} if clean else {}))
 
-        def noisy(index: int) -> np.ndarray:
-            some = {key: value.to(DEVICE) for key, value in data.__getitems__([index]).items()}
-            waves = mix(some["clean"], some["noise"], some["snr_db"], level, some["lengths"])
-            return network.frame_features(waves)[0][0].cpu().numpy()
+        def features_of(waves: Tensor) -> Tensor:
+            features = network.frame_features(waves.to(DEVICE))[0][0]
+            return features.half() if clean else features
 
-        return _mapped(utterances, map(noisy, range(len(data))))
+        whole, lengths = data.computed(features_of, self.noise_settings.speech_level)
+        features = dict(zip(utterances, np.split(whole, np.cumsum(lengths)[:-1]), strict=True))
+        return self._clean.setdefault(kind, features) if clean else features
 
-    @cached_property
-    def _clean(self) -> dict[str, dict[str, np.ndarray]]:
-        return {}
-
-    def _waves(self, name: str, utterances: list[str], **more: Any) -> SpeechDataset:
+    def _utterances(self, name: str, utterances: list[str], **more: Any) -> SpeechDataset:
         longest = (self.settings_of(name).frames + 1) * HOP  # the last frame reaches further than its step
-        return self._windows(name, self._classes(utterances), longest=longest, order=PairedByClass, **more)
-
-    def _head(self) -> nn.Module:
-        """The teacher's, from its mean state of an utterance to logits."""
-        teacher = self.teachers.teacher()
-        return nn.Sequential(teacher.projector, teacher.classifier)
+        return self._windows(name, self.classes(utterances), **{"longest": longest, "order": PairedByClass} | more)
 
     def _targets(self, name: str) -> dict[str, Tensor]:
         """What the teacher says of each training utterance: logits or, where its head learns, what that one reads."""
-        embeddings = [self.teachers.outputs().embeddings[utterance] for utterance in self.train]
+        outputs = self.teachers.outputs()
+        embeddings = [outputs.embeddings[utterance] for utterance in self.train]
         if self.settings_of(name).meta == "teacher":
             return {"teacher_embedding": torch.stack(embeddings)}
-        head = self._head()
+        head = encoders.head_of(self.teachers.teacher())
         return {"teacher_logits": torch.stack([head(embedding) for embedding in embeddings])}
 
     def _objective(self, name: str, features: Mapping[str, np.ndarray]) -> MetaCurriculum:
         use, temperature, head, optimizer = self.settings_of(name), None, nn.Identity(), None
-        counts = np.bincount([self.labels.index(self.label_of[u]) for u in self.train], minlength=len(self.labels))
+        counts = np.bincount([*self.classes(self.train).values()])
         weights = counts.sum() / len(counts) / counts if use.balance == "inverse" else np.ones(len(counts))
         if self.variants[name].teacher:
             base = "curriculum" if use.curriculum else "fixed"
             temperature = Temperature(base, use.temperature, use.meta == "temperature", use.ramp).to(DEVICE)
-            head = deepcopy(self._head()).requires_grad_().to(DEVICE)
+            head = deepcopy(encoders.head_of(self.teachers.teacher())).requires_grad_().to(DEVICE)
             if use.meta == "temperature":
                 optimizer = torch.optim.Adam([temperature.log_factors], use.meta_lr)
             elif use.meta == "teacher":
                 optimizer = torch.optim.Adam(head.parameters(), use.meta_teacher_lr)
-        quiz = self._waves(name, self.quiz, features=features, frames=use.frames)
+        quiz = self._utterances(name, self.quiz, features=features, frames=use.frames)
 
         def questions(step: int) -> tuple[dict[str, Tensor], Tensor]:
             size = min(use.batch_size, len(quiz))
@@ -156,30 +139,17 @@ class MCKDExperiment(MethodExperiment):
         features = self.features(name, network)
         network.fit_normalisation(torch.from_numpy(features[utterance]) for utterance in self.train)
         clean = {} if variant.noisy else {"features": features, "frames": self.settings_of(name).frames}
-        data = self._waves(name, self.train, targets=self._targets(name) if variant.teacher else {}, **clean)
+        data = self._utterances(name, self.train, targets=self._targets(name) if variant.teacher else {}, **clean)
         return network, self._objective(name, features), data
 
     def dataset(self, name: str) -> SpeechDataset:
+        """The variant's training set, with what the teacher says of the clean utterances."""
         return self.prepared(name)[2]
 
-    def _fit(self, name: str):
-        use = self.settings_of(name)
-        network, objective, data = self.prepared(name)
+    def trained(self, name: str):
+        use, (network, objective, data) = self.settings_of(name), self.prepared(name)
         learnt = [p for p in network.parameters() if p.requires_grad]
         learnt += objective.temperature.curriculum_parameters() if objective.temperature else []
-        fitted = self._optimise(
-            name,
-            network,
-            objective,
-            data,
-            optimizer=torch.optim.SGD(learnt, use.lr, use.momentum),
-            schedule=lambda done: warm_restarts(done * use.epochs, use.restart, use.lowest_lr / use.lr),
-            extra_state=objective.extra_state,
-        )
-        return network, fitted, []
-
-
-def _mapped(utterances: list[str], features: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
-    """The features of each utterance, in a file."""
-    whole, lengths = on_disk(features)
-    return dict(zip(utterances, np.split(whole, np.cumsum(lengths)[:-1]), strict=True))
+        more = {"optimizer": torch.optim.SGD(learnt, use.lr, use.momentum), "extra_state": objective.extra_state}
+        more["schedule"] = lambda done: warm_restarts(done * use.epochs, use.restart, use.lowest_lr / use.lr)
+        return network, self._optimise(name, network, objective, data, **more), []

@@ -162,13 +162,9 @@ class VariableTokenForAudioClassification(PreTrainedModel):
         self.std.copy_((squares / frames - mean.square()).clamp(min=1e-10).sqrt())
 
     def forward(
-        self,
-        input_values: Tensor | None = None,
-        lengths: Tensor | None = None,
-        features: Tensor | None = None,
-        counts: Tensor | None = None,
-        output_attentions: bool = False,
-    ) -> SequenceClassifierOutput:
+        self, input_values: Tensor | None = None, lengths: Tensor | None = None, features: Tensor | None = None,
+        counts: Tensor | None = None, output_attentions: bool = False,
+    ) -> SequenceClassifierOutput:  # fmt: skip
         """Logits (batch, labels), and as `hidden_states` one embedding (batch, hidden_size), the mean over tokens.
 
         Pass either input_values (batch, samples), waves at 16 kHz, with lengths, or features (batch, frames, width),

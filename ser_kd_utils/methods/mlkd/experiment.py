@@ -10,11 +10,11 @@ import torch
 
 from ser_kd_utils.data.audio import SAMPLE_RATE, AudioCache, cache_audio
 from ser_kd_utils.data.corpora import unlabelled
-from ser_kd_utils.methods.experiment import MethodExperiment
 from ser_kd_utils.methods.mlkd.loss import MultiLevel
 from ser_kd_utils.methods.mlkd.model import DistilledStudent, build_student, scale_cnn_gradient
 from ser_kd_utils.methods.teacher import encoders
-from ser_kd_utils.training.dataset import SpeechDataset, TeacherOutputs
+from ser_kd_utils.methods.teacher.experiment import MethodExperiment
+from ser_kd_utils.training.dataset import SpeechDataset
 from ser_kd_utils.training.losses import UNLABELLED, CrossEntropy
 
 
@@ -23,37 +23,35 @@ class MLKDExperiment(MethodExperiment):
 
     method = "mlkd"
     prepare_inputs = staticmethod(encoders.prepare_inputs)
-    _feature_extractor = staticmethod(encoders.feature_extractor)
+    feature_extractor = staticmethod(encoders.feature_extractor)
 
     def __init__(self, *args: Any, speech_dir: str = "", **options: Any):
         """speech_dir: a folder of unlabelled speech, for the variants that use it."""
-        super().__init__(*args, **options)
         self.speech_dir = speech_dir
+        super().__init__(*args, **options)
         if self.settings.unlabelled_speech and not speech_dir:
             raise ValueError("mlkd.unlabelled_speech needs unlabelled speech: pass its folder (--speech-dir).")
 
-    def _variants(self):
-        lacking = {"unlabelled_speech"} if not self.speech_dir else set()
-        return {
-            name: variant
-            for name, variant in super()._variants().items()
-            if not lacking & set(variant.overrides) and (len(self.train_types) > 1 or not variant.held_out_noise)
-        }
+    def available(self):
+        every = super().available().items()
+        if not self.speech_dir:
+            every = [(name, each) for name, each in every if "unlabelled_speech" not in each.overrides]
+        return {name: each for name, each in every if len(self.train_types) > 1 or not each.held_out_noise}
 
     @cached_property
     def speech(self) -> AudioCache:
         """The unlabelled speech."""
         return cache_audio(unlabelled(self.speech_dir))
 
-    def _hears_speech(self, name: str) -> bool:
+    def _uses_speech(self, name: str) -> bool:
         use = self.settings_of(name)
         return use.unlabelled_speech and bool(use.teacher_layers)
 
     def _decides(self, name: str) -> dict[str, Any]:
-        return {"speech": self.speech.fingerprint if self._hears_speech(name) else ""}
+        return {"speech": self.speech.fingerprint if self._uses_speech(name) else ""}
 
     def _own_options(self, name: str) -> dict[str, str]:
-        return {"speech-dir": "SPEECH" if self._hears_speech(name) else ""}
+        return {"speech-dir": "SPEECH" if self._uses_speech(name) else ""}
 
     def student(self, name: str) -> DistilledStudent:
         """The variant's student, with fresh prediction heads and the scaled gradient into its CNN."""
@@ -65,41 +63,31 @@ class MLKDExperiment(MethodExperiment):
         return DistilledStudent(network, use.teacher_layers, teacher.config.hidden_size)
 
     def dataset(self, name: str) -> SpeechDataset:
-        """The variant's training set, with what the teacher says of the whole clean utterances where it is to."""
-        use, classes, taught = self.settings_of(name), self._classes(self.train), {}
+        """The variant's training set, with what the teacher says of whole clean utterances where that is its target."""
+        use, classes, taught, other = self.settings_of(name), self.classes(self.train), {}, {}
         if use.label_fraction < 1:
             labelled = self.share_of_each_class(use.label_fraction, "told")
             classes = {u: label if u in labelled else UNLABELLED for u, label in classes.items()}
-        if self._hears_speech(name):
+        if self._uses_speech(name):
             classes |= dict.fromkeys(self.speech.utterances, UNLABELLED)
             taught["audio"] = ChainMap(self.audio, self.speech)
+            other = taught | {"utterances": list(classes), "content": self.speech.fingerprint}
         if use.teacher_layers and use.targets == "utterance":
-            states = self._teacher_outputs(name, list(classes))
+            own = self.settings.teacher_layers  # one pass serves all variants that want no others
+            layers = own if set(use.teacher_layers) <= set(own) else use.teacher_layers
+            states = self.teachers.outputs(layers, use.target_network == "fine-tuned", **other)
             logits = torch.stack([states.logits[utterance] for utterance in classes])
             taught |= {"states": states, "layers": use.teacher_layers, "targets": {"teacher_logits": logits}}
         longest = int(use.max_seconds * SAMPLE_RATE)
         return self._windows(name, classes, longest=longest, clean_fraction=use.clean_fraction, **taught)
 
-    def _teacher_outputs(self, name: str, utterances: list[str]) -> TeacherOutputs:
-        """Of the method's own layers where the variant wants no others: one pass serves (d) and (e)."""
-        use, more = self.settings_of(name), {}
-        if self._hears_speech(name):
-            audio = ChainMap(self.audio, self.speech)
-            more = {"audio": audio, "utterances": utterances, "content": self.speech.fingerprint}
-        own = self.settings.teacher_layers
-        layers = own if set(use.teacher_layers) <= set(own) else use.teacher_layers
-        return self.teachers.outputs(layers, use.target_network == "fine-tuned", **more)
-
-    def _fit(self, name: str):
-        use, objective, more = self.settings_of(name), CrossEntropy(), {}
-        student = self.student(name)
+    def trained(self, name: str):
+        use, objective, more, student = self.settings_of(name), CrossEntropy(), {}, self.student(name)
         if use.teacher_layers:
             depth = self.all_settings["teacher"].num_hidden_layers
             objective = MultiLevel(use, depth, partial(encoders.frame_mask, student.student))
             if use.targets != "utterance":
                 teacher = self.teachers.teacher(use.target_network == "fine-tuned")
                 more = {"teacher": teacher, "noisy_targets": use.targets == "noisy piece"}
-        groups = [{"params": list(student.parameters()), "lr": use.lr}]
-        optimizer = torch.optim.AdamW(groups, betas=use.betas, weight_decay=use.weight_decay)
-        fitted = self._optimise(name, student, objective, self.dataset(name), optimizer=optimizer, **more)
-        return student.student, fitted, []
+        more["optimizer"] = torch.optim.AdamW(student.parameters(), use.lr, use.betas, weight_decay=use.weight_decay)
+        return student.student, self._optimise(name, student, objective, self.dataset(name), **more), []

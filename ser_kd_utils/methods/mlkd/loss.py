@@ -36,12 +36,9 @@ def feature_loss(
 
 
 def multi_level_loss(
-    predictions: Sequence[Tensor],
-    targets: Sequence[Tensor],
-    mask: Tensor,
-    cosine_weight: float = 1.0,
+    predictions: Sequence[Tensor], targets: Sequence[Tensor], mask: Tensor, cosine_weight: float = 1.0,
     l1_weight: float = 1.0,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Mean of `feature_loss` over the teacher's layers (MLKD, Liu et al. 2023; after RobustDistiller).
 
     predictions, targets: one (batch, frames, width) tensor for each layer, in the same order.

@@ -17,7 +17,7 @@ SITUATIONS = {
     "long": ("twice the epochs", {}),
     "unseen": ("a noise type not heard in training", {}),
 }
-"""Where distillation may matter most: a variant without it (c-...) and one with it (e-...) under the same conditions."""
+"""Where distillation may matter most: a variant without it (c-...) and one with it (e-...) under equal conditions."""
 
 
 def variants(settings: Mapping[str, Any]) -> dict[str, Variant]:

@@ -74,6 +74,11 @@ def freeze(teacher: nn.Module) -> nn.Module:
     return teacher.eval().requires_grad_(False)
 
 
+def head_of(teacher: nn.Module) -> nn.Sequential:
+    """What makes logits of the mean over an utterance's last states: projector and classifier."""
+    return nn.Sequential(teacher.projector, teacher.classifier)
+
+
 def normalise(waves: Tensor, lengths: Tensor) -> Tensor:
     """Zero mean and unit variance over each item's own samples, zeros beyond, as Wav2Vec2FeatureExtractor does.
 

@@ -1,8 +1,9 @@
-"""How the teacher is trained, and what it says to the students of all methods."""
+"""What the experiments of all methods share, how the teacher is trained, and what it says to the students."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,32 @@ from transformers import Wav2Vec2ForSequenceClassification
 
 from ser_kd_utils.data.audio import SAMPLE_RATE, AudioCache
 from ser_kd_utils.files import digest, only_one, unfinished
-from ser_kd_utils.methods.experiment import MethodExperiment
+from ser_kd_utils.methods import METHODS, Variant, settings_of
 from ser_kd_utils.methods.teacher import encoders
 from ser_kd_utils.training.dataset import SpeechDataset, TeacherOutputs, teacher_outputs
-from ser_kd_utils.training.experiment import DEVICE
+from ser_kd_utils.training.experiment import Experiment
 from ser_kd_utils.training.losses import CrossEntropy
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+class MethodExperiment(Experiment):
+    """An Experiment (see its arguments) of a method of METHODS, whose students may learn from the teacher (a)."""
+
+    settings_by_group = staticmethod(settings_of)
+    by_value = ["ser_kd_utils.methods.__init__", "ser_kd_utils.methods.base"]
+    by_value += [f"{each.package}.{part}" for each in METHODS.values() for part in ("__init__", "settings", "variants")]
+
+    def available(self) -> dict[str, Variant]:
+        return METHODS[self.method].variants(self.all_settings)
+
+    @cached_property
+    def teachers(self) -> TeacherExperiment:
+        """Notebook 01's experiment on the same fold and seed: its teacher (a) is the same record."""
+        return TeacherExperiment(**self.options)
+
+    def teacher_fingerprint(self, teacher: str) -> str:
+        return self.teachers.fingerprint(teacher) if teacher == "a" else super().teacher_fingerprint(teacher)
 
 
 class TeacherExperiment(MethodExperiment):
@@ -23,7 +45,7 @@ class TeacherExperiment(MethodExperiment):
 
     method = "teacher"
     prepare_inputs = staticmethod(encoders.prepare_inputs)
-    _feature_extractor = staticmethod(encoders.feature_extractor)
+    feature_extractor = staticmethod(encoders.feature_extractor)
 
     def new_network(self) -> Wav2Vec2ForSequenceClassification:
         """The teacher before its training."""
@@ -37,28 +59,24 @@ class TeacherExperiment(MethodExperiment):
         return encoders.freeze(Wav2Vec2ForSequenceClassification.from_pretrained(self.run("a").folder / "model"))
 
     def outputs(
-        self,
-        layers: Sequence[int] = (),
-        tuned: bool = True,
-        audio: Mapping[str, np.ndarray] | AudioCache | None = None,
-        utterances: Sequence[str] = (),
-        content: str = "",
-    ) -> TeacherOutputs:
+        self, layers: Sequence[int] = (), tuned: bool = True, utterances: Sequence[str] = (),
+        audio: Mapping[str, np.ndarray] | AudioCache | None = None, content: str = "",
+    ) -> TeacherOutputs:  # fmt: skip
         """What the teacher says of the training utterances, computed once for all students of all methods.
 
-        audio, utterances: other speech, with the fingerprint of its content.
+        audio, utterances: of other speech, with the fingerprint of its content.
         """
-        utterances, key = utterances or self.train, [self.fingerprint("a"), tuned, layers, content]
-        place = f"teacher-outputs-{digest([*key, utterances])[:16]}"
-        teacher = self.teacher(tuned).to(DEVICE)
-        with only_one(self.folder, place):
-            folder = unfinished(self.folder) / place
-            return teacher_outputs(teacher, self.prepare_inputs, audio or self.audio, utterances, layers, folder)
+        utterances = utterances or self.train
+        key = digest([self.fingerprint("a"), tuned, layers, utterances, content])[:16]
+        teacher, place = self.teacher(tuned).to(DEVICE), unfinished(self.folder) / f"teacher-outputs-{key}"
+        with only_one(self.folder, place.name):
+            return teacher_outputs(teacher, self.prepare_inputs, audio or self.audio, utterances, layers, place)
 
     def dataset(self, name: str = "a") -> SpeechDataset:
-        return self._windows(name, longest=int(self.settings.max_seconds * SAMPLE_RATE))
+        """Windows of clean training speech."""
+        return self._windows(name, self.classes(self.train), longest=int(self.settings.max_seconds * SAMPLE_RATE))
 
-    def _fit(self, name: str):
+    def trained(self, name: str):
         network, use = self.new_network(), self.settings
         if use.freeze_cnn:
             network.freeze_feature_encoder()
