@@ -1,1 +1,1 @@
-"""What all methods share: dataset, losses, the training loop, evaluation and the experiment that records a run."""
+"""Training: an experiment, its datasets, the loop, tests and shared losses."""

@@ -1,0 +1,1 @@
+"""Reports: declared tables, figures, and what is behind a number."""
