@@ -163,14 +163,18 @@ class Experiment:
         folder, started = self._run_folder(name), time.monotonic()
         table = self._test(fitted, others)
         info = self._info(name, fitted, network) | {"test_seconds": round(time.monotonic() - started, 1)}
-        records.write_run(folder, table, info, partial(self._save, network))
+        records.write_run(folder, table, info, partial(self.save, network))
         for old in unfinished(self.folder).glob(f"{folder.name}@*"):
             shutil.rmtree(old)
 
-    def _save(self, network: PreTrainedModel, folder: Path) -> None:
-        """With it, `pipeline("audio-classification", folder)` works."""
+    @classmethod
+    def save(cls, network: PreTrainedModel, folder: Path) -> None:
+        """As any transformers model, with its feature extractor: `pipeline("audio-classification", folder)` works.
+
+        Whoever loads a network that is not transformers' own imports its module first.
+        """
         network.save_pretrained(folder)
-        self.feature_extractor(network).save_pretrained(folder)
+        cls.feature_extractor(network).save_pretrained(folder)
 
     @staticmethod
     def feature_extractor(network: PreTrainedModel) -> Wav2Vec2FeatureExtractor:
