@@ -13,7 +13,7 @@ import torch
 from torch.distributed.checkpoint.stateful import Stateful
 from transformers.trainer_pt_utils import safe_globals
 
-from ser_kd_utils.records import sha256
+from ser_kd_utils.files import sha256
 
 SEAL = "seal.json"
 BESIDE = "beside.pt"

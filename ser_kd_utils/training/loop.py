@@ -12,7 +12,6 @@ from typing import Any, Protocol
 
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, reduce
 from safetensors.torch import load_file
@@ -25,12 +24,6 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from ser_kd_utils.checkpoints import last_whole, restore, seal
 from ser_kd_utils.data.noise import mix
-from ser_kd_utils.frames import Frames
-from ser_kd_utils.losses import decoupled_kd, kd_loss, multi_level_loss
-from ser_kd_utils.models import wav2vec2
-from ser_kd_utils.pieces import UNLABELLED, Pieces
-from ser_kd_utils.segments import Segments
-from ser_kd_utils.settings import DKDSettings, MLKDSettings
 
 disable_progress_bar()  # bars and notices would end up in stored notebooks
 set_verbosity_error()
@@ -44,7 +37,9 @@ class Objective(Protocol):
         where the batch holds its targets or there is no teacher; progress: 0 to 1 of training.
         """
 
-    def before(self, network: nn.Module, given: dict, batch: dict[str, Tensor], step: int, progress: float) -> None:
+    def before_step(
+        self, network: nn.Module, inputs: dict, batch: dict[str, Tensor], step: int, progress: float
+    ) -> None:
         """What is learnt beside the network, before its own step; given: its arguments in this step."""
 
     def state(self) -> dict[str, float]:
@@ -55,71 +50,6 @@ class Objective(Protocol):
 def processes() -> PartialState:
     """Those that share this training: several under torchrun, by gloo on a CPU; else one."""
     return PartialState(cpu=not torch.cuda.is_available())
-
-
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean over the labelled items of a batch; 0 where it has none."""
-    total = F.cross_entropy(logits, labels, ignore_index=UNLABELLED, reduction="sum")
-    return total / (labels != UNLABELLED).sum().clamp_min(1)
-
-
-@dataclass(frozen=True)
-class CrossEntropy(Objective):
-    """Supervised training: no teacher."""
-
-    def __call__(self, batch, student, teacher, progress):
-        return {"ce": cross_entropy(student.logits, batch["labels"])}
-
-
-@dataclass(frozen=True)
-class MultiLevel(Objective):
-    """MLKD: CE + gamma * mean over levels of the feature loss against the teacher's states (+ logit distillation).
-
-    settings: gamma, l1_weight, cosine_weight, logit_weight, temperature, and stages: "joint", or "two-stage", which
-    turns from the teacher to the labels at half of the training.
-    """
-
-    settings: MLKDSettings
-    levels: tuple[int, ...]
-    layers: int  # of the teacher
-    frame_mask: Callable[[int, Tensor], Tensor]  # (frames, attention_mask) -> (batch, frames)
-
-    def __call__(self, batch, student, teacher, progress):
-        use = self.settings
-        if teacher is None:
-            targets, logits = batch["states"].float().unbind(2), batch["teacher_logits"]
-        else:
-            targets, logits = wav2vec2.hidden_states(teacher, self.levels, self.layers), teacher.logits
-        mask = self.frame_mask(targets[0].shape[1], batch["attention_mask"])
-        feature = multi_level_loss(student.hidden_states, targets, mask, use.cosine_weight, use.l1_weight)
-        terms = {"ce": cross_entropy(student.logits, batch["labels"]), "feature": use.gamma * feature}
-        if use.logit_weight:
-            terms["logits"] = use.logit_weight * kd_loss(student.logits, logits, use.temperature)
-        if use.stages == "two-stage":
-            now = {"ce"} if progress >= 0.5 else terms.keys() - {"ce"}
-            terms = {name: term * (name in now) for name, term in terms.items()}
-        return terms
-
-
-@dataclass(frozen=True)
-class Decoupled(Objective):
-    """DKDFMH: ce_weight CE + w (alpha TCKD + beta NCKD), or w alpha KD where settings.loss is "kd".
-
-    w = min(epoch / warm-up epochs, 1), epochs counted from 1 (DKD, Zhao et al. 2022, released code).
-    """
-
-    settings: DKDSettings
-
-    def __call__(self, batch, student, teacher, progress):
-        use = self.settings
-        ours, theirs, labels = student.logits, batch["teacher_logits"], batch["labels"]
-        epoch = min(int(progress * use.epochs) + 1, use.epochs)
-        weight = min(epoch / max(use.kd_warmup * use.epochs, 1), 1.0)
-        terms = {"ce": use.ce_weight * cross_entropy(ours, labels)}
-        if use.loss == "kd":
-            return terms | {"kd": weight * use.alpha * kd_loss(ours, theirs, use.kd_temperature)}
-        target, others = decoupled_kd(ours, theirs, labels, use.temperature)
-        return terms | {"tckd": weight * use.alpha * target, "nckd": weight * use.beta * others}
 
 
 class DistillationTrainer(Trainer):
@@ -133,28 +63,28 @@ class DistillationTrainer(Trainer):
         *args,
         objective: Objective,
         dev: Callable,
-        level: str,
-        hear: Callable[..., dict[str, Tensor]] = wav2vec2.hear,
+        speech_level: str,
+        prepare_inputs: Callable[..., dict[str, Tensor]],
         teacher: nn.Module | None = None,
-        teacher_hears_noise: bool = False,
+        noisy_targets: bool = False,
         batch_size: int,
         beside: Mapping[str, Stateful],
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
-        self.objective, self.dev, self.level, self.hear = objective, dev, level, hear
+        self.objective, self.dev, self.speech_level, self.prepare_inputs = objective, dev, speech_level, prepare_inputs
         self.batch_size, self.beside, self.started = batch_size, beside, time.monotonic()
-        self.teacher_hears_noise = teacher_hears_noise
+        self.noisy_targets = noisy_targets
         # in a list: as an attribute that is a module, it could be moved or switched to training with the student
         self._teacher = [teacher.to(self.args.device)] if teacher else []
         self._terms: dict[str, list[Tensor]] = {}
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         # features computed once, of clean speech, or waves to be mixed
-        given, teacher = (inputs["given"], None) if "given" in inputs else self._listen(inputs)
+        given, teacher = (inputs["inputs"], None) if "inputs" in inputs else self._listen(inputs)
         step = self.state.global_step
         progress = step / max(self.state.max_steps, 1)
-        self.objective.before(self.accelerator.unwrap_model(model), given, inputs, step, progress)
+        self.objective.before_step(self.accelerator.unwrap_model(model), given, inputs, step, progress)
         student = model(**given)
         terms = self.objective(inputs, student, teacher, progress)
         for name, value in terms.items():
@@ -176,16 +106,16 @@ class DistillationTrainer(Trainer):
         clean, lengths = inputs["clean"], inputs["lengths"]
         heard = clean
         if "noise" in inputs:
-            heard = mix(clean, inputs["noise"], inputs["snr_db"], self.level, lengths)
+            heard = mix(clean, inputs["noise"], inputs["snr_db"], self.speech_level, lengths)
         mask = inputs["attention_mask"] = (torch.arange(clean.shape[1], device=clean.device) < lengths[:, None]).long()
-        teacher = self._teach(heard if self.teacher_hears_noise else clean, inputs) if self._teacher else None
-        return self.hear(heard, lengths, mask), teacher
+        teacher = self._teach(heard if self.noisy_targets else clean, inputs) if self._teacher else None
+        return self.prepare_inputs(heard, lengths, mask), teacher
 
     @torch.no_grad()
     def _teach(self, heard, inputs):
         (teacher,) = self._teacher
         assert not teacher.training, "The teacher was switched to training mode."
-        given = self.hear(heard, inputs["lengths"], inputs["attention_mask"])
+        given = self.prepare_inputs(heard, inputs["lengths"], inputs["attention_mask"])
         return teacher(**given, output_hidden_states=True)
 
     def _get_train_sampler(self, train_dataset=None):
@@ -224,25 +154,24 @@ class Fitted:
     items: int  # in an epoch
     seconds: float
     peak_memory_mb: float
-    also: Sequence[pd.DataFrame] = ()  # predictions of other epochs, with their checkpoint
 
 
 def fit(
     model: nn.Module,
     objective: Objective,
-    train: Pieces | Segments | Frames,
+    train: Any,
     dev: Callable[[nn.Module], dict[str, float]],
     settings: Any,
     *,
-    optimiser: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
     schedule: Callable[[float], float] | None = None,
-    level: str,
+    speech_level: str,
     seed: int,
     folder: Path,
-    hear: Callable[..., dict[str, Tensor]] = wav2vec2.hear,
+    prepare_inputs: Callable[..., dict[str, Tensor]],
     teacher: nn.Module | None = None,
-    teacher_hears_noise: bool = False,
-    beside: Mapping[str, Stateful] | None = None,
+    noisy_targets: bool = False,
+    extra_state: Mapping[str, Stateful] | None = None,
 ) -> Fitted:
     """Train to the last epoch and return the weights of the epoch with the highest dev UA (the first among equals).
 
@@ -257,7 +186,7 @@ def fit(
 
     Raises ValueError where several processes cannot share a batch evenly.
     """
-    on_gpu, beside = torch.cuda.is_available(), beside or {}
+    on_gpu, beside = torch.cuda.is_available(), extra_state or {}
     if settings.batch_size % processes().num_processes:
         raise ValueError(f"{processes().num_processes} processes cannot share batches of {settings.batch_size}.")
     if on_gpu:
@@ -266,9 +195,9 @@ def fit(
         output_dir=str(folder),
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=settings.batch_size // processes().num_processes,
-        warmup_steps=0 if schedule else settings.warmup,
+        warmup_steps=0 if schedule else settings.warmup_ratio,
         lr_scheduler_type="linear",
-        max_grad_norm=settings.clip,
+        max_grad_norm=settings.max_grad_norm,
         use_cpu=not on_gpu,
         bf16=settings.precision == "bf16" and on_gpu,
         eval_strategy="epoch",
@@ -293,16 +222,16 @@ def fit(
         arguments,
         objective=objective,
         teacher=teacher,
-        teacher_hears_noise=teacher_hears_noise,
+        noisy_targets=noisy_targets,
         dev=dev,
-        level=level,
-        hear=hear,
+        speech_level=speech_level,
+        prepare_inputs=prepare_inputs,
         batch_size=settings.batch_size,
         beside=beside,
         train_dataset=train,
         eval_dataset=train,  # demanded by the Trainer; `evaluate` scores the dev speech instead
         data_collator=train.collate,
-        optimizers=(optimiser, schedule and LambdaLR(optimiser, lambda step: schedule(step / steps))),
+        optimizers=(optimizer, schedule and LambdaLR(optimizer, lambda step: schedule(step / steps))),
     )
     trainer.remove_callback(PrinterCallback)
     checkpoint = last_whole(folder) if arguments.should_save else None
