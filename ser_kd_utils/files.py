@@ -16,8 +16,10 @@ PACKAGE = Path(__file__).parent
 
 
 def cache_root() -> Path:
-    """Folder for everything that can be made again: $SER_KD_CACHE, or ~/.cache/ser-kd."""
-    return Path(os.environ.get("SER_KD_CACHE") or Path.home() / ".cache" / "ser-kd")
+    """Folder for everything that can be made again: $SER_KD_CACHE, $XDG_CACHE_HOME/ser-kd or ~/.cache/ser-kd."""
+    if own := os.environ.get("SER_KD_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ser-kd"
 
 
 def digest(parts: Any) -> str:

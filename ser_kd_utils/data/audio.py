@@ -9,8 +9,9 @@ import hashlib
 import os
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cached_property, partial
 from math import gcd
 from pathlib import Path
@@ -29,8 +30,7 @@ SAMPLE_RATE = 16_000
 SILENCE = 10 ** (-80 / 20)  # a file whose samples all stay under -80 dBFS is silent
 
 SOUNDFILE_SUFFIXES = (".wav", ".flac", ".ogg")
-_SCHEMA = pa.schema({"utterance": pa.string(), "sha256": pa.string(), "samples": pa.list_(pa.int16())})
-_LAYOUT = 1  # of the cache; part of its key
+_LAYOUT = 2  # of the cache; part of its key
 _BATCH = 128  # files held in memory while the cache is written
 
 
@@ -102,23 +102,28 @@ class AudioCache:
     """The decoded utterances of a corpus, made by `cache_audio`.
 
     `cache[utterance]` is float32 (samples,) in [-1, 1) at 16 kHz. `excluded` (utterance, reason) lists what could not
-    be used. `dataset` is the memory-mapped table itself: utterance, sha256 of the samples, 16-bit samples.
+    be used. `sha256` gives the digest of each utterance's samples. `dataset` is the memory-mapped table itself:
+    utterance, sha256, samples (16-bit, little-endian, as bytes).
     """
 
     def __init__(self, folder: Path, manifest: pd.DataFrame):
         from datasets import Dataset
 
-        self._made_from = folder, manifest
+        self._arguments = folder, manifest
         self.dataset = Dataset.from_file(str(folder / "audio.arrow"))
         self.excluded = pd.read_csv(folder / "excluded.csv", dtype=str, keep_default_na=False)
+        self.sha256: dict[str, str] = {}
         self._samples = {}
         for batch in self.dataset.data.to_batches():
-            utterances, _, samples = batch.columns
-            views = np.split(samples.values.to_numpy(), samples.offsets.to_numpy()[1:-1])
+            utterances, digests, samples = batch.columns
+            self.sha256.update(zip(utterances.to_pylist(), digests.to_pylist(), strict=True))
+            _, offsets, content = samples.buffers()  # views of the mapped file: a scalar of Arrow would be a copy
+            ends = np.frombuffer(offsets, np.int32, len(samples) + 1) // 2
+            views = np.split(np.frombuffer(content, "<i2", ends[-1]), ends[1:-1])
             self._samples.update(zip(utterances.to_pylist(), views, strict=True))
 
     def __reduce__(self):  # worker processes map the file again instead of receiving its samples
-        return AudioCache, self._made_from
+        return AudioCache, self._arguments
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -133,76 +138,115 @@ class AudioCache:
     def seconds(self, utterance: str) -> float:
         return len(self._samples[utterance]) / SAMPLE_RATE
 
+    def is_undamaged(self) -> bool:
+        """Whether all utterances of the manifest are there or excluded, with the samples that were written."""
+        if {*self._samples, *self.excluded.utterance} != {*self._arguments[1].utterance}:
+            return False
+        return all(_sha256(samples) == self.sha256[utterance] for utterance, samples in self._samples.items())
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over utterance, label, speaker, split and samples of all that is kept; the same on every machine."""
-        contents = self.dataset.select_columns(["utterance", "sha256"]).to_pandas()
-        rows = self._made_from[1][["utterance", "label", "speaker", "split"]].merge(contents, on="utterance")
-        lines = sorted("\t".join(map(str, row)) for row in rows.itertuples(index=False))
+        rows = self._arguments[1][["utterance", "label", "speaker", "split"]]
+        kept = rows[rows.utterance.isin(self.sha256)].assign(sha256=rows.utterance.map(self.sha256))
+        lines = sorted("\t".join(map(str, row)) for row in kept.itertuples(index=False))
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def cache_audio(corpus: Corpus, shortest: float = 0.1, longest: float = 60.0) -> AudioCache:
+def cache_audio(corpus: Corpus, min_seconds: float = 0.1, max_seconds: float = 60.0) -> AudioCache:
     """Open the decoded audio of `corpus`; decode it first if it is new or damaged, or a file changed (relative
     path, size, time).
 
-    Not usable are files that are unreadable, empty, silent (all under -80 dBFS), hold NaN or infinite samples, are
-    shorter than `shortest` or longer than `longest` seconds. Where `corpus.bad_audio` is "error" they raise one
-    ValueError and nothing is kept; where it is "exclude" they are listed in `excluded`.
+    Not usable are files that `read` refuses and those that are silent (all under -80 dBFS), shorter than `min_seconds`
+    or longer than `max_seconds`. Where `corpus.bad_audio` is "error" they raise one ValueError and nothing is kept;
+    where it is "exclude" they are listed in `excluded`.
     """
     parent = cache_root() / "audio"
-    folder = parent / f"{corpus.name}-{_key(corpus, shortest, longest)}"
-    if not (folder.exists() and _is_undamaged(folder)):
+    folder = parent / f"{corpus.name}-{_key(corpus, min_seconds, max_seconds)}"
+    cache = _opened(folder, corpus.manifest)
+    if cache is None:
         parent.mkdir(parents=True, exist_ok=True)
         with FileLock(parent / f"{folder.name}.lock"):
-            _decode_all(corpus, folder, partial(_stored, shortest=shortest, longest=longest))
-    return AudioCache(folder, corpus.manifest)
-
-
-def _decode_all(corpus: Corpus, folder: Path, load: Callable[[str], np.ndarray | str]) -> None:
-    """Into a folder of another name, put in its place once it is whole. Called by one process at a time."""
-    if folder.exists() and _is_undamaged(folder):  # another process was first
-        return
-    made = folder.with_name(f".unfinished-{folder.name}")
-    shutil.rmtree(made, ignore_errors=True)  # of a process that was killed
-    made.mkdir()
-    try:
-        excluded = _write(made / "audio.arrow", corpus.manifest, load)
-        _check(corpus, excluded)
-        excluded.to_csv(made / "excluded.csv", index=False)
-        if folder.exists():
-            warnings.warn(f"the cached audio {folder.name} was damaged and has been decoded again", stacklevel=3)
-            shutil.rmtree(folder)
-        made.rename(folder)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
-    _intact.add(folder)
+            cache = _opened(folder, corpus.manifest)
+            if cache is None:  # no other process was first
+                _decode_all(corpus, folder, partial(_stored, min_seconds=min_seconds, max_seconds=max_seconds))
+                cache = AudioCache(folder, corpus.manifest)
+                _intact.add(folder)
+    return cache
 
 
 _intact: set[Path] = set()
 """Caches that this process has found undamaged, or made: to read hours of sound takes a second."""
 
 
-def _is_undamaged(folder: Path) -> bool:
-    """Whether each utterance's samples are those that were written."""
-    if folder not in _intact:
-        try:
-            with pa.memory_map(str(folder / "audio.arrow")) as file, pa.ipc.open_stream(file) as stream:
-                for batch in stream:
-                    digests, lists = batch.column("sha256").to_pylist(), batch.column("samples")
-                    samples = np.split(lists.values.to_numpy(), lists.offsets.to_numpy()[1:-1])
-                    if any(_sha256(one) != digest for one, digest in zip(samples, digests, strict=True)):
-                        return False
-        except (pa.ArrowException, OSError):
-            return False
-        _intact.add(folder)
-    return True
+def _opened(folder: Path, manifest: pd.DataFrame) -> AudioCache | None:
+    """The cache in `folder`; None where there is none or it is damaged."""
+    try:
+        cache = AudioCache(folder, manifest)
+    except (OSError, ValueError, pa.ArrowException):
+        return None
+    if folder not in _intact and not cache.is_undamaged():
+        return None
+    _intact.add(folder)
+    return cache
 
 
-def _key(corpus: Corpus, shortest: float, longest: float) -> str:
+def _decode_all(corpus: Corpus, folder: Path, load: Callable[[str], np.ndarray | str]) -> None:
+    """Into a folder of another name, put in its place once it is whole. Called by one process at a time."""
+    from datasets import Dataset, Features, Value
+    from datasets.exceptions import DatasetGenerationError
+
+    excluded = []
+
+    def examples() -> Iterator[dict[str, str | bytes]]:
+        with ThreadPoolExecutor() as pool:
+            for start in range(0, len(corpus.manifest), _BATCH):
+                rows = corpus.manifest.iloc[start : start + _BATCH]
+                for utterance, result in zip(rows.utterance, pool.map(load, rows.path), strict=True):
+                    if isinstance(result, str):
+                        excluded.append((utterance, result))
+                    else:
+                        yield {"utterance": utterance, "sha256": _sha256(result), "samples": result.tobytes()}
+        _check(corpus, excluded)
+
+    features = Features(utterance=Value("string"), sha256=Value("string"), samples=Value("binary"))
+    unfinished = folder.with_name(f".unfinished-{folder.name}")
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
+    try:
+        with _no_progress_bars():
+            written = Dataset.from_generator(
+                examples, features, str(unfinished / "work"), fingerprint=folder.name, writer_batch_size=_BATCH
+            )
+        Path(written.cache_files[0]["filename"]).rename(unfinished / "audio.arrow")
+        shutil.rmtree(unfinished / "work")
+        pd.DataFrame(excluded, columns=["utterance", "reason"]).to_csv(unfinished / "excluded.csv", index=False)
+        if folder.exists():
+            warnings.warn(f"the cached audio {folder.name} was damaged and has been decoded again", stacklevel=3)
+            shutil.rmtree(folder)
+        unfinished.rename(folder)
+    except DatasetGenerationError as error:
+        raise error.__cause__ from None  # unusable files, a full disk
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    before = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not before:
+            enable_progress_bars()
+
+
+def _key(corpus: Corpus, min_seconds: float, max_seconds: float) -> str:
     paths = [Path(path) for path in corpus.manifest.path]
     root = os.path.commonpath(path.parent for path in paths)
-    digest = hashlib.sha256(repr((_LAYOUT, corpus.bad_audio, shortest, longest)).encode())
+    digest = hashlib.sha256(repr((_LAYOUT, corpus.bad_audio, min_seconds, max_seconds)).encode())
     for utterance, path in zip(corpus.manifest.utterance, paths, strict=True):
         state = path.stat() if path.exists() else None
         about = (utterance, path.relative_to(root).as_posix(), state and (state.st_size, state.st_mtime_ns))
@@ -210,53 +254,33 @@ def _key(corpus: Corpus, shortest: float, longest: float) -> str:
     return digest.hexdigest()[:16]
 
 
-def _write(target: Path, manifest: pd.DataFrame, load: Callable[[str], np.ndarray | str]) -> pd.DataFrame:
-    """Decode every file into one Arrow stream, a batch at a time; returns what could not be used."""
-    excluded = []
-    with pa.ipc.new_stream(target, _SCHEMA) as stream, ThreadPoolExecutor() as pool:
-        for start in range(0, len(manifest), _BATCH):
-            rows = manifest.iloc[start : start + _BATCH]
-            results = dict(zip(rows.utterance, pool.map(load, rows.path), strict=True))
-            excluded += [(utterance, result) for utterance, result in results.items() if isinstance(result, str)]
-            kept = {utterance: result for utterance, result in results.items() if not isinstance(result, str)}
-            if kept:
-                stream.write_batch(_batch(kept))
-    return pd.DataFrame(excluded, columns=["utterance", "reason"])
-
-
-def _batch(samples: dict[str, np.ndarray]) -> pa.RecordBatch:
-    digests = list(map(_sha256, samples.values()))
-    offsets = np.cumsum([0, *map(len, samples.values())], dtype=np.int32)
-    lists = pa.ListArray.from_arrays(offsets, np.concatenate(list(samples.values())))
-    return pa.record_batch([pa.array(samples), pa.array(digests), lists], schema=_SCHEMA)
-
-
 def _sha256(samples: np.ndarray) -> str:
-    return hashlib.sha256(samples.astype("<i2").tobytes()).hexdigest()
+    return hashlib.sha256(samples).hexdigest()
 
 
-def _stored(path: str, shortest: float, longest: float) -> np.ndarray | str:
+def _stored(path: str, min_seconds: float, max_seconds: float) -> np.ndarray | str:
     """The int16 samples of a file, or the reason why it cannot be used."""
     try:
         samples = decode(path)
     except AudioError as error:
         return error.reason
     seconds = len(samples) / SAMPLE_RATE
-    if seconds < shortest:
-        return f"shorter than {shortest:g} s"
-    if seconds > longest:
-        return f"longer than {longest:g} s"
+    if seconds < min_seconds:
+        return f"shorter than {min_seconds:g} s"
+    if seconds > max_seconds:
+        return f"longer than {max_seconds:g} s"
     if np.abs(samples).max() < SILENCE:
         return "silent"
-    return np.rint(samples * 2**15).clip(-(2**15), 2**15 - 1).astype(np.int16)
+    return np.rint(samples * 2**15).clip(-(2**15), 2**15 - 1).astype("<i2")
 
 
-def _check(corpus: Corpus, excluded: pd.DataFrame) -> None:
+def _check(corpus: Corpus, excluded: list[tuple[str, str]]) -> None:
     total = len(corpus.manifest)
-    if corpus.bad_audio == "error" and len(excluded) or len(excluded) == total:
-        named = ", ".join(f"{row.utterance} ({row.reason})" for row in excluded.head(3).itertuples())
+    if corpus.bad_audio == "error" and excluded or len(excluded) == total:
+        named = ", ".join(f"{utterance} ({reason})" for utterance, reason in excluded[:3])
         more = f" and {len(excluded) - 3} more" if len(excluded) > 3 else ""
+        own = ", or take their rows out of the table given with --data-root" if corpus.name == "manifest" else ""
         raise ValueError(
             f"{corpus.name}: {len(excluded)} of {total} audio files cannot be used: {named}{more}; "
-            "restore them, or leave them out with Corpus.without()."
+            f"restore them as their publisher gives them{own}"
         )

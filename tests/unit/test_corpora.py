@@ -405,7 +405,11 @@ def test_manifest_that_is_no_such_table(content, words, tmp_path):
 def test_cache_root(monkeypatch, tmp_path):
     monkeypatch.setenv("SER_KD_CACHE", str(tmp_path))
     assert cache_root() == tmp_path
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "x"))
+    assert cache_root() == tmp_path
     monkeypatch.delenv("SER_KD_CACHE")
+    assert cache_root() == tmp_path / "x" / "ser-kd"
+    monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_root() == Path.home() / ".cache" / "ser-kd"
 
 
