@@ -11,7 +11,6 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import cached_property, partial
 from math import gcd
 from pathlib import Path
@@ -23,19 +22,25 @@ import soundfile
 from filelock import FileLock
 from scipy.signal import resample_poly
 
-from ser_kd_utils.data.corpora import Corpus
+from ser_kd_utils.data.corpora import Corpus, Split
+from ser_kd_utils.data.corpora.manifest import PARTS
 from ser_kd_utils.files import cache_root
 
 SAMPLE_RATE = 16_000
 SILENCE = 10 ** (-80 / 20)  # a file whose samples all stay under -80 dBFS is silent
 
-SOUNDFILE_SUFFIXES = (".wav", ".flac", ".ogg")
+MAX_PEAK = 2.0  # of samples as stored: lossy formats pass full scale a little, samples of another scale by far
+NO_SOUND = {
+    b"version https://git-lfs": ": a Git LFS pointer, which `git lfs pull` replaces by the sound",
+    b"<!doctype": ": a web page, download the file again",
+    b"<html": ": a web page, download the file again",
+}
 _LAYOUT = 2  # of the cache; part of its key
 _BATCH = 128  # files held in memory while the cache is written
 
 
 class AudioError(ValueError):
-    """A file without usable samples; `reason` is "unreadable", "empty" or "NaN or infinite samples"."""
+    """A file without usable samples; `reason` says why, as "unreadable", "empty" or "NaN or infinite samples"."""
 
     def __init__(self, path: str | Path, reason: str):
         super().__init__(f"{path}: {reason}")
@@ -48,18 +53,19 @@ def decode(path: str | Path) -> np.ndarray:
 
 
 def read(path: str | Path) -> tuple[np.ndarray, int]:
-    """One file as float32 (samples, channels) and its sampling rate. Raises AudioError.
+    """One file as float32 (samples, channels) and its sampling rate, told by its content. Raises AudioError.
 
-    WAV, FLAC and OGG come as stored (a WAV file that was cut short, as far as it goes). FFmpeg reads everything else
-    and already gives mono at 16 kHz, downmixed as `ffmpeg -ac 1` does it: the centre of 5.1 sound weighs more than the
-    sides, the subwoofer nothing.
+    What libsndfile knows (WAV, FLAC, OGG, AIFF) comes as stored (a WAV file that was cut short, as far as it goes).
+    FFmpeg reads everything else, also MP3, GSM and WAV files whose header gives no length, and already gives mono at
+    16 kHz, downmixed as `ffmpeg -ac 1` does it: the centre of 5.1 sound weighs more than the sides, the subwoofer
+    nothing.
     """
     path = Path(path)
-    samples, rate = _read_soundfile(path) if path.suffix.lower() in SOUNDFILE_SUFFIXES else _read_ffmpeg(path)
-    if not len(samples):
-        raise AudioError(path, "empty")
+    samples, rate = _read(path)
     if not np.isfinite(samples).all():
         raise AudioError(path, "NaN or infinite samples")
+    if (peak := np.abs(samples).max()) > MAX_PEAK:
+        raise AudioError(path, f"samples up to {peak:g}, where full scale is 1: divide them by theirs, as 32768")
     return samples, rate
 
 
@@ -72,18 +78,24 @@ def to_mono(samples: np.ndarray, rate: int) -> np.ndarray:
     return mono.astype(np.float32)
 
 
-def _read_soundfile(path: Path) -> tuple[np.ndarray, int]:
+def _read(path: Path) -> tuple[np.ndarray, int]:
     try:
-        with soundfile.SoundFile(path) as file:
+        file = soundfile.SoundFile(path)
+    except soundfile.SoundFileError:
+        return _read_ffmpeg(path, "unreadable")
+    with file:
+        if not file.frames or not file.seekable() or file.format == "MP3":
+            return _read_ffmpeg(path, "unreadable" if file.frames else "empty")
+        try:
             samples = file.read(dtype="float32", always_2d=True)
-            if len(samples) < file.frames:
-                raise AudioError(path, "unreadable")
-            return samples, file.samplerate
-    except soundfile.SoundFileError as error:
-        raise AudioError(path, "unreadable") from error
+        except soundfile.SoundFileError as error:
+            raise AudioError(path, "unreadable") from error
+        if len(samples) < file.frames:
+            raise AudioError(path, "unreadable")
+        return samples, file.samplerate
 
 
-def _read_ffmpeg(path: Path) -> tuple[np.ndarray, int]:
+def _read_ffmpeg(path: Path, otherwise: str) -> tuple[np.ndarray, int]:
     import av
 
     try:
@@ -92,9 +104,11 @@ def _read_ffmpeg(path: Path) -> tuple[np.ndarray, int]:
             resampler = av.AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)
             decoded = [*container.decode(container.streams.audio[0]), None]  # None: what is left in the resampler
             blocks = [block.to_ndarray()[0] for frame in decoded for block in resampler.resample(frame)]
-    except (av.FFmpegError, IndexError) as error:  # IndexError: no audio stream
-        raise AudioError(path, "unreadable") from error
-    samples = np.concatenate(blocks) if blocks else np.empty(0, np.int16)
+            samples = np.concatenate(blocks)
+    except (av.FFmpegError, IndexError, ValueError) as error:  # IndexError: no audio stream; ValueError: nothing in it
+        start = path.read_bytes()[:64].lstrip().lower() if path.is_file() else b""
+        known = [reason for mark, reason in NO_SOUND.items() if start.startswith(mark)]
+        raise AudioError(path, otherwise + "".join(known)) from error
     return samples[:, None] / np.float32(2**15), SAMPLE_RATE
 
 
@@ -193,7 +207,7 @@ def _opened(folder: Path, manifest: pd.DataFrame) -> AudioCache | None:
 
 def _decode_all(corpus: Corpus, folder: Path, load: Callable[[str], np.ndarray | str]) -> None:
     """Into a folder of another name, put in its place once it is whole. Called by one process at a time."""
-    from datasets import Dataset, Features, Value
+    from datasets import Dataset, Features, Value, disable_progress_bars
     from datasets.exceptions import DatasetGenerationError
 
     excluded = []
@@ -213,10 +227,10 @@ def _decode_all(corpus: Corpus, folder: Path, load: Callable[[str], np.ndarray |
     unfinished = folder.with_name(f".unfinished-{folder.name}")
     shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
     try:
-        with _no_progress_bars():
-            written = Dataset.from_generator(
-                examples, features, str(unfinished / "work"), fingerprint=folder.name, writer_batch_size=_BATCH
-            )
+        disable_progress_bars()  # they would stand in stored notebooks
+        written = Dataset.from_generator(
+            examples, features, str(unfinished / "work"), fingerprint=folder.name, writer_batch_size=_BATCH
+        )
         Path(written.cache_files[0]["filename"]).rename(unfinished / "audio.arrow")
         shutil.rmtree(unfinished / "work")
         pd.DataFrame(excluded, columns=["utterance", "reason"]).to_csv(unfinished / "excluded.csv", index=False)
@@ -230,17 +244,18 @@ def _decode_all(corpus: Corpus, folder: Path, load: Callable[[str], np.ndarray |
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-    before = are_progress_bars_disabled()
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        if not before:
-            enable_progress_bars()
+def refuse_shared_samples(split: Split, audio: AudioCache) -> None:
+    """Raises ValueError where two parts of a split hold the same samples, under whatever names."""
+    first = {}
+    for part in PARTS:
+        for utterance in getattr(split, part):
+            digest = audio.sha256.get(utterance, utterance)  # what is excluded has no samples
+            other, where = first.setdefault(digest, (utterance, part))
+            if where != part:
+                raise ValueError(
+                    f"{split.corpus}, {split.protocol}, fold {split.fold}: {other} in {where} and {utterance} in "
+                    f"{part} are the same samples: leave one of them out"
+                )
 
 
 def _key(corpus: Corpus, min_seconds: float, max_seconds: float) -> str:

@@ -141,6 +141,24 @@ def test_files_without_usable_samples_say_why(tmp_path):
     assert set(reasons.values()) == {"unreadable"} and len(reasons) == 8
 
 
+def test_float_samples_of_another_scale_are_refused_not_clipped(tmp_path):
+    soundfile.write(tmp_path / "a.wav", 32768 * tone(0.5), SAMPLE_RATE, "FLOAT")
+    with pytest.raises(AudioError, match=r"a.wav: samples up to 1638\d.*, where full scale is 1: divide"):
+        decode(tmp_path / "a.wav")
+
+
+def test_what_came_in_place_of_the_sound_is_named(shared_data):
+    for name, what in {"lfs_pointer": "a Git LFS pointer", "html": "a web page"}.items():
+        with pytest.raises(AudioError, match=f"{name}.wav: unreadable: {what}"):
+            decode(shared_data / "faulty" / "audio" / f"{name}.wav")
+
+
+def test_a_header_without_a_length_hides_no_samples(shared_data):
+    """As streaming programs leave it. The samples are those of dc.wav, less its offset."""
+    found = decode(shared_data / "faulty" / "audio" / "header_zero.wav")
+    assert len(found) == 30_045 and np.abs(found).max() > 0.1
+
+
 # ---- cache
 
 
