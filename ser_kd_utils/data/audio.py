@@ -11,6 +11,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cached_property, partial
 from math import gcd
 from pathlib import Path
@@ -19,12 +20,11 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import soundfile
-from filelock import FileLock
 from scipy.signal import resample_poly
 
 from ser_kd_utils.data.corpora import Corpus, Split
-from ser_kd_utils.data.corpora.manifest import PARTS
-from ser_kd_utils.files import cache_root
+from ser_kd_utils.data.corpora.manifest import PARTS, exclusions
+from ser_kd_utils.files import cache_root, make_once
 
 SAMPLE_RATE = 16_000
 SILENCE = 10 ** (-80 / 20)  # a file whose samples all stay under -80 dBFS is silent
@@ -32,8 +32,7 @@ SILENCE = 10 ** (-80 / 20)  # a file whose samples all stay under -80 dBFS is si
 MAX_PEAK = 2.0  # of samples as stored: lossy formats pass full scale a little, samples of another scale by far
 NO_SOUND = {
     b"version https://git-lfs": ": a Git LFS pointer, which `git lfs pull` replaces by the sound",
-    b"<!doctype": ": a web page, download the file again",
-    b"<html": ": a web page, download the file again",
+    b"<": ": a web page, download the file again",
 }
 _LAYOUT = 2  # of the cache; part of its key
 _BATCH = 128  # files held in memory while the cache is written
@@ -86,13 +85,11 @@ def _read(path: Path) -> tuple[np.ndarray, int]:
     with file:
         if not file.frames or not file.seekable() or file.format == "MP3":
             return _read_ffmpeg(path, "unreadable" if file.frames else "empty")
-        try:
+        with suppress(soundfile.SoundFileError):
             samples = file.read(dtype="float32", always_2d=True)
-        except soundfile.SoundFileError as error:
-            raise AudioError(path, "unreadable") from error
-        if len(samples) < file.frames:
-            raise AudioError(path, "unreadable")
-        return samples, file.samplerate
+            if len(samples) == file.frames:
+                return samples, file.samplerate
+    raise AudioError(path, "unreadable")
 
 
 def _read_ffmpeg(path: Path, otherwise: str) -> tuple[np.ndarray, int]:
@@ -152,12 +149,6 @@ class AudioCache:
     def seconds(self, utterance: str) -> float:
         return len(self._samples[utterance]) / SAMPLE_RATE
 
-    def is_undamaged(self) -> bool:
-        """Whether all utterances of the manifest are there or excluded, with the samples that were written."""
-        if {*self._samples, *self.excluded.utterance} != {*self._arguments[1].utterance}:
-            return False
-        return all(_sha256(samples) == self.sha256[utterance] for utterance, samples in self._samples.items())
-
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over utterance, label, speaker, split and samples of all that is kept; the same on every machine."""
@@ -175,38 +166,33 @@ def cache_audio(corpus: Corpus, min_seconds: float = 0.1, max_seconds: float = 6
     or longer than `max_seconds`. Where `corpus.bad_audio` is "error" they raise one ValueError and nothing is kept;
     where it is "exclude" they are listed in `excluded`.
     """
-    parent = cache_root() / "audio"
-    folder = parent / f"{corpus.name}-{_key(corpus, min_seconds, max_seconds)}"
-    cache = _opened(folder, corpus.manifest)
-    if cache is None:
-        parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(parent / f"{folder.name}.lock"):
-            cache = _opened(folder, corpus.manifest)
-            if cache is None:  # no other process was first
-                _decode_all(corpus, folder, partial(_stored, min_seconds=min_seconds, max_seconds=max_seconds))
-                cache = AudioCache(folder, corpus.manifest)
-                _intact.add(folder)
-    return cache
+    folder = cache_root() / "audio" / f"{corpus.name}-{_key(corpus, min_seconds, max_seconds)}"
+    if folder.exists() and not _is_undamaged(folder, corpus.manifest):
+        warnings.warn(f"the cached audio {folder.name} was damaged and is decoded again", stacklevel=2)
+        shutil.rmtree(folder)
+    load = partial(_stored, min_seconds=min_seconds, max_seconds=max_seconds)
+    make_once(folder, lambda place: _decode_all(corpus, place, load))
+    _intact.add(folder)
+    return AudioCache(folder, corpus.manifest)
 
 
 _intact: set[Path] = set()
 """Caches that this process has found undamaged, or made: to read hours of sound takes a second."""
 
 
-def _opened(folder: Path, manifest: pd.DataFrame) -> AudioCache | None:
-    """The cache in `folder`; None where there is none or it is damaged."""
+def _is_undamaged(folder: Path, manifest: pd.DataFrame) -> bool:
+    """Whether all utterances are there or excluded, with the samples that were written."""
+    if folder in _intact:
+        return True
     try:
         cache = AudioCache(folder, manifest)
+        digests = {utterance: _sha256(samples) for utterance, samples in cache._samples.items()}
+        return {*digests, *cache.excluded.utterance} == {*manifest.utterance} and digests == cache.sha256
     except (OSError, ValueError, pa.ArrowException):
-        return None
-    if folder not in _intact and not cache.is_undamaged():
-        return None
-    _intact.add(folder)
-    return cache
+        return False
 
 
 def _decode_all(corpus: Corpus, folder: Path, load: Callable[[str], np.ndarray | str]) -> None:
-    """Into a folder of another name, put in its place once it is whole. Called by one process at a time."""
     from datasets import Dataset, Features, Value, disable_progress_bars
     from datasets.exceptions import DatasetGenerationError
 
@@ -224,24 +210,15 @@ def _decode_all(corpus: Corpus, folder: Path, load: Callable[[str], np.ndarray |
         _check(corpus, excluded)
 
     features = Features(utterance=Value("string"), sha256=Value("string"), samples=Value("binary"))
-    unfinished = folder.with_name(f".unfinished-{folder.name}")
-    shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
+    disable_progress_bars()  # they would stand in stored notebooks
     try:
-        disable_progress_bars()  # they would stand in stored notebooks
-        written = Dataset.from_generator(
-            examples, features, str(unfinished / "work"), fingerprint=folder.name, writer_batch_size=_BATCH
-        )
-        Path(written.cache_files[0]["filename"]).rename(unfinished / "audio.arrow")
-        shutil.rmtree(unfinished / "work")
-        pd.DataFrame(excluded, columns=["utterance", "reason"]).to_csv(unfinished / "excluded.csv", index=False)
-        if folder.exists():
-            warnings.warn(f"the cached audio {folder.name} was damaged and has been decoded again", stacklevel=3)
-            shutil.rmtree(folder)
-        unfinished.rename(folder)
+        work = folder / "work"
+        written = Dataset.from_generator(examples, features, str(work), fingerprint="-", writer_batch_size=_BATCH)
     except DatasetGenerationError as error:
         raise error.__cause__ from None  # unusable files, a full disk
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    Path(written.cache_files[0]["filename"]).rename(folder / "audio.arrow")
+    shutil.rmtree(work)
+    exclusions(excluded).to_csv(folder / "excluded.csv", index=False)
 
 
 def refuse_shared_samples(split: Split, audio: AudioCache) -> None:

@@ -20,24 +20,12 @@ from torch import Tensor
 from ser_kd_utils.data.audio import SAMPLE_RATE, SILENCE, AudioError, read, to_mono
 from ser_kd_utils.data.sound_files import SOUND_SUFFIXES, sound_files
 
-# file names of NOISEX-92 (Varga & Steeneken 1993) and what was recorded
-NOISEX92 = {
-    "babble": "100 people in a canteen",
-    "buccaneer1": "Buccaneer cockpit at 190 knots",
-    "buccaneer2": "Buccaneer cockpit at 450 knots",
-    "destroyerengine": "destroyer engine room",
-    "destroyerops": "destroyer operations room",
-    "f16": "F-16 cockpit",
-    "factory1": "factory floor 1",
-    "factory2": "factory floor 2",
-    "hfchannel": "HF radio channel",
-    "leopard": "Leopard tank",
-    "m109": "M109 tank",
-    "machinegun": "machine gun",
-    "pink": "pink noise",
-    "volvo": "Volvo 340 car",
-    "white": "white noise",
-}
+# File names of NOISEX-92 (Varga & Steeneken 1993). Babble: 100 people in a canteen; buccaneer1, buccaneer2: cockpit at
+# 190 and 450 knots; f16: another; hfchannel: short-wave radio; leopard, m109: tanks; volvo: a car.
+NOISEX92 = (
+    *("babble", "buccaneer1", "buccaneer2", "destroyerengine", "destroyerops", "f16", "factory1", "factory2"),
+    *("hfchannel", "leopard", "m109", "machinegun", "pink", "volvo", "white"),
+)
 NOISEX92_STUDY = ("babble", "f16", "factory1", "hfchannel", "volvo")  # the five types assumed for MLKD
 TYPES_GENERATED = ("babble", "white", "pink", "low-band", "high-band")
 PARTS = ("train", "test")

@@ -154,7 +154,7 @@ def test_what_came_in_place_of_the_sound_is_named(shared_data):
 
 
 def test_a_header_without_a_length_hides_no_samples(shared_data):
-    """As streaming programs leave it. The samples are those of dc.wav, less its offset."""
+    """As streaming programs leave it."""
     found = decode(shared_data / "faulty" / "audio" / "header_zero.wav")
     assert len(found) == 30_045 and np.abs(found).max() > 0.1
 
@@ -343,7 +343,7 @@ def test_a_damaged_cache_is_decoded_again_with_a_warning(tmp_path, monkeypatch, 
     content[len(content) // 2] ^= 1
     path.write_bytes({"changed": content, "cut": content[:-2000], "emptied": b""}[damage])
     monkeypatch.setattr(audio, "_intact", set())  # as in another process
-    with pytest.warns(UserWarning, match="was damaged and has been decoded again"):
+    with pytest.warns(UserWarning, match="was damaged and is decoded again"):
         again = cache_audio(corpus)
     assert again.fingerprint == wanted
     np.testing.assert_array_equal(again["b"], integers(1, 3200) / 2**15)

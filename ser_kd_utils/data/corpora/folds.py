@@ -36,7 +36,7 @@ SPEAKER_INDEPENDENT = ("leave-one-session-out", "speaker-groups")
 class Split:
     """One fold: the utterances of its three parts, each in the manifest's order, their speakers and class counts.
 
-    `optimistic` marks a protocol that tests on speakers heard in training by design ("random").
+    `optimistic` marks a protocol that tests on speakers of the training set by design ("random").
     """
 
     corpus: str
@@ -106,9 +106,7 @@ def split(corpus: Corpus, protocol: str | None, fold: int, seed: int) -> Split:
         protocol=protocol,
         fold=fold,
         seed=seed,
-        train=tuple(members["train"].utterance),
-        dev=tuple(members["dev"].utterance),
-        test=tuple(members["test"].utterance),
+        **{part: tuple(members[part].utterance) for part in PARTS},
         optimistic=protocol == "random",
         speakers=speakers,
         classes=classes,
