@@ -192,17 +192,18 @@ def mix(
 
 
 def overall_power(x: Tensor, lengths: Tensor | None = None) -> Tensor:
-    """Mean square of each item of (B, T) over its own length. Returns float64 (B,) on the CPU."""
-    energy, samples = _frames(x, lengths)
+    """Mean square of each item of (B, T) less its DC offset, over its own length. Returns float64 (B,) on the CPU."""
+    energy, samples = _frames(_without_offset(x, lengths), lengths, _energy)
     return _total(energy) / samples.sum(1).clamp_min(1)
 
 
 def active_power(x: Tensor, lengths: Tensor | None = None) -> Tensor:
     """Mean square over the 20 ms frames whose power is within 40 dB of the loudest frame's.
 
-    Frames do not overlap; a shorter last one counts with the samples it has. Shapes as in `overall_power`.
+    Frames do not overlap; a shorter last one counts with the samples it has. The DC offset (the mean over the item's
+    own length) is no part of its power. Shapes as in `overall_power`.
     """
-    energy, samples = _frames(x, lengths)
+    energy, samples = _frames(_without_offset(x, lengths), lengths, _energy)
     power = energy / samples.clamp_min(1)
     active = power * ACTIVE_RANGE >= power.amax(1, keepdim=True)
     return _total(energy * active) / (samples * active).sum(1).clamp_min(1)
@@ -211,8 +212,16 @@ def active_power(x: Tensor, lengths: Tensor | None = None) -> Tensor:
 LEVELS: dict[str, Callable[..., Tensor]] = {"active": active_power, "overall": overall_power}
 
 
-def _frames(x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Sum of squares of each 20 ms frame and its number of samples: float64 and int64 (B, frames), on the CPU.
+def _without_offset(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """(B, T) less each item's mean over its own length; what remains of a constant by rounding is 0."""
+    sums, samples = _frames(x, lengths, _folded)
+    offset = (_total(sums) / samples.sum(1).clamp_min(1)).to(x)[:, None]
+    rest = x - offset
+    return rest.masked_fill_(rest.abs() < offset.abs() * 2.0**-20, 0)
+
+
+def _frames(x: Tensor, lengths: Tensor | None, measure: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """`measure` of each 20 ms frame and its number of samples: float64 and int64 (B, frames), on the CPU.
 
     The last column is what is left of each item after its whole frames; frames beyond an item's length hold 0 samples.
     """
@@ -222,32 +231,31 @@ def _frames(x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
     position = whole[:, None] * FRAME + torch.arange(FRAME, device=x.device)
     rest = x.gather(1, position.clamp_max(longest - 1)).masked_fill(position >= lengths[:, None], 0)
     frames = x[:, : count * FRAME].unflatten(1, (count, FRAME))
-    energy = torch.cat([_energy(frames), _energy(rest[:, None])], dim=1)
+    measured = torch.cat([measure(frames), measure(rest[:, None])], dim=1)
     inside = torch.arange(count, device=x.device) < whole[:, None]
     samples = torch.cat([inside * FRAME, (lengths - whole * FRAME)[:, None]], dim=1)
-    return energy.masked_fill(samples == 0, 0).cpu().double(), samples.cpu()
+    return measured.masked_fill(samples == 0, 0).cpu().double(), samples.cpu()
 
 
 def _energy(frames: Tensor) -> Tensor:
     """Sum of squares over the last axis, in an order that neither the batch nor its padding can change."""
     if frames.device.type == "cpu":  # takes the rows one by one
         return torch.linalg.vector_norm(frames, dim=-1).square()
-    return _folded(frames)
+    return _folded(frames.square())
 
 
-def _folded(frames: Tensor) -> Tensor:
-    """The same by element-wise additions only, for devices whose reductions are ordered by the shape of the whole."""
-    sums = frames.square()
+def _folded(sums: Tensor) -> Tensor:
+    """Sum over the last axis by element-wise additions only: the reductions of some devices depend on the whole."""
     while sums.shape[-1] % 2 == 0:
         first, second = sums.chunk(2, dim=-1)
-        sums = first.add_(second)
+        sums = first + second
     return sum(sums.unbind(-1))
 
 
-def _total(energy: Tensor) -> Tensor:
-    """Sum over frames in integers of 2^-40 of the loudest frame: exact, hence the same in any order and padding."""
-    unit = energy.amax(1).clamp_min(torch.finfo(torch.float32).tiny) * 2.0**-40
-    return (energy / unit[:, None]).round().long().sum(1) * unit
+def _total(values: Tensor) -> Tensor:
+    """Sum over frames in integers of 2^-40 of the largest: exact, hence the same in any order and padding."""
+    unit = values.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) * 2.0**-40
+    return (values / unit[:, None]).round().long().sum(1) * unit
 
 
 def _labels(folder: Path) -> dict[Path, str]:
