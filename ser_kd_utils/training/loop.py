@@ -1,46 +1,41 @@
-"""One trainer for every method: transformers' Trainer, fed clean and noisy views of the same speech."""
+"""The training loop of every method, on one page: noisy students, a teacher, resumption, several processes."""
 
 from __future__ import annotations
 
 import math
 import resource
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import pandas as pd
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list, reduce
-from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.distributed.checkpoint.stateful import Stateful
-from torch.optim.lr_scheduler import LambdaLR
-from transformers import PrinterCallback, Trainer, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
-from transformers.utils.logging import disable_progress_bar, set_verbosity_error
+from torch.utils.data import DataLoader
+from transformers import get_linear_schedule_with_warmup
 
-from ser_kd_utils.checkpoints import last_whole, restore, seal
-from ser_kd_utils.data.noise import mix
-
-disable_progress_bar()  # bars and notices would end up in stored notebooks
-set_verbosity_error()
+from ser_kd_utils.data.noise import keyed_rng, mix
+from ser_kd_utils.training.checkpoints import last_checkpoint, save_checkpoint
 
 
 class Objective(Protocol):
-    """What is minimised: the sum of the named terms, each logged by its name."""
+    """What is minimised: the sum of named loss terms, each of which the history keeps by its name."""
 
     def __call__(self, batch: dict[str, Tensor], student: Any, teacher: Any, progress: float) -> dict[str, Tensor]:
-        """batch: as `collate`, plus attention_mask; student: model output; teacher: model output at this step, or None
-        where the batch holds its targets or there is no teacher; progress: 0 to 1 of training.
+        """The loss terms (scalars) of a step, with the same names in every step.
+
+        batch: as the dataset collates it, with attention_mask where it holds waves; student: the network's output;
+        teacher: the teacher's output in this step, or None where the batch holds teacher outputs or there is no
+        teacher; progress: the part of the training that is done, from 0 to below 1.
         """
 
-    def before_step(
-        self, network: nn.Module, inputs: dict, batch: dict[str, Tensor], step: int, progress: float
-    ) -> None:
-        """What is learnt beside the network, before its own step; given: its arguments in this step."""
+    def before_step(self, network: nn.Module, inputs: dict, batch: dict, step: int, progress: float) -> None:
+        """Update what is learnt beside the network, before its own step; inputs: its keyword arguments in this step."""
 
     def state(self) -> dict[str, float]:
         """What the history keeps of each epoch beside losses and scores."""
@@ -48,225 +43,159 @@ class Objective(Protocol):
 
 
 def processes() -> PartialState:
-    """Those that share this training: several under torchrun, by gloo on a CPU; else one."""
+    """The processes that share this training: several under torchrun (with gloo on a CPU), otherwise one."""
     return PartialState(cpu=not torch.cuda.is_available())
 
 
-class DistillationTrainer(Trainer):
-    """Mixes on the training device; asks a teacher at each step where its targets were not computed before.
+def forward(
+    model: nn.Module, objective: Objective, batch: dict[str, Any], *,
+    prepare_inputs: Callable[..., dict], speech_level: str, teacher: nn.Module | None = None,
+    noisy_targets: bool = False, step: int = 0, progress: float = 0.0,
+) -> tuple[dict[str, Tensor], Any]:  # fmt: skip
+    """The forward pass of one training step: (loss terms, output of the student).
 
-    Several processes (torchrun) share a batch: each takes its part, and gradients are averaged.
+    batch: "inputs", the network's keyword arguments; or "clean" (B, T), "lengths" (B,) and perhaps "noise" (B, T) and
+    "snr_db" (B,), to which attention_mask (B, T) is added. prepare_inputs: (waves, lengths, attention_mask) -> keyword
+    arguments of the networks. The teacher is asked where the batch holds waves: about the clean ones or, with
+    noisy_targets, about those that the student is given. progress: the part of the training that is done.
     """
-
-    def __init__(
-        self,
-        *args,
-        objective: Objective,
-        dev: Callable,
-        speech_level: str,
-        prepare_inputs: Callable[..., dict[str, Tensor]],
-        teacher: nn.Module | None = None,
-        noisy_targets: bool = False,
-        batch_size: int,
-        beside: Mapping[str, Stateful],
-        **kwargs,
-    ):
-        super().__init__(*args, **kwargs)
-        self.objective, self.dev, self.speech_level, self.prepare_inputs = objective, dev, speech_level, prepare_inputs
-        self.batch_size, self.beside, self.started = batch_size, beside, time.monotonic()
-        self.noisy_targets = noisy_targets
-        # in a list: as an attribute that is a module, it could be moved or switched to training with the student
-        self._teacher = [teacher.to(self.args.device)] if teacher else []
-        self._terms: dict[str, list[Tensor]] = {}
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        # features computed once, of clean speech, or waves to be mixed
-        given, teacher = (inputs["inputs"], None) if "inputs" in inputs else self._listen(inputs)
-        step = self.state.global_step
-        progress = step / max(self.state.max_steps, 1)
-        self.objective.before_step(self.accelerator.unwrap_model(model), given, inputs, step, progress)
-        student = model(**given)
-        terms = self.objective(inputs, student, teacher, progress)
-        for name, value in terms.items():
-            self._terms.setdefault(name, []).append(value.detach())
-        loss = sum(terms.values())
-        return (loss, student) if return_outputs else loss
-
-    def training_step(self, model, *args, **kwargs):
-        self.optimizer.zero_grad()  # the Trainer clears the network's gradients alone, an objective may learn, too
-        loss = super().training_step(model, *args, **kwargs)
-        if self.args.world_size > 1:  # of the network's gradients, DDP takes the mean
-            own = set(model.parameters())
-            for learnt in (p for group in self.optimizer.param_groups for p in group["params"]):
-                if learnt not in own and learnt.grad is not None:
-                    learnt.grad = reduce(learnt.grad, "mean")
-        return loss
-
-    def _listen(self, inputs):
-        clean, lengths = inputs["clean"], inputs["lengths"]
-        heard = clean
-        if "noise" in inputs:
-            heard = mix(clean, inputs["noise"], inputs["snr_db"], self.speech_level, lengths)
-        mask = inputs["attention_mask"] = (torch.arange(clean.shape[1], device=clean.device) < lengths[:, None]).long()
-        teacher = self._teach(heard if self.noisy_targets else clean, inputs) if self._teacher else None
-        return self.prepare_inputs(heard, lengths, mask), teacher
-
-    @torch.no_grad()
-    def _teach(self, heard, inputs):
-        (teacher,) = self._teacher
-        assert not teacher.training, "The teacher was switched to training mode."
-        given = self.prepare_inputs(heard, inputs["lengths"], inputs["attention_mask"])
-        return teacher(**given, output_hidden_states=True)
-
-    def _get_train_sampler(self, train_dataset=None):
-        return self.train_dataset.sampler(self.batch_size)
-
-    def _save_checkpoint(self, model, trial):
-        super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()  # each process keeps the state of its random numbers
-        if self.args.should_save:
-            checkpoint = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-            seal(checkpoint, self.beside, time.monotonic() - self.started)
-
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
-        """Dev scores from the same code that scores the test speech."""
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.dev(self.model).items()}
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
-
-    def log(self, logs, start_time=None):
-        if "loss" in logs:
-            logs |= {name: torch.stack(values).mean().item() for name, values in self._terms.items()}
-            logs |= self.objective.state()
-            self._terms.clear()
-        super().log(logs, start_time)
+    inputs, targets = batch.get("inputs"), None
+    if inputs is None:
+        clean, lengths = batch["clean"], batch["lengths"]
+        noisy = mix(clean, batch["noise"], batch["snr_db"], speech_level, lengths) if "noise" in batch else clean
+        mask = batch["attention_mask"] = (torch.arange(clean.shape[1], device=clean.device) < lengths[:, None]).long()
+        inputs = prepare_inputs(noisy, lengths, mask)
+        if teacher is not None:
+            assert not teacher.training, "The teacher was switched to training mode."
+            with torch.no_grad():
+                teacher_inputs = inputs if noisy_targets else prepare_inputs(clean, lengths, mask)
+                targets = teacher(**teacher_inputs, output_hidden_states=True)
+    network = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    objective.before_step(network, inputs, batch, step, progress)
+    student = model(**inputs)
+    return objective(batch, student, targets, progress), student
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A trained network (best epoch by dev UA, loaded) with its history."""
+    """A trained network, with the weights of its best epoch by dev UA, and how its training went."""
 
     model: nn.Module
-    history: pd.DataFrame  # index epoch; columns loss, its terms, UA and WA on dev
+    history: pd.DataFrame  # index epoch; columns loss, its terms, the objective's state, dev_UA and dev_WA
     best_epoch: int
-    last: dict[str, Tensor]  # weights after the last epoch
+    last: dict[str, Tensor]  # weights after the last epoch, on the CPU
     items: int  # in an epoch
     seconds: float
-    peak_memory_mb: float
+    peak_memory_mb: float  # of this training on the GPU where there is one, otherwise of the process so far
 
 
 def fit(
-    model: nn.Module,
-    objective: Objective,
-    train: Any,
-    dev: Callable[[nn.Module], dict[str, float]],
-    settings: Any,
-    *,
-    optimizer: torch.optim.Optimizer,
-    schedule: Callable[[float], float] | None = None,
-    speech_level: str,
-    seed: int,
-    folder: Path,
-    prepare_inputs: Callable[..., dict[str, Tensor]],
-    teacher: nn.Module | None = None,
-    noisy_targets: bool = False,
-    extra_state: Mapping[str, Stateful] | None = None,
-) -> Fitted:
-    """Train to the last epoch and return the weights of the epoch with the highest dev UA (the first among equals).
+    model: nn.Module, objective: Objective, dataset: Any, dev: Callable[[nn.Module], Mapping[str, float]],
+    settings: Any, *, optimizer: torch.optim.Optimizer, schedule: Callable[[float], float] | None = None,
+    speech_level: str, seed: int, folder: Path, prepare_inputs: Callable[..., dict], teacher: nn.Module | None = None,
+    noisy_targets: bool = False, extra_state: Mapping[str, Any] | None = None,
+    report: Callable[[int, int, Mapping[str, float], float], None] | None = None,
+) -> Fitted:  # fmt: skip
+    """Train for all epochs and return the weights of the epoch with the highest dev UA (the first among equals).
 
-    Where `folder` holds checkpoints of this training, it goes on from the last whole one, and on a CPU ends with the
-    same weights, bit for bit, as if it had never stopped.
+    Where `folder` holds checkpoints of this training, it resumes from the last undamaged one, and on a CPU ends with
+    the same weights, bit for bit, as if it had never stopped. Several processes (torchrun) each take their part of a
+    batch; they fill up a last batch that is smaller with the first items of the epoch.
 
-    dev: model -> {"UA": ..., "WA": ...}; settings: epochs, batch_size, clip, precision, without a schedule also warmup;
-    schedule: share of the training done -> factor of the learning rates, None: linear warm-up, then linear decay;
-    level: the mixing's speech level; folder: for checkpoints of this training alone, the caller's to remove; hear:
-    (waves, lengths, mask) -> the network's arguments; teacher: asked at each step, None where `train` holds its
-    targets; beside: by name, what learns or is kept beside the network and belongs in a checkpoint.
+    dataset: with `sampler(batch_size)`, `set_epoch(epoch)` and `collate`, which gives the batches of `forward`; dev:
+    model -> {"UA": ..., "WA": ...}; settings: epochs, batch_size, max_grad_norm (0: not clipped), precision, and
+    without a schedule warmup_ratio; schedule: part of the training that is done -> factor of the learning rates (None:
+    linear warm-up, then linear decay to 0); folder: for checkpoints of this training alone, the caller's to remove;
+    extra_state: by name, what is learnt or kept beside the network and belongs in a checkpoint, as tensors and plain
+    values; report: called after each epoch with (epoch, epochs, dev scores, seconds left); the rest: see `forward`.
 
-    Raises ValueError where several processes cannot share a batch evenly.
+    Raises ValueError where several processes cannot share a batch evenly, where a checkpoint holds more than tensors
+    and plain values, and as soon as a loss term, a dev logit or a score is not finite.
     """
-    on_gpu, beside = torch.cuda.is_available(), extra_state or {}
-    if settings.batch_size % processes().num_processes:
-        raise ValueError(f"{processes().num_processes} processes cannot share batches of {settings.batch_size}.")
+    assert teacher not in set(model.modules()), "The teacher must not be a part of the network that is trained."
+    on_gpu = torch.cuda.is_available()
+    AcceleratorState._reset_state()  # otherwise all trainings of a process would have the precision of the first
+    precision = "bf16" if settings.precision == "bf16" and on_gpu else "no"
+    split, ddp = DataLoaderConfiguration(split_batches=True), DistributedDataParallelKwargs(find_unused_parameters=True)
+    accelerator = Accelerator(cpu=not on_gpu, mixed_precision=precision, dataloader_config=split, kwargs_handlers=[ddp])
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        num_train_epochs=settings.epochs,
-        per_device_train_batch_size=settings.batch_size // processes().num_processes,
-        warmup_steps=0 if schedule else settings.warmup_ratio,
-        lr_scheduler_type="linear",
-        max_grad_norm=settings.max_grad_norm,
-        use_cpu=not on_gpu,
-        bf16=settings.precision == "bf16" and on_gpu,
-        eval_strategy="epoch",
-        save_strategy="epoch",
-        logging_strategy="epoch",
-        save_total_limit=2,  # the best and the last: with 1 the Trainer deletes the last at the end
-        load_best_model_at_end=True,
-        metric_for_best_model="UA",
-        greater_is_better=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=on_gpu,
-        report_to="none",
-        disable_tqdm=True,
-        seed=seed,
-    )
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # or the Trainer would spread each batch over all GPUs it sees
-    items = len(train.sampler(settings.batch_size))
-    steps_per_epoch = math.ceil(items / settings.batch_size)
-    steps = steps_per_epoch * settings.epochs
-    trainer = DistillationTrainer(
-        model,
-        arguments,
-        objective=objective,
-        teacher=teacher,
-        noisy_targets=noisy_targets,
-        dev=dev,
-        speech_level=speech_level,
-        prepare_inputs=prepare_inputs,
-        batch_size=settings.batch_size,
-        beside=beside,
-        train_dataset=train,
-        eval_dataset=train,  # demanded by the Trainer; `evaluate` scores the dev speech instead
-        data_collator=train.collate,
-        optimizers=(optimizer, schedule and LambdaLR(optimizer, lambda step: schedule(step / steps))),
-    )
-    trainer.remove_callback(PrinterCallback)
-    checkpoint = last_whole(folder) if arguments.should_save else None
-    (checkpoint,) = broadcast_object_list([checkpoint])
-    if checkpoint:
-        trainer.started -= restore(checkpoint, beside)
-    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
-    seconds = time.monotonic() - trainer.started
-    model = trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # or tests would run in mixed precision
-    last = load_file(Path(get_last_checkpoint(str(folder))) / "model.safetensors")
-    return Fitted(
-        model=model.eval(),
-        history=_history(trainer.state.log_history),
-        best_epoch=trainer.state.best_global_step // steps_per_epoch,
-        last=last,
-        items=items,
-        seconds=seconds,
-        peak_memory_mb=_peak_memory_mb(),
-    )
+    sampler = dataset.sampler(settings.batch_size)
+    loader = DataLoader(dataset, settings.batch_size, sampler=sampler, collate_fn=dataset.collate, pin_memory=on_gpu)
+    loader, network = accelerator.prepare_data_loader(loader), accelerator.prepare_model(model)
+    teacher = teacher and teacher.to(accelerator.device)
+    own = set(model.parameters())  # the gradients of these alone are averaged by DistributedDataParallel
+    beside = [p for group in optimizer.param_groups for p in group["params"] if p not in own]
+    steps = len(loader) * settings.epochs
+    if schedule:
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step / steps))
+    else:
+        scheduler = get_linear_schedule_with_warmup(optimizer, math.ceil(settings.warmup_ratio * steps), steps)
+
+    stateful = {"model": model, "optimizer": optimizer, "scheduler": scheduler, **(extra_state or {})}
+    history, best, last, seconds = [], {}, {}, 0.0
+    if saved := last_checkpoint(folder):
+        history, best, last, seconds = saved["history"], saved["best"], saved["state"]["model"], saved["seconds"]
+        for name, each in stateful.items():
+            each.load_state_dict(saved["state"][name])
+    started = time.monotonic() - seconds
+
+    for epoch in range(len(history) + 1, settings.epochs + 1):
+        loader.set_epoch(epoch - 1)  # the dataset's, too, which decides order, windows and noise
+        torch.manual_seed(int(keyed_rng("dropout", seed, epoch - 1, accelerator.process_index).integers(2**62)))
+        network.train()
+        losses = []
+        for step, batch in enumerate(loader, start=(epoch - 1) * len(loader)):
+            optimizer.zero_grad(set_to_none=True)
+            terms, _ = forward(
+                network, objective, batch, prepare_inputs=prepare_inputs, speech_level=speech_level, teacher=teacher,
+                noisy_targets=noisy_targets, step=step, progress=step / steps,
+            )  # fmt: skip
+            loss = sum(terms.values())
+            losses.append({name: value.detach() for name, value in (terms | {"loss": loss}).items()})
+            if not on_gpu:  # which would have to wait for the values: there, after each epoch
+                _require_finite(losses[-1], step, epoch)
+            loss.backward()
+            for parameter in (p for p in beside if p.grad is not None):
+                parameter.grad = reduce(parameter.grad, "mean")
+            if settings.max_grad_norm:
+                nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+            optimizer.step()
+            scheduler.step()
+        for earlier, values in enumerate(losses, start=step + 1 - len(losses)):
+            _require_finite(values, earlier, epoch)
+
+        def check_logits(module, inputs, output, step=step, epoch=epoch):
+            _require_finite({"dev logits": output.logits}, step, epoch)
+
+        with model.register_forward_hook(check_logits):
+            (scores,) = broadcast_object_list([dict(dev(model))])  # so that all processes choose the same epoch
+        row = {name: reduce(torch.stack([v[name] for v in losses]).mean(), "mean").item() for name in losses[0]}
+        row |= objective.state() | {f"dev_{name}": float(score) for name, score in scores.items()}
+        _require_finite(row, step, epoch)
+        history.append(row)
+        state = {name: each.state_dict() for name, each in stateful.items()}
+        last = state["model"] = {name: value.to("cpu", copy=True) for name, value in state["model"].items()}
+        best = last if all(scores["UA"] > earlier["dev_UA"] for earlier in history[:-1]) else best
+        seconds = time.monotonic() - started
+        if accelerator.is_main_process:
+            save_checkpoint(folder, epoch, {"state": state, "best": best, "history": history, "seconds": seconds})
+        if report and accelerator.is_main_process:
+            report(epoch, settings.epochs, scores, seconds / epoch * (settings.epochs - epoch))
+
+    model = accelerator.unwrap_model(network, keep_fp32_wrapper=False)  # tests compute in float32
+    model.load_state_dict(best)
+    table = pd.DataFrame(history, index=pd.RangeIndex(1, len(history) + 1, name="epoch"))
+    table = table[sorted(table, key=lambda name: (name.startswith("dev_"), name != "loss", name))]
+    memory = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 2**10
+    return Fitted(model.eval(), table, int(table["dev_UA"].idxmax()), last, len(sampler), seconds, memory / 2**20)
 
 
-def _history(log: Sequence[dict[str, float]]) -> pd.DataFrame:
-    epochs: dict[int, dict[str, float]] = {}
-    for entry in log:
-        if "loss" in entry or "eval_UA" in entry:
-            scores = {name.replace("eval_", "dev_"): value for name, value in entry.items()}
-            epochs.setdefault(round(scores.pop("epoch")), {}).update(scores)
-    table = pd.DataFrame.from_dict(epochs, orient="index").rename_axis("epoch")
-    # the order of a checkpoint's file is another than that of a training that never stopped
-    order = sorted(table, key=lambda name: (name.startswith("dev_"), name != "loss", name))
-    return table[order].drop(columns=["grad_norm", "learning_rate", "step"], errors="ignore")
-
-
-def _peak_memory_mb() -> float:
-    """Of this training on the GPU where there is one, else of the process so far."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+def _require_finite(values: Mapping[str, Tensor | float], step: int, epoch: int) -> None:
+    """Raises ValueError for the first that is not: a diverged training never becomes a result."""
+    for name, value in values.items():
+        if not torch.as_tensor(value).isfinite().all():
+            raise ValueError(
+                f"{name} is not finite at step {step + 1}, in epoch {epoch}. The likely cause is a learning rate that "
+                "is too high, an infinite class weight, or values in the teacher's outputs that are not finite."
+            )
