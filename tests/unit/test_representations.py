@@ -6,15 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from transformers import Wav2Vec2Config, Wav2Vec2ForSequenceClassification
 
-from ser_kd_utils.analysis import States, layer_states, linear_cka, plane, similarity
 from ser_kd_utils.data.noise import NoiseBank
-from ser_kd_utils.evaluation import CLEAN, noisy_views
-from ser_kd_utils.models import wav2vec2
-from ser_kd_utils.settings import TeacherSettings
+from ser_kd_utils.methods.teacher.settings import TINY_NETWORK
+from ser_kd_utils.report.representations import States, class_distances, layer_states, linear_cka, plane, similarity
+from ser_kd_utils.training.evaluation import CLEAN, noisy_views
 
-TINY = TeacherSettings.of("tiny")
-WIDTH = TINY.network["hidden_size"]
+LAYERS = TINY_NETWORK["num_hidden_layers"]
 LENGTHS = {"long": 9000, "middle": 6400, "short": 1700}
 UTTERANCES = list(LENGTHS)
 NOISY = ("hiss", 0.0)
@@ -31,18 +30,28 @@ def noise():
     return NoiseBank({"hiss": [np.random.default_rng(1).normal(0, 0.1, 40_000).astype(np.float32)]}, "generated")
 
 
+def network(layers: int = LAYERS) -> Wav2Vec2ForSequenceClassification:
+    torch.manual_seed(0)
+    return Wav2Vec2ForSequenceClassification(
+        Wav2Vec2Config(**TINY_NETWORK | {"num_hidden_layers": layers}, layerdrop=0)
+    )
+
+
 @pytest.fixture(scope="module")
 def teacher():
-    torch.manual_seed(0)
-    return wav2vec2.build_teacher(TINY, ("angry", "sad"))
+    return network()
+
+
+def prepare_inputs(waves: torch.Tensor, lengths: torch.Tensor) -> dict[str, torch.Tensor]:
+    assert lengths.tolist() == [waves.shape[1]]
+    return {"input_values": (waves - waves.mean()) / waves.std(correction=0)}
 
 
 @pytest.fixture
 def states(audio, noise):
-    def states(model, utterances=UTTERANCES, condition=NOISY, frames=1000, part="test", seed=0) -> States:
-        return layer_states(
-            model, audio, utterances, condition, noise, part=part, seed=seed, level="overall", frames=frames
-        )
+    def states(model, utterances=UTTERANCES, condition=NOISY, bank=noise, frames=1000, part="test", seed=0) -> States:
+        about = {"part": part, "seed": seed, "speech_level": "overall", "frames": frames}
+        return layer_states(model, audio, utterances, condition, bank, prepare_inputs=prepare_inputs, **about)
 
     return states
 
@@ -55,7 +64,7 @@ def direct(model, view: torch.Tensor) -> list[np.ndarray]:
         for layer in model.wav2vec2.encoder.layers
     ]
     with torch.no_grad():
-        model.eval()(((view - view.mean()) / view.std(correction=0))[None])
+        model.eval()(**prepare_inputs(view[None], torch.tensor([len(view)])))
     for hook in hooks:
         hook.remove()
     return after
@@ -66,8 +75,8 @@ def test_states_are_what_the_layers_return_for_each_whole_utterance(teacher, sta
     views = [noisy_views(audio[name], name, [condition], noise, "test", 0, "overall")[0] for name in UTTERANCES]
     wanted = [direct(teacher, view) for view in views]
     found = states(teacher.train(), condition=condition)  # dropout would show
-    assert len(found.frames) == len(found.means) == TINY.layers
-    for layer in range(TINY.layers):
+    assert len(found.frames) == len(found.means) == LAYERS
+    for layer in range(LAYERS):
         assert found.frames[layer].dtype == found.means[layer].dtype == np.float32
         whole = [utterance[layer] for utterance in wanted]
         np.testing.assert_allclose(found.frames[layer], np.concatenate(whole), rtol=1e-3, atol=1e-4)
@@ -75,8 +84,8 @@ def test_states_are_what_the_layers_return_for_each_whole_utterance(teacher, sta
         np.testing.assert_allclose(found.means[layer], means, rtol=1e-3, atol=1e-4)
 
 
-def test_clean_speech_needs_no_noise_and_noise_changes_the_states(teacher, states, audio):
-    quiet = layer_states(teacher, audio, UTTERANCES, CLEAN, None, part="test", seed=0, level="overall", frames=1000)
+def test_clean_speech_needs_no_noise_and_noise_changes_the_states(teacher, states):
+    quiet = states(teacher, condition=CLEAN, bank=None)
     assert np.array_equal(quiet.frames[0], states(teacher, condition=CLEAN).frames[0])
     heard = [states(teacher, **change).means[0] for change in ({}, {"part": "train"}, {"seed": 1})]
     for one, other in ((quiet.means[0], heard[0]), (heard[0], heard[1]), (heard[0], heard[2])):
@@ -88,7 +97,7 @@ def test_the_frames_kept_are_few_and_evenly_spread_and_the_means_are_of_all(teac
     counts = [len(states(teacher, [name]).frames[0]) for name in UTTERANCES]
     assert counts == [27, 19, 4]
     places = [0, 4, 9, 13, 18, 22, *(27 + place for place in (0, 3, 6, 9, 12, 15)), *range(46, 50)]
-    for layer in range(TINY.layers):
+    for layer in range(LAYERS):
         assert np.array_equal(some.frames[layer], everything.frames[layer][places])
         assert np.array_equal(some.means[layer], everything.means[layer])
 
@@ -96,7 +105,7 @@ def test_the_frames_kept_are_few_and_evenly_spread_and_the_means_are_of_all(teac
 def test_an_utterance_has_the_same_states_in_whatever_order_and_company(teacher, states):
     forward, backward = states(teacher, frames=4), states(teacher, UTTERANCES[::-1], frames=4)
     alone = states(teacher, ["middle"], frames=4)
-    for layer in range(TINY.layers):
+    for layer in range(LAYERS):
         assert np.array_equal(forward.means[layer], backward.means[layer][::-1])
         blocks = [backward.frames[layer][first : first + 4] for first in (8, 4, 0)]
         assert np.array_equal(forward.frames[layer], np.concatenate(blocks))
@@ -111,7 +120,8 @@ def test_the_network_is_left_in_the_mode_it_was_in(teacher, states, training):
 
 
 def test_a_student_is_compared_with_its_teacher_frame_by_frame(teacher, states):
-    student = wav2vec2.build_student(teacher, 2)
+    student = network(2)
+    student.load_state_dict(teacher.state_dict(), strict=False)
     table = similarity(states(teacher, condition=CLEAN), states(student, condition=CLEAN))
     assert list(table.index) == [1, 2, 3] and list(table.columns) == [1, 2]
     assert (table.index.name, table.columns.name) == ("teacher layer", "student layer")
@@ -169,3 +179,9 @@ def test_the_plane_holds_the_references_two_main_axes_and_others_lie_on_the_same
     np.testing.assert_allclose(clean, signs * (standard @ axes[:2].T), atol=1e-9)
     moved = (spread[:9] + 0.5 - spread.mean(0)) / spread.std(0)
     np.testing.assert_allclose(noisy, signs * (moved @ axes[:2].T), atol=1e-9)
+
+
+def test_class_distances_see_angles_and_not_lengths():
+    apart = np.array([[1.0, 0], [5, 0.1], [0, 1], [0.1, 9]])
+    assert class_distances(apart, ["a", "a", "b", "b"]) > 0.9
+    assert class_distances(apart, ["a", "b", "a", "b"]) < 0
