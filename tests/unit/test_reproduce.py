@@ -429,8 +429,8 @@ def test_a_parameter_the_notebook_does_not_declare_is_refused(run, notebooks, ca
         (("--set", "noise.train_types=('babel',)"), "no noise babel; choose among babble, white"),
         (("--noise-dir", "NOISE", "--set", "noise.train_types=('hum', 'babble')"), "no noise babble; choose among hum"),
         (("--results", "/proc/nothing"), "cannot write to /proc/nothing/corpus-tiny"),
-        (("--name", "emodb"), "--name emodb: a corpus of the suite is called so"),
-        (("--corpus", "demo", "--name", "mine"), "--name mine is for --corpus manifest"),
+        (("--name", "emodb"), "--name emodb: a name is for --corpus manifest, and none of demo"),
+        (("--corpus", "demo", "--name", "mine"), "--name mine: a name is for --corpus manifest"),
         (("--seeds", "3-1"), "'3-1' is not a list of numbers"),
         (("--folds", "one"), "'one' is not a list of numbers such as 1,2 or 1-5 (see `ser-kd"),
         (("--nonsense", "1"), "unrecognized arguments: --nonsense 1"),
@@ -527,7 +527,7 @@ def test_an_unknown_variant_or_protocol_is_refused_before_anything_is_trained(ca
     assert main(["train", "a", "cnn-dkt"]) == 2
     assert capsys.readouterr().err.startswith("ser-kd: No variant cnn-dkt: choose among a, b, c, d, e, levels-ends")
     assert main(["train", "cnn-dkd", "mc-full", "--protocol", "P1"]) == 2
-    assert capsys.readouterr().err == "ser-kd: MCKD has no protocol P1: train mc-full without --protocol.\n"
+    assert capsys.readouterr().err == "ser-kd: mc-full: not trained under --protocol P1.\n"
 
 
 @pytest.mark.parametrize(("what", "module"), [("publish", "publish"), ("compare", "compare")])
