@@ -103,3 +103,16 @@ class Method:
     def tables(self, runs: Any) -> list[Any]:
         """The method's tables (`report.tables.Table`) from all records of a results folder."""
         return resolve_name(f"{self.package}.tables:tables")(runs)
+
+
+def choose(asked: str, variants: Mapping[str, Variant], synthetic: bool, demo: Collection[str] = ()) -> list[str]:
+    """The names listed in `asked`, each with its baseline; "" for all, of synthetic speech those in `demo`.
+
+    variants: the ablations to choose among, by name. Raises ValueError for a name that is none of them.
+    """
+    names = [name.strip() for name in asked.split(",") if name.strip()]
+    if unknown := [name for name in names if name not in variants]:
+        message = f"No ablation {', '.join(unknown)}: choose among {', '.join(variants)}"
+        raise ValueError(f"{message} (more with --speech-dir: what needs unlabelled speech).")
+    names = names or [name for name in variants if name in demo or not synthetic]
+    return [name for name in variants if name in names or any(variants[other].baseline == name for other in names)]

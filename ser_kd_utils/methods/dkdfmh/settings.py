@@ -42,7 +42,9 @@ class DKDFMHSettings(Settings):
         1.0, 1.0, ASSUMED, "of DKD, whose authors take 4, a public use on IEMOCAP 1; best on the same dev speakers"
     )
     kd_temperature: Positive = setting(4.0, 4.0, ASSUMED, "of classical distillation; better than 2 on the same")
-    kd_warmup_ratio: Fraction = setting(0.08, 0.08, CODE, "of the epochs, over which distillation sets in, DKD 20 of 240")
+    kd_warmup_ratio: Fraction = setting(
+        0.08, 0.08, CODE, "of the epochs, over which distillation sets in, DKD 20 of 240"
+    )
     alphas: tuple[Weight, ...] = setting((0.5, 2.0), (0.5, 2.0), ASSUMED, "compared in notebook 05")
     betas: tuple[Weight, ...] = setting((0.25, 2.0, 8.0), (0.25, 2.0, 8.0), ASSUMED, "compared in notebook 05")
     temperatures: tuple[Positive, ...] = setting((2.0, 4.0), (2.0, 4.0), ASSUMED, "compared in notebook 05")

@@ -26,9 +26,7 @@ def variants(settings: Mapping[str, Any]) -> dict[str, Variant]:
 
 def _main() -> Iterator[Variant]:
     yield _clean("cnn-teacher", title="teacher CNN", question="What do more and wider heads reach?", role="teacher")
-    yield _clean(
-        "cnn-alone", title="student CNN", question="What does the small network reach without distillation?"
-    )
+    yield _clean("cnn-alone", title="student CNN", question="What does the small network reach without distillation?")
     distilled = partial(_clean, teacher="cnn-teacher", baseline="cnn-alone")
     yield distilled(
         "cnn-kd", title="student + KD", question="Does classical distillation help?", overrides={"loss": "kd"}

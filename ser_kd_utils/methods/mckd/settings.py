@@ -63,7 +63,9 @@ class MCKDSettings(Settings):
     meta_teacher_lr: Positive = setting(1e-3, 1e-4, ASSUMED, "Adam, of the teacher's head")
     supcon_weights: tuple[Weight, ...] = setting((0.1, 0.5, 1.0), (0.1, 0.5, 1.0), ASSUMED, "compared in notebook 07")
     kd_weights: tuple[Weight, ...] = setting((0.5, 1.0), (0.5, 1.0), ASSUMED, "compared in notebook 07")
-    meta_fraction: Fraction = setting(0.1, 0.1, ASSUMED, "of each class of the training part, held out from all students")
+    meta_fraction: Fraction = setting(
+        0.1, 0.1, ASSUMED, "of each class of the training part, held out from all students"
+    )
     epochs: Count = setting(21, 120, CODE, "DWFormer (IEMOCAP 120, MELD 100)")
     batch_size: Even = setting(32, 32, CODE, "DWFormer; in pairs of one class")
     lr: Positive = setting(2e-2, 5e-4, CODE, "SGD (DWFormer); its highest")
@@ -75,4 +77,6 @@ class MCKDSettings(Settings):
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_attention_heads:
-            raise ValueError(f"mckd.hidden_size={self.hidden_size} is no multiple of the {self.num_attention_heads} heads")
+            raise ValueError(
+                f"mckd.hidden_size={self.hidden_size} is no multiple of the {self.num_attention_heads} heads"
+            )

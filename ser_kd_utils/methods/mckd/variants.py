@@ -44,9 +44,7 @@ def _main() -> Iterator[Variant]:
         "mc-meta", title="+ SupCon + meta KD", overrides={"curriculum": False}, baseline="mc-kd",
         question="Do temperatures learnt on held-out speech help?",
     )  # fmt: skip
-    yield _taught(
-        "mc-full", title="+ SupCon + curriculum + meta KD", question="Do both together?", baseline="mc-kd"
-    )
+    yield _taught("mc-full", title="+ SupCon + curriculum + meta KD", question="Do both together?", baseline="mc-kd")
 
 
 def _components(own: MCKDSettings) -> Iterator[Variant]:

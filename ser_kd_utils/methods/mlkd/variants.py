@@ -17,7 +17,7 @@ SITUATIONS = {
     "long": ("twice the epochs", {}),
     "unseen": ("a noise type not heard in training", {}),
 }
-"""Where distillation may matter most: a variant without it (c-...) and one with it (e-...) under the same conditions."""
+"""Where distillation may matter most: a variant without it (c-...) and one with it (e-...) under equal conditions."""
 
 
 def variants(settings: Mapping[str, Any]) -> dict[str, Variant]:
@@ -34,7 +34,9 @@ def variants(settings: Mapping[str, Any]) -> dict[str, Variant]:
 def _check_depths(own: MLKDSettings, depth: int) -> None:
     layers = own.teacher_layers
     if not layers or list(layers) != sorted(set(layers) & set(range(1, depth + 1))):
-        raise ValueError(f"mlkd.teacher_layers={layers!r}: give some of the teacher's layers 1 to {depth}, such as (1,).")
+        raise ValueError(
+            f"mlkd.teacher_layers={layers!r}: give some of the teacher's layers 1 to {depth}, such as (1,)."
+        )
     for name, depths in (("student_layers", (own.student_layers,)), ("depths", own.depths)):
         if not set(depths) <= set(range(1, depth + 1)):
             raise ValueError(f"mlkd.{name}={getattr(own, name)!r}: the teacher has layers 1 to {depth}.")
@@ -91,5 +93,12 @@ def _situations(own: MLKDSettings) -> Iterator[Variant]:
             f"c-{name}", "mlkd", f"(c), {words}", control, kind="control", overrides=overrides | NONE, **shared
         )
         yield Variant(
-            f"e-{name}", "mlkd", f"(e), {words}", worth, "situation", baseline=f"c-{name}", overrides=overrides, **shared
+            f"e-{name}",
+            "mlkd",
+            f"(e), {words}",
+            worth,
+            "situation",
+            baseline=f"c-{name}",
+            overrides=overrides,
+            **shared,
         )

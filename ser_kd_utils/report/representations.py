@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import torch
-from transformers import Wav2Vec2ForSequenceClassification
+from torch import Tensor, nn
 
-from ser_kd_utils.data.audio import AudioCache
 from ser_kd_utils.data.noise import NoiseBank
-from ser_kd_utils.evaluation import noisy_views
-from ser_kd_utils.models.wav2vec2 import hidden_states, normalise
+from ser_kd_utils.training.evaluation import noisy_views
 
 
 @dataclass(frozen=True)
@@ -27,32 +25,26 @@ class States:
 
 @torch.inference_mode()
 def layer_states(
-    model: Wav2Vec2ForSequenceClassification,
-    audio: AudioCache,
-    utterances: Iterable[str],
-    condition: tuple[str, float],
-    noise: NoiseBank | None,
-    *,
-    part: str,
-    seed: int,
-    level: str,
-    frames: int = 50,
-) -> States:
-    """The states of whole utterances under one condition, heard one by one as in `evaluation.predict`.
+    model: nn.Module, audio: Mapping[str, np.ndarray], utterances: Iterable[str], condition: tuple[str, float],
+    noise: NoiseBank | None, *, prepare_inputs: Callable[[Tensor, Tensor], dict[str, Tensor]], part: str, seed: int,
+    speech_level: str, frames: int = 50,
+) -> States:  # fmt: skip
+    """The states of whole utterances under one condition, prepared one by one as in `evaluation.predict`.
 
-    condition: (noise type, SNR in dB) or `evaluation.CLEAN`, which needs no noise; frames: the most that are kept of an
-    utterance, evenly spread. Two networks whose CNNs have the same strides cut an utterance into the same frames,
-    whatever the condition: row t of one belongs to row t of the other.
+    model: an audio classifier of transformers; condition: (noise type, SNR in dB) or `evaluation.CLEAN`, which needs no
+    noise; prepare_inputs: (waves, lengths) -> the network's arguments; frames: the most that are kept of an utterance,
+    evenly spread. Two networks whose CNNs have the same strides cut an utterance into the same frames, whatever the
+    condition: row t of one belongs to row t of the other.
     """
-    device, layers = next(model.parameters()).device, model.config.num_hidden_layers
+    device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     kept, means = [], []
     for utterance in utterances:
-        view = noisy_views(audio[utterance], utterance, [condition], noise, part, seed, level).to(device)
-        heard = normalise(view, torch.full((1,), view.shape[1], device=device))
-        output = model(heard, output_hidden_states=True)
-        states = torch.cat(hidden_states(output, range(1, layers + 1), layers)).float()  # (layers, frames, width)
+        view = noisy_views(audio[utterance], utterance, [condition], noise, part, seed, speech_level).to(device)
+        inputs = prepare_inputs(view, torch.full((1,), view.shape[1], device=device))
+        output = model(**inputs, output_hidden_states=True)
+        states = torch.cat(output.hidden_states[1:]).float()  # (layers, frames, width), without the first layer's input
         means.append(states.mean(1).cpu().numpy())
         total = states.shape[1]
         count = min(frames, total)
@@ -92,3 +84,11 @@ def plane(reference: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
 
     axes = make_pipeline(StandardScaler(), PCA(2, svd_solver="full")).fit(reference)
     return [axes.transform(states) for states in (reference, *others)]
+
+
+def class_distances(embeddings: np.ndarray, labels: Sequence[str]) -> float:
+    """Silhouette in [-1, 1] of L2-normalised embeddings (utterances, width): how far apart the classes lie."""
+    from sklearn.metrics import silhouette_score
+    from sklearn.preprocessing import normalize
+
+    return float(silhouette_score(normalize(embeddings), labels))

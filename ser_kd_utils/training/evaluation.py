@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from ser_kd_utils.data.audio import SAMPLE_RATE, AudioCache
 from ser_kd_utils.data.noise import NoiseBank, draw, mix
-from ser_kd_utils.models import wav2vec2
 
 CLEAN = ("clean", math.nan)
 """The condition without noise; a condition is (noise type, SNR in dB)."""
@@ -32,47 +31,32 @@ def dev_condition(seed: int, types: Sequence[str], snr_db: tuple[float, float]) 
 
 
 def noisy_views(
-    clean: np.ndarray,
-    utterance: str,
-    conditions: Sequence[tuple[str, float]],
-    noise: NoiseBank | None,
-    part: str,
-    seed: int,
-    level: str,
-) -> Tensor:
+    clean: np.ndarray, utterance: str, conditions: Sequence[tuple[str, float]], noise: NoiseBank | None, part: str,
+    seed: int, speech_level: str,
+) -> Tensor:  # fmt: skip
     """The utterance under each condition, (conditions, samples).
 
     All SNRs of a noise type get the same noise samples, so a curve over SNR changes nothing but the SNR.
     """
-    views = torch.from_numpy(clean).repeat(len(conditions), 1)
-    noisy = [i for i, (kind, _) in enumerate(conditions) if kind != "clean"]
-    if noisy:
-        kinds = [conditions[i][0] for i in noisy]
-        pool = {kind: noise.segment(kind, part, len(clean), utterance, seed, "eval") for kind in set(kinds)}
-        segments = torch.from_numpy(np.stack([pool[kind] for kind in kinds]))
-        snr_db = torch.tensor([conditions[i][1] for i in noisy], dtype=torch.float64)
-        views[noisy] = mix(views[noisy], segments, snr_db, level)
-    return views
+    kinds = {kind for kind, _ in conditions} - {"clean"}
+    pool = {kind: noise.segment(kind, part, len(clean), utterance, seed, "eval") for kind in kinds}
+    segments = torch.from_numpy(np.stack([pool.get(kind, np.zeros_like(clean)) for kind, _ in conditions]))
+    snr_db = torch.tensor([snr if kind in pool else math.inf for kind, snr in conditions], dtype=torch.float64)
+    return mix(torch.from_numpy(clean).repeat(len(conditions), 1), segments, snr_db, speech_level)
 
 
 @torch.inference_mode()
 def predict(
-    model: nn.Module,
-    audio: AudioCache,
-    utterances: Iterable[str],
-    conditions: Callable[[str], Sequence[tuple[str, float]]],
-    noise: NoiseBank | None,
-    *,
-    part: str,
-    seed: int,
-    level: str,
-    hear: Callable[[Tensor, Tensor], dict[str, Tensor]] = wav2vec2.hear,
-) -> pd.DataFrame:
+    model: nn.Module, audio: AudioCache, utterances: Iterable[str],
+    conditions: Callable[[str], Sequence[tuple[str, float]]], noise: NoiseBank | None, *, part: str, seed: int,
+    speech_level: str, prepare_inputs: Callable[[Tensor, Tensor], dict[str, Tensor]],
+) -> pd.DataFrame:  # fmt: skip
     """Logits of whole utterances: columns utterance, condition, snr_db, logits (float16, in the order of the labels).
 
     A batch holds one utterance under its conditions: all items have one length, nothing is padded, and a score cannot
     depend on what else is in the batch (wav2vec2-base's group norm would see the padding). part: the half of the noise
-    recordings, "train" or "test"; hear: (waves, lengths) -> the network's arguments.
+    recordings, "train" or "test"; prepare_inputs: (waves, lengths) -> the network's arguments. Raises ValueError where
+    a logit is not finite: a network that diverged has no predictions.
     """
     device = next(model.parameters()).device
     was_training = model.training
@@ -83,9 +67,11 @@ def predict(
         size = max(1, int(SECONDS_PER_BATCH * SAMPLE_RATE / len(clean)))
         for first in range(0, len(wanted), size):
             some = wanted[first : first + size]
-            views = noisy_views(clean, utterance, some, noise, part, seed, level).to(device)
+            views = noisy_views(clean, utterance, some, noise, part, seed, speech_level).to(device)
             lengths = torch.full((len(views),), views.shape[1], device=device)
-            logits = model(**hear(views, lengths)).logits.float().cpu().numpy().astype(np.float16)
+            logits = model(**prepare_inputs(views, lengths)).logits.float().cpu().numpy().astype(np.float16)
+            if not np.isfinite(logits).all():
+                raise ValueError(f"The network's logits of {utterance} are not finite: its training diverged.")
             rows += [(utterance, kind, snr, row) for (kind, snr), row in zip(some, logits, strict=True)]
     model.train(was_training)
     return pd.DataFrame(rows, columns=["utterance", "condition", "snr_db", "logits"])

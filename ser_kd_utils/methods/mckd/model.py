@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,14 +19,14 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     Wav2Vec2Config,
-    Wav2Vec2FeatureExtractor,
     Wav2Vec2ForSequenceClassification,
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2FeatureEncoder, Wav2Vec2FeatureProjection
 
 from ser_kd_utils.data.features import FILTERS, FRAME, log_filter_bank
-from ser_kd_utils.models.wav2vec2 import HOP, normalise
+from ser_kd_utils.methods.teacher.encoders import normalise
+from ser_kd_utils.training.dataset import HOP
 
 _FRONT = ("conv_dim", "conv_kernel", "conv_stride", "conv_bias", "feat_extract_norm", "feat_extract_activation")
 _FRONT += ("feat_proj_dropout", "layer_norm_eps", "hidden_size")
@@ -37,10 +36,11 @@ class VariableTokenConfig(PreTrainedConfig):
     """Defaults: iTransformer's sizes on wav2vec2-base's CNN; with labels, as any transformers config.
 
     features: "encoder" (a teacher's CNN and projection) or "log-mel" (40 filters); tokens: "variable" or "time";
-    frames: how many the network sees, 20 ms each: what is longer is cropped, what is shorter padded with zeros; size,
-    layers, heads, inner, dropout: of the transformer; z_score: each channel less its mean over the utterance, by its
-    standard deviation (removes level cues); front: what `front_of` says of the teacher, for "encoder" (what it leaves
-    out is as in wav2vec2-base). Raises ValueError for an unknown word.
+    frames: how many the network sees, 20 ms each: what is longer is cropped, what is shorter padded with zeros;
+    hidden_size, num_hidden_layers, num_attention_heads, intermediate_size, dropout: of the transformer; z_score: each
+    channel less its mean over the utterance, by its standard deviation (removes level cues); front: what `front_of`
+    says of the teacher, for "encoder" (what it leaves out is as in wav2vec2-base). Raises ValueError for an unknown
+    word.
     """
 
     model_type = "variable-token"
@@ -48,10 +48,10 @@ class VariableTokenConfig(PreTrainedConfig):
     features: str = "encoder"
     tokens: str = "variable"
     frames: int = 326
-    size: int = 512
-    layers: int = 2
-    heads: int = 8
-    inner: int = 2048
+    hidden_size: int = 512
+    num_hidden_layers: int = 2
+    num_attention_heads: int = 8
+    intermediate_size: int = 2048
     dropout: float = 0.1
     z_score: bool = False
     front: dict[str, Any] = field(default_factory=dict)
@@ -101,13 +101,14 @@ class VariableTokenForAudioClassification(PreTrainedModel):
             front = Wav2Vec2Config(**config.front)
             width, self._steps = front.hidden_size, list(zip(front.conv_kernel, front.conv_stride, strict=True))
             self.front = _Front(front)
-        self.embed = nn.Linear(config.frames if config.tokens == "variable" else width, config.size)
-        shape = (config.size, config.heads, config.inner, config.dropout)
+        self.embed = nn.Linear(config.frames if config.tokens == "variable" else width, config.hidden_size)
+        shape = (config.hidden_size, config.num_attention_heads, config.intermediate_size, config.dropout)
         self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(*shape, activation="gelu", batch_first=True) for _ in range(config.layers)
+            nn.TransformerEncoderLayer(*shape, activation="gelu", batch_first=True)
+            for _ in range(config.num_hidden_layers)
         )
-        self.norm = nn.LayerNorm(config.size)
-        self.classifier = nn.Linear(config.size, config.num_labels)
+        self.norm = nn.LayerNorm(config.hidden_size)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("std", torch.ones(width))
         self.post_init()
@@ -161,14 +162,10 @@ class VariableTokenForAudioClassification(PreTrainedModel):
         self.std.copy_((squares / frames - mean.square()).clamp(min=1e-10).sqrt())
 
     def forward(
-        self,
-        input_values: Tensor | None = None,
-        lengths: Tensor | None = None,
-        features: Tensor | None = None,
-        counts: Tensor | None = None,
-        output_attentions: bool = False,
-    ) -> SequenceClassifierOutput:
-        """Logits (batch, labels), and as `hidden_states` one embedding (batch, size), the mean over tokens.
+        self, input_values: Tensor | None = None, lengths: Tensor | None = None, features: Tensor | None = None,
+        counts: Tensor | None = None, output_attentions: bool = False,
+    ) -> SequenceClassifierOutput:  # fmt: skip
+        """Logits (batch, labels), and as `hidden_states` one embedding (batch, hidden_size), the mean over tokens.
 
         Pass either input_values (batch, samples), waves at 16 kHz, with lengths, or features (batch, frames, width),
         as from `frame_features`, with counts (None: all are valid). attentions: of each layer (batch, heads, tokens,
@@ -193,7 +190,7 @@ class VariableTokenForAudioClassification(PreTrainedModel):
         )
 
     def _tokens(self, features: Tensor, counts: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """(batch, tokens, size), and for time tokens (batch, tokens) booleans: which are not padding."""
+        """(batch, tokens, hidden_size), and for time tokens (batch, tokens) booleans: which are not padding."""
         features = features[:, : self.config.frames]
         frames = features.shape[1]
         if counts is None:
@@ -208,7 +205,7 @@ class VariableTokenForAudioClassification(PreTrainedModel):
         values = values.to(self.dtype)
         if self.config.tokens == "variable":
             return self.embed(F.pad(values, (0, 0, 0, self.config.frames - frames)).mT), None
-        return self.embed(values) + _positions(frames, self.config.size).to(values), valid
+        return self.embed(values) + _positions(frames, self.config.hidden_size).to(values), valid
 
 
 def _positions(frames: int, size: int) -> Tensor:
@@ -217,18 +214,9 @@ def _positions(frames: int, size: int) -> Tensor:
     return torch.stack([angles.sin(), angles.cos()], -1).flatten(1)
 
 
-def hear(waves: Tensor, lengths: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+def prepare_inputs(waves: Tensor, lengths: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
     """The network's keyword arguments for waves (batch, samples), of which the first `lengths` (batch,) are valid."""
     return {"input_values": waves, "lengths": lengths}
-
-
-def save(model: VariableTokenForAudioClassification, folder: Path) -> None:
-    """As any transformers model, with its feature extractor: `pipeline("audio-classification", folder)` works.
-
-    Whoever loads it imports this module first.
-    """
-    model.save_pretrained(folder)
-    Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=False).save_pretrained(folder)
 
 
 AutoConfig.register(VariableTokenConfig.model_type, VariableTokenConfig)

@@ -64,12 +64,9 @@ class Temperature(nn.Module):
 
 
 def meta_gradient(
-    network: nn.Module,
-    distill: Callable[[Call, Mapping[str, Tensor]], Tensor],
-    quiz: Callable[[Call], Tensor],
-    learned: Mapping[str, Tensor],
-    lr: float,
-) -> dict[str, Tensor]:
+    network: nn.Module, distill: Callable[[Call, Mapping[str, Tensor]], Tensor], quiz: Callable[[Call], Tensor],
+    learned: Mapping[str, Tensor], lr: float,
+) -> dict[str, Tensor]:  # fmt: skip
     """The exact gradient, by `learned`, of the quiz loss of a copy of the student after one step of distillation.
 
     The copy takes an SGD step of length lr on distill(call, learned), a scalar; then quiz(call), a scalar, is its loss

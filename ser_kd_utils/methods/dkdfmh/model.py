@@ -5,8 +5,6 @@ Text and released code of that paper differ in the attention. We follow the code
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
@@ -15,7 +13,6 @@ from transformers import (
     AutoModelForAudioClassification,
     PreTrainedConfig,
     PreTrainedModel,
-    Wav2Vec2FeatureExtractor,
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
 
@@ -29,9 +26,9 @@ class HeadFusionConfig(PreTrainedConfig):
     """Defaults: the paper's network on log filter banks; with labels, as any transformers config.
 
     features: "log filter bank" or "mfcc"; frame_step: samples from one frame of the log filter bank to the next;
-    channels: of the convolutions 1 (each of two) to 5; heads, size: number and width of the attention heads;
-    attention: "code" or "text" (see HeadFusionForAudioClassification); segment: samples of what the network sees at
-    once; hop: samples from one segment of a test utterance to the next. Raises ValueError for an unknown word.
+    channels: of the convolutions 1 (each of two) to 5; num_attention_heads, head_dim: number and width of the attention
+    heads; attention: "code" or "text" (see HeadFusionForAudioClassification); segment: samples of what the network sees
+    at once; hop: samples from one segment of a test utterance to the next. Raises ValueError for an unknown word.
     """
 
     model_type = "head-fusion"
@@ -39,8 +36,8 @@ class HeadFusionConfig(PreTrainedConfig):
     features: str = "log filter bank"
     frame_step: int = 160
     channels: tuple[int, ...] = (8, 32, 48, 64, 80)
-    heads: int = 4
-    size: int = 64
+    num_attention_heads: int = 4
+    head_dim: int = 64
     attention: str = "code"
     segment: int = 32_000
     hop: int = 6_400
@@ -52,7 +49,7 @@ class HeadFusionConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
 
-def segments(waves: Tensor, length: int, hop: int) -> Tensor:
+def segments_of(waves: Tensor, length: int, hop: int) -> Tensor:
     """(batch, samples) -> (batch, count, length): a segment every `hop` samples, as long as whole ones fit.
 
     What is left at the end is dropped, as in the base's code (which also drops a segment that ends with the last
@@ -95,8 +92,8 @@ class HeadFusionForAudioClassification(PreTrainedModel):
         self.conv3 = nn.Sequential(_block(two, three), nn.MaxPool2d(2))
         self.conv4 = _block(three, four)
         self.conv5 = _block(four, five)
-        self.query_key_value = nn.Conv2d(five, config.heads * 3 * config.size, 1)  # all heads at once
-        self.output = nn.Linear(config.size, config.num_labels)
+        self.query_key_value = nn.Conv2d(five, config.num_attention_heads * 3 * config.head_dim, 1)  # all heads at once
+        self.output = nn.Linear(config.head_dim, config.num_labels)
         shape = (BINS["mfcc"], 1) if config.features == "mfcc" else (BINS["log filter bank"],)
         self.register_buffer("mean", torch.zeros(shape))
         self.register_buffer("std", torch.ones(shape))
@@ -128,9 +125,9 @@ class HeadFusionForAudioClassification(PreTrainedModel):
             raise ValueError("Pass either input_values or features.")
         if features is not None:
             return SequenceClassifierOutput(logits=self._classify(features))
-        pieces = segments(input_values, self.config.segment, self.config.hop)
-        features = features_of(pieces.flatten(0, 1).float(), self.config)  # spectra need float32
-        logits = self._classify(features).unflatten(0, pieces.shape[:2]).mean(1)
+        segments = segments_of(input_values, self.config.segment, self.config.hop)
+        features = features_of(segments.flatten(0, 1).float(), self.config)  # spectra need float32
+        logits = self._classify(features).unflatten(0, segments.shape[:2]).mean(1)
         return SequenceClassifierOutput(logits=logits)
 
     def _classify(self, features: Tensor) -> Tensor:
@@ -138,8 +135,8 @@ class HeadFusionForAudioClassification(PreTrainedModel):
         # channels last: faster on CPU
         maps = torch.cat([self.conv1a(image), self.conv1b(image)], 1).contiguous(memory_format=torch.channels_last)
         maps = self.query_key_value(self.conv5(self.conv4(self.conv3(self.conv2(maps)))))
-        # each (batch, heads, size, frames, filters)
-        query, key, value = maps.unflatten(1, (self.config.heads, 3, self.config.size)).unbind(2)
+        shape = (self.config.num_attention_heads, 3, self.config.head_dim)
+        query, key, value = maps.unflatten(1, shape).unbind(2)  # each (batch, heads, head_dim, frames, filters)
         if self.config.attention == "code":
             fused = ((query * key).softmax(2) * value).relu().mean((1, 3, 4))
         else:
@@ -148,21 +145,9 @@ class HeadFusionForAudioClassification(PreTrainedModel):
         return self.output(fused)
 
 
-def hear(waves: Tensor, lengths: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
-    """The network's keyword arguments for waves (batch, samples) of one length.
-
-    Unlike wav2vec 2.0 it hears levels as they are.
-    """
+def prepare_inputs(waves: Tensor, lengths: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+    """The network's keyword arguments for waves (batch, samples) of one length; unlike wav2vec 2.0 with their level."""
     return {"input_values": waves}
-
-
-def save(model: HeadFusionForAudioClassification, folder: Path) -> None:
-    """As any transformers model, with its feature extractor: `pipeline("audio-classification", folder)` works.
-
-    Whoever loads it imports this module first.
-    """
-    model.save_pretrained(folder)
-    Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=False).save_pretrained(folder)
 
 
 AutoConfig.register(HeadFusionConfig.model_type, HeadFusionConfig)

@@ -17,13 +17,19 @@ from transformers import (
     pipeline,
 )
 
-from ser_kd_utils.models import wav2vec2
-from ser_kd_utils.models.wav2vec2 import HOP, DistilledStudent, build_student, build_teacher, frame_mask, hidden_states
-from ser_kd_utils.settings import MLKDSettings, TeacherSettings
+from ser_kd_utils.methods.mlkd.experiment import MLKDExperiment
+from ser_kd_utils.methods.mlkd.model import DistilledStudent, build_student, scale_cnn_gradient
+from ser_kd_utils.methods.mlkd.settings import MLKDSettings
+from ser_kd_utils.methods.teacher import encoders
+from ser_kd_utils.methods.teacher.encoders import build_teacher, frame_mask
+from ser_kd_utils.methods.teacher.experiment import TeacherExperiment
+from ser_kd_utils.methods.teacher.settings import TeacherSettings
+from ser_kd_utils.training.dataset import HOP, hidden_states
 
 LABELS = ("angry", "happy", "neutral", "sad")
 TINY = TeacherSettings.of("tiny")
 MLKD = MLKDSettings.of("tiny")
+DEPTH = TINY.num_hidden_layers
 WIDTH = TINY.network["hidden_size"]
 LENGTHS = torch.tensor([8000, 5123, 1600])
 
@@ -38,7 +44,7 @@ def teacher():
 def waves():
     """Normalised noise of LENGTHS, zero beyond."""
     raw = torch.from_numpy(np.random.default_rng(0).normal(0.1, 0.02, (3, 8000)).astype(np.float32))
-    return wav2vec2.normalise(raw, LENGTHS)
+    return encoders.normalise(raw, LENGTHS)
 
 
 @pytest.fixture
@@ -63,13 +69,13 @@ def close(actual, wanted):
 def states_in_train_mode(model, passes: int = 20):
     for _ in range(passes):
         output = model.train()(torch.randn(1, 2000), output_hidden_states=True)
-        hidden_states(output, MLKD.levels, TINY.layers)
+        hidden_states(output, MLKD.teacher_layers, DEPTH)
 
 
 def test_a_checkpoint_drops_no_layer_masks_nothing_and_recomputes_nothing(careless_checkpoint):
     settings = TeacherSettings.of("tiny", checkpoint=careless_checkpoint)
     teacher = build_teacher(settings, LABELS)
-    student = build_student(teacher, TINY.layers)
+    student = build_student(teacher, DEPTH)
     for model in (teacher, student, build_teacher(TINY, LABELS)):
         assert (model.config.layerdrop, model.config.apply_spec_augment) == (0.0, False)
         assert not any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
@@ -78,18 +84,18 @@ def test_a_checkpoint_drops_no_layer_masks_nothing_and_recomputes_nothing(carele
 
 def test_missing_hidden_states_are_noticed(careless_checkpoint):
     careless = Wav2Vec2ForSequenceClassification.from_pretrained(careless_checkpoint, apply_spec_augment=False)
-    with pytest.raises(RuntimeError, match=f"Expected {TINY.layers + 1} hidden states"):
+    with pytest.raises(RuntimeError, match=f"Expected {DEPTH + 1} hidden states"):
         states_in_train_mode(careless)
     with pytest.raises(RuntimeError, match="returned 0"):
-        hidden_states(careless(torch.randn(1, 2000)), MLKD.levels, TINY.layers)
+        hidden_states(careless(torch.randn(1, 2000)), MLKD.teacher_layers, DEPTH)
 
 
 def test_levels_are_the_outputs_of_the_transformer_layers_counted_from_one(teacher, waves, mask):
     after = []
     for layer in teacher.eval().wav2vec2.encoder.layers:
         layer.register_forward_hook(lambda _, __, output: after.append(output))
-    states = hidden_states(teacher(waves, mask, output_hidden_states=True), range(1, TINY.layers + 1), TINY.layers)
-    assert len(states) == len(after) == TINY.layers and all(map(torch.equal, states, after))
+    states = hidden_states(teacher(waves, mask, output_hidden_states=True), range(1, DEPTH + 1), DEPTH)
+    assert len(states) == len(after) == DEPTH and all(map(torch.equal, states, after))
 
 
 def test_a_checkpoint_keeps_its_encoder_and_takes_the_corpus_labels(teacher, tmp_path):
@@ -104,7 +110,7 @@ def test_a_checkpoint_keeps_its_encoder_and_takes_the_corpus_labels(teacher, tmp
 
 def test_a_checkpoint_of_another_depth_is_refused(careless_checkpoint):
     paper = TeacherSettings.of("paper", checkpoint=careless_checkpoint)
-    with pytest.raises(ValueError, match=f"has {TINY.layers} layers, the settings say {paper.layers}"):
+    with pytest.raises(ValueError, match=f"has {DEPTH} layers, the settings say {paper.num_hidden_layers}"):
         build_teacher(paper, LABELS)
 
 
@@ -114,7 +120,7 @@ def test_a_student_starts_from_the_teachers_weights(teacher):
     own, given = student.state_dict(), teacher.state_dict()
     assert all(torch.equal(value, given[name]) for name, value in own.items())
     left_behind = {name for name in given if name not in own}
-    dropped = [f"encoder.layers.{layer}." for layer in range(kept, TINY.layers)]
+    dropped = [f"encoder.layers.{layer}." for layer in range(kept, DEPTH)]
     assert dropped and left_behind == {name for name in given if any(layer in name for layer in dropped)}
     assert student.wav2vec2.encoder.pos_conv_embed.conv.weight.data_ptr() != (
         teacher.wav2vec2.encoder.pos_conv_embed.conv.weight.data_ptr()
@@ -122,14 +128,14 @@ def test_a_student_starts_from_the_teachers_weights(teacher):
 
 
 def test_a_student_as_deep_as_its_teacher_is_the_teacher(teacher, waves, mask):
-    student = build_student(teacher, TINY.layers)
+    student = build_student(teacher, DEPTH)
     close(student.eval()(waves, mask).logits, teacher.eval()(waves, mask).logits)
 
 
 @pytest.mark.parametrize("initial", ["teacher", "random"])
-@pytest.mark.parametrize("layers", [0, TINY.layers + 1])
+@pytest.mark.parametrize("layers", [0, DEPTH + 1])
 def test_a_student_cannot_have_layers_its_teacher_lacks(teacher, layers, initial):
-    with pytest.raises(ValueError, match=f"{layers} layers cannot be cut from {TINY.layers}"):
+    with pytest.raises(ValueError, match=f"{layers} layers cannot be cut from {DEPTH}"):
         build_student(teacher, layers, initial)
 
 
@@ -149,7 +155,7 @@ def test_a_random_student_has_the_shape_of_the_other_and_none_of_its_weights(tea
 
 def test_parameter_counts_at_full_size():
     with torch.device("meta"):
-        teacher = build_teacher(TeacherSettings.of("paper", checkpoint=""), LABELS)
+        teacher = build_teacher(TeacherSettings.of("paper", checkpoint="", network={"num_hidden_layers": 12}), LABELS)
         student = build_student(teacher, 2)
     encoder = 94_371_712  # wav2vec2-base
     classifier = 768 * 256 + 256 + 256 * 4 + 4
@@ -164,7 +170,7 @@ def test_the_gradient_into_the_cnn_is_scaled_and_no_other(teacher, waves, mask, 
     for scaling in (False, True):
         student = build_student(teacher, MLKD.student_layers).eval()  # no dropout
         if scaling:
-            wav2vec2.scale_cnn_gradient(student, factor)
+            scale_cnn_gradient(student, factor)
         student(waves, mask).logits.square().sum().backward()
         gradients.append({name: p.grad for name, p in student.named_parameters() if p.grad is not None})
     full, scaled = gradients
@@ -178,8 +184,8 @@ def test_the_gradient_into_the_cnn_is_scaled_and_no_other(teacher, waves, mask, 
 
 
 def test_every_head_reads_the_students_last_state(teacher, waves, mask):
-    layers = TINY.layers - 1  # more than one, so that its last state is not its first
-    student = DistilledStudent(build_student(teacher, layers), MLKD.levels, WIDTH).eval()
+    layers = DEPTH - 1  # more than one, so that its last state is not its first
+    student = DistilledStudent(build_student(teacher, layers), MLKD.teacher_layers, WIDTH).eval()
     output = student(waves, mask)
     plain = student.student(waves, mask, output_hidden_states=True)
     assert torch.equal(output.logits, plain.logits)
@@ -191,17 +197,24 @@ def test_every_head_reads_the_students_last_state(teacher, waves, mask):
 
 def test_teacher_and_student_frames_are_aligned(teacher, waves, mask):
     student = build_student(teacher, MLKD.student_layers)
-    target = teacher(waves, mask, output_hidden_states=True).hidden_states[MLKD.levels[-1]]
+    target = teacher(waves, mask, output_hidden_states=True).hidden_states[MLKD.teacher_layers[-1]]
     prediction = student(waves, mask, output_hidden_states=True).hidden_states[-1]
     assert prediction.shape == target.shape
     frames = LENGTHS.numpy()
     for kernel, stride in zip(TINY.network["conv_kernel"], TINY.network["conv_stride"], strict=True):
         frames = (frames - kernel) // stride + 1
     for model in (teacher, student):
-        valid = frame_mask(model, target.shape[1], mask)
+        valid = frame_mask(model, target.shape[1], LENGTHS)
         assert valid.dtype == torch.bool and valid.shape == target.shape[:2]
         assert valid.sum(1).tolist() == frames.tolist()
         assert all(row[:count].all() for row, count in zip(valid, frames, strict=True))
+
+
+def test_a_network_with_another_frame_rate_is_refused():
+    """Windows of speech could not be aligned with its frames."""
+    network = TINY.network | {"conv_stride": (5, *TINY.network["conv_stride"][1:])}
+    with pytest.raises(ValueError, match=f"frames of the network are 160 samples apart, not {HOP}"):
+        build_teacher(TeacherSettings.of("tiny", network=network), LABELS)
 
 
 def test_both_networks_have_a_frame_each_20_ms(teacher):
@@ -216,7 +229,7 @@ def test_normalise_is_transformers_feature_extractor():
     wanted = extractor(items, sampling_rate=16_000, padding=True, return_tensors="pt")["input_values"]
     # what lies beyond an item's length must not count
     padded = torch.stack([torch.from_numpy(np.pad(item, (0, 8000 - len(item)), constant_values=9)) for item in items])
-    torch.testing.assert_close(wav2vec2.normalise(padded, LENGTHS), wanted, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(encoders.normalise(padded, LENGTHS), wanted, rtol=1e-3, atol=1e-3)
 
 
 def test_padding_does_not_change_the_logits_of_a_layer_norm_network(teacher, waves, mask):
@@ -230,15 +243,17 @@ def test_padding_does_not_change_the_logits_of_a_layer_norm_network(teacher, wav
 
 @pytest.mark.parametrize("network", [TINY.network, {"num_hidden_layers": 1, "intermediate_size": 64}])
 def test_a_tenth_of_a_second_is_enough(network):
-    teacher = build_teacher(TeacherSettings.of("tiny", network=network, layers=network["num_hidden_layers"]), LABELS)
-    student = DistilledStudent(build_student(teacher, 1), levels=(1,), width=teacher.config.hidden_size)
+    teacher = build_teacher(
+        TeacherSettings.of("tiny", network=network, num_hidden_layers=network["num_hidden_layers"]), LABELS
+    )
+    student = DistilledStudent(build_student(teacher, 1), teacher_layers=(1,), width=teacher.config.hidden_size)
     output = student.train()(torch.randn(2, 1600), torch.ones(2, 1600, dtype=torch.long))
     assert output.logits.isfinite().all() and output.hidden_states[0].shape[1] >= 1
 
 
 def test_a_saved_student_is_a_plain_classifier_without_heads(teacher, waves, tmp_path):
-    student = DistilledStudent(build_student(teacher, MLKD.student_layers), MLKD.levels, WIDTH).eval()
-    wav2vec2.save(student.student, tmp_path)
+    student = DistilledStudent(build_student(teacher, MLKD.student_layers), MLKD.teacher_layers, WIDTH).eval()
+    MLKDExperiment.save(student.student, tmp_path)
     loaded = Wav2Vec2ForSequenceClassification.from_pretrained(tmp_path)
     plain = Wav2Vec2ForSequenceClassification(
         Wav2Vec2Config(**TINY.network | {"num_hidden_layers": MLKD.student_layers})
@@ -250,18 +265,18 @@ def test_a_saved_student_is_a_plain_classifier_without_heads(teacher, waves, tmp
 
 
 def test_a_saved_model_works_in_transformers_pipeline(teacher, tmp_path):
-    wav2vec2.save(teacher, tmp_path)
+    TeacherExperiment.save(teacher, tmp_path)
     raw = np.random.default_rng(1).normal(0.2, 0.01, 8000).astype(np.float32)
     scores = pipeline("audio-classification", str(tmp_path))({"raw": raw, "sampling_rate": 16_000})
     with torch.inference_mode():
-        logits = teacher.eval()(wav2vec2.normalise(torch.from_numpy(raw)[None], torch.tensor([8000]))).logits[0]
+        logits = teacher.eval()(encoders.normalise(torch.from_numpy(raw)[None], torch.tensor([8000]))).logits[0]
     wanted = dict(zip(LABELS, softmax(logits, -1).tolist(), strict=True))
     assert {row["label"]: row["score"] for row in scores} == pytest.approx(wanted, abs=1e-5)
 
 
 def test_a_frozen_teacher_is_not_reached_by_the_students_train_mode(teacher):
-    frozen = wav2vec2.freeze(teacher)
-    student = DistilledStudent(build_student(frozen, MLKD.student_layers), MLKD.levels[-1:], WIDTH)
+    frozen = encoders.freeze(teacher)
+    student = DistilledStudent(build_student(frozen, MLKD.student_layers), MLKD.teacher_layers[-1:], WIDTH)
     assert student.train().student.training and not frozen.training
     assert not any(p.requires_grad for p in frozen.parameters())
     assert all(p.requires_grad for p in student.parameters())
