@@ -141,14 +141,31 @@ def _name(options: argparse.Namespace) -> str:
 
 
 def _run(options: argparse.Namespace) -> int:
-    if options.command == "train":
-        return _train(options)
+    if options.command in ("train", "explain"):
+        return {"train": _train, "explain": _explain}[options.command](options)
     if options.command == "download":
         from ser_kd_utils.data.download import download
 
         return download(options.name, options.to, options.url)
+    if options.command == "readme":
+        from ser_kd_utils.report.write import update_readme
+
+        return update_readme(options.check)
     module = "schedule" if options.command == "reproduce" else options.command
     return resolve_name(f"ser_kd_utils.reproduce.{module}:{options.command}")(options)
+
+
+def _explain(options: argparse.Namespace) -> int:
+    """Of a table's file, which lies in tables/ of its results folder, or of a table of one's own results by name."""
+    from ser_kd_utils.methods import METHODS, settings_of, tables_of
+    from ser_kd_utils.records import read_runs, results_folder
+    from ser_kd_utils.report.explain import explain, find
+
+    path, about = Path(options.table), (options.name or options.corpus, options.profile, options.overrides)
+    folder = path.absolute().parents[1] if path.suffix else results_folder(options.results, *about)
+    runs = read_runs(folder)
+    known = {"runs": runs, "methods": METHODS, "settings": settings_of(runs[0].info["profile"])}
+    return explain(find(tables_of(runs), options.table, folder), options.row, options.column, folder=folder, **known)
 
 
 def _train(options: argparse.Namespace) -> int:

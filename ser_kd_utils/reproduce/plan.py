@@ -86,8 +86,7 @@ def _trained(
             found.append((method, notebook, variants))
             ablations |= variants if notebook.chosen else {}
     shown = {name for method in METHODS.values() for name in method.demo_ablations}
-    usual = [name for name in ablations if name in shown or not demo]
-    chosen = [] if asked == "none" else choose(asked, ablations, usual)
+    chosen = [] if asked == "none" else choose(asked, ablations, demo, shown)
     for _, notebook, variants in found:
         for name in [name for name in variants if notebook.chosen and name not in chosen]:
             del variants[name]

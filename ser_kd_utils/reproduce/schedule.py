@@ -20,6 +20,7 @@ import pandas as pd
 
 from ser_kd_utils import records
 from ser_kd_utils.files import PACKAGE, digest, only_one, unfinished
+from ser_kd_utils.reproduce import compare
 from ser_kd_utils.reproduce.plan import plan
 from ser_kd_utils.reproduce.run import (
     BLOCKED,
@@ -229,10 +230,6 @@ def _summary(folder: Path, ended: Mapping[str, Outcome], seconds: float) -> None
     say(f"In {short(folder)}: tables/, figures/, runs/ (predictions and settings), notebooks/ (executed)")
     if (records.EVIDENCE / folder.name).is_dir():
         try:
-            from ser_kd_utils.reproduce.compare import summary
-
-            print(f"\n{summary(folder)[1]}")
-        except ImportError:
-            pass
+            print(f"\n{compare.summary(folder)[1]}")
         except (ValueError, OSError) as error:
             say(f"Not compared with the committed evidence: {error}")

@@ -21,7 +21,7 @@ from ser_kd_utils import records
 from ser_kd_utils.cli import main, parser
 from ser_kd_utils.methods import METHODS
 from ser_kd_utils.methods.base import Method, Notebook
-from ser_kd_utils.reproduce import plan
+from ser_kd_utils.reproduce import compare, plan
 from ser_kd_utils.reproduce import run as run_module
 
 TYPES = {"fold": "int = 1", "seed": "int = 0"}
@@ -549,9 +549,7 @@ def test_publish_and_compare_get_their_options(what, module, monkeypatch):
 def test_the_last_words_of_a_reproduction_compare_it_with_the_committed_evidence(
     run, notebooks, tmp_path, folder, capsys, monkeypatch, verdict
 ):
-    stand_in = types.ModuleType("compare")
-    stand_in.summary = lambda found: (verdict, f"compared {found.name}")
-    monkeypatch.setitem(sys.modules, "ser_kd_utils.reproduce.compare", stand_in)
+    monkeypatch.setattr(compare, "summary", lambda found: (verdict, f"compared {found.name}"))
     assert run("--folds", "1", "--only", "00") == 0
     assert "compared" not in capsys.readouterr().out  # nothing is committed
     committed(tmp_path, "teacher__a__fold-1__seed-0")
