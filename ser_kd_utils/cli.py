@@ -6,7 +6,6 @@ import argparse
 import math
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, NoReturn
@@ -36,19 +35,15 @@ def _folds(text: str) -> tuple[int, ...] | None:
     return None if text == "all" else _numbers(text)
 
 
-def _positive(kind: type) -> Callable[[str], Any]:
-    def number(text: str) -> Any:
-        if kind(text) > 0:
-            return kind(text)
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-
+def _workers(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is below 1")
     return number
 
 
 CORPORA = ("demo", "iemocap", "iemocap-improvised", "meld", "meld-4", "emodb", "ravdess", "manifest")
 SHARED = ("corpus", "name", "profile", "fold", "seed", "data_root", "noise_dir", "results", "overrides")
 """What every experiment takes."""
-_NUMBER, _MINUTES = {"type": int, "metavar": "N"}, {"type": _positive(float), "metavar": "MINUTES"}
 OPTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "VARIANT": (None, "such as a, e, gamma-10, cnn-dkd, mc-full", {"nargs": "+"}),
     "NAME": (None, "emodb, ravdess; access explained: iemocap, meld, noisex-92", {}),
@@ -69,14 +64,14 @@ OPTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "seeds": ((0,), "0,1,2 or 0-4 (default: 0)", {"type": _numbers, "metavar": "LIST"}),
     "only": ("", "notebook numbers, such as 01,09 (default: all)", {"metavar": "LIST"}),
     "ablations": ("", "variants by name, or none (default: all; the demo: one a method)", {"metavar": "LIST"}),
-    "workers": (1, "so many runs at a time on this machine (default: 1)", {"type": _positive(int), "metavar": "N"}),
+    "workers": (1, "so many runs at a time on this machine (default: 1)", {"type": _workers, "metavar": "N"}),
     "scheduler": ("", "spread the runs over a running Dask cluster", {"metavar": "ADDRESS"}),
-    "time-limit": (math.inf, "stop in time; the same command goes on", _MINUTES),
-    "run-limit": (math.inf, "a notebook that takes longer has failed", _MINUTES),
+    "time-limit": (math.inf, "stop in time; the same command goes on", {"type": float, "metavar": "MINUTES"}),
+    "run-limit": (math.inf, "a notebook that takes longer has failed", {"type": float, "metavar": "MINUTES"}),
     "force": (False, "run again what is already recorded", {"action": "store_true"}),
     "dry-run": (False, "print the plan, an estimate of its cost, and stop", {"action": "store_true"}),
-    "fold": (1, "the one that is tested (default: 1)", _NUMBER),
-    "seed": (0, "of everything random (default: 0)", _NUMBER),
+    "fold": (1, "the one that is tested (default: 1)", {"type": int, "metavar": "N"}),
+    "seed": (0, "of everything random (default: 0)", {"type": int, "metavar": "N"}),
     "protocol": ("", "another protocol of the method, such as DKDFMH's P1", {}),
     "to": ("", "the folder it goes to", {"metavar": "DIR"}),
     "url": ("", "another address of the same archive", {}),
@@ -105,19 +100,15 @@ COMMANDS = {
 
 def parser() -> argparse.ArgumentParser:
     """Of the whole command line; raises ValueError for what it does not take."""
-    top = _Parser(
-        prog="ser-kd", description="Reproduce knowledge distillation for speech emotion recognition in noise."
-    )
+    top = _Parser(prog="ser-kd", description="Reproduce knowledge distillation for speech emotion recognition.")
     top.add_argument("--version", action="version", version=f"ser-kd {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND")
     for name, (description, options) in COMMANDS.items():
         command = commands.add_parser(name, help=description, description=description)
         for option in options:
             default, text, more = OPTIONS[option]
-            place = {"metavar": option} if option.isupper() else {}
-            command.add_argument(
-                option.lower() if place else f"--{option}", default=default, help=text, **place, **more
-            )
+            flag = option.lower() if option.isupper() else f"--{option}"
+            command.add_argument(flag, default=default, help=text, **more)
     return top
 
 
@@ -130,42 +121,51 @@ def main(arguments: list[str] | None = None) -> int:
             top.print_help()
             return 0
         if "corpus" in options:
-            options.overrides = ", ".join(options.overrides)
-            options.name = _name(options)
+            options.overrides, options.name = ", ".join(options.overrides), _name(options)
         return _run(options)
     except (ValueError, OSError) as error:
         print(f"ser-kd: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(
-            "ser-kd: interrupted; what was recorded stays, and the same command goes on.", file=sys.stderr, flush=True
-        )
+        print("ser-kd: interrupted; the same command goes on from what was recorded.", file=sys.stderr, flush=True)
         os._exit(130)  # kernels end with this process, for which threads may still wait
 
 
 def _name(options: argparse.Namespace) -> str:
-    """Of the results of a user's own corpus; "" for the others, which are called by their corpus."""
-    if options.corpus == "manifest":
-        name = options.name or Path(getattr(options, "data_root", "")).stem
-        if name in CORPORA:
-            raise ValueError(f"--name {name}: a corpus of the suite is called so; give your own another name")
-        return name
-    if options.name:
-        raise ValueError(f"--name {options.name} is for --corpus manifest")
-    return ""
+    """Of the results of a user's own corpus; "" for the others, which are called as the corpus."""
+    own = options.corpus == "manifest"
+    name = options.name or (Path(getattr(options, "data_root", "")).stem if own else "")
+    if name in CORPORA or (name and not own):
+        raise ValueError(f"--name {name}: a name is for --corpus manifest, and none of {', '.join(CORPORA)}")
+    return name
 
 
 def _run(options: argparse.Namespace) -> int:
-    if options.command in ("reproduce", "status", "publish", "compare"):
-        module = "schedule" if options.command == "reproduce" else options.command
-        return resolve_name(f"ser_kd_utils.reproduce.{module}:{options.command}")(options)
-    if options.command == "train":
-        return _train(options)
+    if options.command in ("train", "explain"):
+        return {"train": _train, "explain": _explain}[options.command](options)
     if options.command == "download":
         from ser_kd_utils.data.download import download
 
         return download(options.name, options.to, options.url)
-    raise ValueError(f"{options.command} is not there yet")
+    if options.command == "readme":
+        from ser_kd_utils.report.write import update_readme
+
+        return update_readme(options.check)
+    module = "schedule" if options.command == "reproduce" else options.command
+    return resolve_name(f"ser_kd_utils.reproduce.{module}:{options.command}")(options)
+
+
+def _explain(options: argparse.Namespace) -> int:
+    """Of a table's file, which lies in tables/ of its results folder, or of a table of one's own results by name."""
+    from ser_kd_utils.methods import METHODS, settings_of, tables_of
+    from ser_kd_utils.records import read_runs, results_folder
+    from ser_kd_utils.report.explain import explain, find
+
+    path, about = Path(options.table), (options.name or options.corpus, options.profile, options.overrides)
+    folder = path.absolute().parents[1] if path.suffix else results_folder(options.results, *about)
+    runs = read_runs(folder)
+    known = {"runs": runs, "methods": METHODS, "settings": settings_of(runs[0].info["profile"])}
+    return explain(find(tables_of(runs), options.table, folder), options.row, options.column, folder=folder, **known)
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -176,17 +176,13 @@ def _train(options: argparse.Namespace) -> int:
     methods = {name: method for method in METHODS.values() for name in method.variants(settings)}
     if unknown := [name for name in options.variant if name not in methods]:
         raise ValueError(f"No variant {', '.join(unknown)}: choose among {', '.join(methods)}.")
-    for name in options.variant:
-        if options.protocol and options.protocol not in methods[name].protocols:
-            raise ValueError(
-                f"{methods[name].title} has no protocol {options.protocol}: train {name} without --protocol."
-            )
+    if lost := [name for name in options.variant if options.protocol not in ("", *methods[name].protocols)]:
+        raise ValueError(f"{', '.join(lost)}: not trained under --protocol {options.protocol}.")
     for name in options.variant:
         own = {each for notebook in methods[name].notebooks for each in notebook.parameters} - {"ablations"}
-        own |= {"protocol"} if options.protocol else set()
-        given = {each: getattr(options, each) for each in (*SHARED, *own)}
-        run = methods[name].experiment_class(**given).run(name)
-        if os.environ.get("RANK", "0") == "0":  # torchrun's number of this process
+        given = (*SHARED, *own, *["protocol"] * bool(options.protocol))
+        run = methods[name].experiment_class(**{each: getattr(options, each) for each in given}).run(name)
+        if os.environ.get("RANK", "0") == "0":  # of the processes of torchrun one says it
             print(f"{name}: epoch {run.info['best_epoch']} in {run.folder}", flush=True)
     return 0
 

@@ -40,18 +40,6 @@ class Variant:
         return f"({self.name})" if len(self.name) == 1 else self.name
 
 
-def choose(asked: str, variants: Mapping[str, Variant], usual: Collection[str]) -> list[str]:
-    """The names listed in `asked`, a comma between them, each with the variant it is compared with; "": the `usual`.
-
-    Raises ValueError for a name that is none of `variants`.
-    """
-    names = [name.strip() for name in asked.split(",") if name.strip()] or usual
-    if unknown := [name for name in names if name not in variants]:
-        raise ValueError(f"No ablation {', '.join(unknown)}: choose among {', '.join(variants)}.")
-    baselines = {variants[name].baseline for name in names}
-    return [name for name in variants if name in names or name in baselines]
-
-
 @dataclass(frozen=True)
 class Notebook:
     """A notebook that runs once for each fold and seed, and trains the variants of some kinds.

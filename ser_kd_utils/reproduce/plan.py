@@ -5,7 +5,8 @@ from __future__ import annotations
 import ast
 import tempfile
 from argparse import Namespace
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,14 @@ def plan(options: Namespace) -> list[NotebookRun]:
     given |= {name: str(Path(given[name]).expanduser().resolve()) for name in PLACES if given[name]}
     settings = settings_of(options.profile, options.overrides)
     corpus = load_corpus(options.corpus, given["data_root"] or None)
-    folds = _folds(corpus, options.folds)
+    every = tuple(range(1, corpus.fold_count() + 1))
+    folds = every if options.folds is None else options.folds or (every[:1] if corpus.synthetic else every)
+    for fold in folds:
+        split(corpus, None, fold, 0)
     folder = results_folder(given["results"], options.name or options.corpus, options.profile, options.overrides)
     _check_writable(folder)
     inputs = _inputs(corpus, given, settings["noise"].train_types)
-    trained = list(_trained(settings, options.ablations, corpus.synthetic, bool(options.speech_dir)))
+    trained = _trained(settings, options.ablations, corpus.synthetic, bool(options.speech_dir))
     if not NOTEBOOKS.is_dir():
         raise FileNotFoundError(f"no notebooks at {NOTEBOOKS}: clone the project and `pip install -e .` the clone")
     runs: list[NotebookRun] = []
@@ -51,55 +55,42 @@ def plan(options: Namespace) -> list[NotebookRun]:
         runs.append(NotebookRun(notebook + where, source, parameters, folder, provenance, **more))
 
     add(FIRST, EACH, given | {"fold": folds[0], "seed": options.seeds[0]})
-    for fold in folds:
-        for seed in options.seeds:
-            where = f"__fold-{fold}__seed-{seed}"
-            for method, notebook, variants in trained:
-                names = ",".join(variants) if options.ablations else ""
-                records = (
-                    run_id(method.name, each.name, fold, seed, mark)
-                    for each in variants.values()
-                    for mark in ("", *each.protocols)
-                )
-                add(
-                    notebook.name,
-                    (*EACH, *notebook.parameters),
-                    given | {"fold": fold, "seed": seed, "ablations": names},
-                    where,
-                    needs=tuple(needed + where for needed in notebook.needs),
-                    records=tuple(records),
-                )
+    for fold, seed in product(folds, options.seeds):
+        where = f"__fold-{fold}__seed-{seed}"
+        for method, notebook, variants in trained:
+            names = ",".join(variants) if options.ablations else ""
+            values = given | {"fold": fold, "seed": seed, "ablations": names}
+            marked = ((name, mark) for name, each in variants.items() for mark in ("", *each.protocols))
+            records = tuple(run_id(method.name, name, fold, seed, mark) for name, mark in marked)
+            needs = tuple(needed + where for needed in notebook.needs)
+            add(notebook.name, (*EACH, *notebook.parameters), values, where, needs=needs, records=records)
     add(LAST, READING, given, needs=tuple(run.name for run in runs), last=True)
-    return _only(runs, options.only)
 
-
-def _folds(corpus: Corpus, asked: tuple[int, ...] | None) -> tuple[int, ...]:
-    """asked: None for all, () for all, but of the demo the first. Raises ValueError for one the corpus lacks."""
-    every = tuple(range(1, corpus.fold_count() + 1))
-    folds = every if asked is None else asked or (every[:1] if corpus.synthetic else every)
-    for fold in folds:
-        split(corpus, None, fold, 0)
-    return folds
+    wanted = [number.strip().zfill(2) for number in options.only.split(",") if number.strip()]
+    known = sorted({run.name[:2] for run in runs})
+    if unknown := [number for number in wanted if number not in known]:
+        raise ValueError(f"No notebook {', '.join(unknown)} in the plan: choose among {', '.join(known)}.")
+    return [run for run in runs if not wanted or run.name[:2] in wanted]
 
 
 def _trained(
     settings: Mapping[str, Any], asked: str, demo: bool, speech: bool
-) -> Iterator[tuple[Method, Notebook, dict[str, Variant]]]:
+) -> list[tuple[Method, Notebook, dict[str, Variant]]]:
     """The notebooks that have something to train, and their variants by name; of ablations those that are asked for."""
-    found = []
+    found, ablations = [], {}
     for method in METHODS.values():
-        own = method.variants(settings).items()
+        every = method.variants(settings).values()
+        possible = [each for each in every if speech or not each.overrides.get("unlabelled_speech")]
         for notebook in method.notebooks:
-            possible = {name: each for name, each in own if speech or not each.overrides.get("unlabelled_speech")}
-            found.append((method, notebook, {n: each for n, each in possible.items() if each.kind in notebook.kinds}))
-    ablations = {name: each for _, notebook, variants in found if notebook.chosen for name, each in variants.items()}
+            variants = {each.name: each for each in possible if each.kind in notebook.kinds}
+            found.append((method, notebook, variants))
+            ablations |= variants if notebook.chosen else {}
     shown = {name for method in METHODS.values() for name in method.demo_ablations}
-    usual = [name for name in ablations if name in shown or not demo]
-    chosen = [] if asked == "none" else choose(asked, ablations, usual)
-    for method, notebook, variants in found:
-        kept = {name: each for name, each in variants.items() if name in chosen or not notebook.chosen}
-        if kept:
-            yield method, notebook, kept
+    chosen = [] if asked == "none" else choose(asked, ablations, demo, shown)
+    for _, notebook, variants in found:
+        for name in [name for name in variants if notebook.chosen and name not in chosen]:
+            del variants[name]
+    return [each for each in found if each[2]]
 
 
 def _inputs(corpus: Corpus, given: Mapping[str, Any], train_types: tuple[str, ...]) -> dict[str, str]:
@@ -149,11 +140,3 @@ def _check_parameters(source: Path, parameters: Mapping[str, Any]) -> None:
             raise ValueError(f"{source.stem} has no parameter {name!r}: it takes {', '.join(declared)}.")
         if type(value).__name__ != declared[name]:
             raise ValueError(f"{source.stem}: {name} is declared {declared[name]}, got {value!r}.")
-
-
-def _only(runs: list[NotebookRun], numbers: str) -> list[NotebookRun]:
-    wanted = [number.strip().zfill(2) for number in numbers.split(",") if number.strip()]
-    known = sorted({run.name[:2] for run in runs})
-    if unknown := [number for number in wanted if number not in known]:
-        raise ValueError(f"No notebook {', '.join(unknown)} in the plan: choose among {', '.join(known)}.")
-    return [run for run in runs if not wanted or run.name[:2] in wanted]

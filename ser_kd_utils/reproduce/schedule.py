@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import time
-import uuid
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
@@ -14,12 +13,14 @@ from functools import partial
 from graphlib import TopologicalSorter
 from pathlib import Path
 from queue import SimpleQueue
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import pandas as pd
 
 from ser_kd_utils import records
 from ser_kd_utils.files import PACKAGE, digest, only_one, unfinished
+from ser_kd_utils.reproduce import compare
 from ser_kd_utils.reproduce.plan import plan
 from ser_kd_utils.reproduce.run import (
     BLOCKED,
@@ -62,9 +63,10 @@ def reproduce(options: Namespace) -> int:
     return max(EXIT[outcome.state] for outcome in ended.values())
 
 
-def run_all(
-    place: Place, runs: Sequence[NotebookRun], labels: Mapping[str, str]
-) -> Iterator[tuple[NotebookRun, Outcome]]:
+Ended = Iterator[tuple[NotebookRun, Outcome]]
+
+
+def run_all(place: Place, runs: Sequence[NotebookRun], labels: Mapping[str, str]) -> Ended:
     """Each run after those it needs, the first of the plan first, in the order in which they end.
 
     A run does not begin where one that it needs did not end well. Raises ConnectionError when the executor is lost.
@@ -78,14 +80,14 @@ def run_all(
     ended: dict[str, Outcome] = {}
     while sorter.is_active():
         ready |= {*sorter.get_ready()}
-        for name in [name for name in planned if name in ready][: room - len(going)]:
-            ready.remove(name)
-            if outcome := _blocked(planned[name], ended):
-                future: Future[Outcome] = Future()
+        for run in [run for run in runs if run.name in ready][: room - len(going)]:
+            ready.remove(run.name)
+            future: Future[Outcome] = Future()
+            if outcome := _blocked(run, ended):
                 future.set_result(outcome)
             else:
-                future = executor.submit(work, planned[name], labels[name])
-            going[future] = planned[name]
+                future = executor.submit(work, run, labels[run.name])
+            going[future] = run
         for future in wait(going, return_when=FIRST_COMPLETED).done:
             run = going.pop(future)
             ended[run.name] = _outcome(future)
@@ -132,15 +134,14 @@ def here(count: int, limits: Limits) -> Iterator[Place]:
 
 def _gpus(count: int) -> list[str]:
     """A device for each of `count` runs; "" for whatever there is."""
-    gpus = 0
-    if count > 1:
-        import torch
+    if count == 1:
+        return [""]
+    from torch.cuda import device_count
 
-        gpus = torch.cuda.device_count()
-    if gpus and count > gpus:
-        raise ValueError(f"--workers {count}: this machine has {gpus} GPUs, one for each run; ask for as many.")
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))
-    return visible.split(",")[:count] if gpus else [""] * count
+    devices = (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(device_count())))).split(",")
+    if 0 < device_count() < count:
+        raise ValueError(f"--workers {count}: this machine has {device_count()} GPUs, one for each run.")
+    return devices[:count] if device_count() else [""] * count
 
 
 @contextmanager
@@ -180,13 +181,9 @@ def _on_worker(run: NotebookRun, label: str, limits: Limits) -> Outcome:
 
 def _check_workers(client: Any, folder: Path) -> None:
     """That all workers see the results folder, can lock in it, and run this same code: what is assumed of them."""
-    token = unfinished(folder) / f"shared-{uuid.uuid4().hex}"
-    token.parent.mkdir(parents=True, exist_ok=True)
-    token.touch()
-    try:
-        problems = client.run(_problem, token, this_code())
-    finally:
-        token.unlink()
+    unfinished(folder).mkdir(parents=True, exist_ok=True)
+    with NamedTemporaryFile(dir=unfinished(folder)) as token:
+        problems = client.run(_problem, Path(token.name), this_code())
     if found := [f"worker {worker} {problem}" for worker, problem in problems.items() if problem]:
         raise ValueError("; ".join(found))
 
@@ -233,10 +230,6 @@ def _summary(folder: Path, ended: Mapping[str, Outcome], seconds: float) -> None
     say(f"In {short(folder)}: tables/, figures/, runs/ (predictions and settings), notebooks/ (executed)")
     if (records.EVIDENCE / folder.name).is_dir():
         try:
-            from ser_kd_utils.reproduce.compare import summary
-
-            print(f"\n{summary(folder)[1]}")
-        except ImportError:
-            pass
+            print(f"\n{compare.summary(folder)[1]}")
         except (ValueError, OSError) as error:
             say(f"Not compared with the committed evidence: {error}")

@@ -100,7 +100,7 @@ def test_an_interrupted_command_says_so_at_once_and_leaves_no_kernel(suite):
     running.send_signal(signal.SIGINT)
     out, error = running.communicate(timeout=20)
     assert running.returncode == 130 and "Traceback" not in out + error
-    assert error == "ser-kd: interrupted; what was recorded stays, and the same command goes on.\n"
+    assert error == "ser-kd: interrupted; the same command goes on from what was recorded.\n"
 
     def gone() -> bool:
         try:

@@ -21,7 +21,7 @@ from ser_kd_utils import records
 from ser_kd_utils.cli import main, parser
 from ser_kd_utils.methods import METHODS
 from ser_kd_utils.methods.base import Method, Notebook
-from ser_kd_utils.reproduce import plan
+from ser_kd_utils.reproduce import compare, plan
 from ser_kd_utils.reproduce import run as run_module
 
 TYPES = {"fold": "int = 1", "seed": "int = 0"}
@@ -429,8 +429,8 @@ def test_a_parameter_the_notebook_does_not_declare_is_refused(run, notebooks, ca
         (("--set", "noise.train_types=('babel',)"), "no noise babel; choose among babble, white"),
         (("--noise-dir", "NOISE", "--set", "noise.train_types=('hum', 'babble')"), "no noise babble; choose among hum"),
         (("--results", "/proc/nothing"), "cannot write to /proc/nothing/corpus-tiny"),
-        (("--name", "emodb"), "--name emodb: a corpus of the suite is called so"),
-        (("--corpus", "demo", "--name", "mine"), "--name mine is for --corpus manifest"),
+        (("--name", "emodb"), "--name emodb: a name is for --corpus manifest, and none of demo"),
+        (("--corpus", "demo", "--name", "mine"), "--name mine: a name is for --corpus manifest"),
         (("--seeds", "3-1"), "'3-1' is not a list of numbers"),
         (("--folds", "one"), "'one' is not a list of numbers such as 1,2 or 1-5 (see `ser-kd"),
         (("--nonsense", "1"), "unrecognized arguments: --nonsense 1"),
@@ -527,7 +527,7 @@ def test_an_unknown_variant_or_protocol_is_refused_before_anything_is_trained(ca
     assert main(["train", "a", "cnn-dkt"]) == 2
     assert capsys.readouterr().err.startswith("ser-kd: No variant cnn-dkt: choose among a, b, c, d, e, levels-ends")
     assert main(["train", "cnn-dkd", "mc-full", "--protocol", "P1"]) == 2
-    assert capsys.readouterr().err == "ser-kd: MCKD has no protocol P1: train mc-full without --protocol.\n"
+    assert capsys.readouterr().err == "ser-kd: mc-full: not trained under --protocol P1.\n"
 
 
 @pytest.mark.parametrize(("what", "module"), [("publish", "publish"), ("compare", "compare")])
@@ -549,9 +549,7 @@ def test_publish_and_compare_get_their_options(what, module, monkeypatch):
 def test_the_last_words_of_a_reproduction_compare_it_with_the_committed_evidence(
     run, notebooks, tmp_path, folder, capsys, monkeypatch, verdict
 ):
-    stand_in = types.ModuleType("compare")
-    stand_in.summary = lambda found: (verdict, f"compared {found.name}")
-    monkeypatch.setitem(sys.modules, "ser_kd_utils.reproduce.compare", stand_in)
+    monkeypatch.setattr(compare, "summary", lambda found: (verdict, f"compared {found.name}"))
     assert run("--folds", "1", "--only", "00") == 0
     assert "compared" not in capsys.readouterr().out  # nothing is committed
     committed(tmp_path, "teacher__a__fold-1__seed-0")
