@@ -38,9 +38,9 @@ def explain(
     """Print what is behind a number of a table; without a line (""), which lines and columns there are.
 
     column: "" for all of the line; folder: of the results, where the table is written; runs: all records there;
-    methods: as `methods.METHODS`;
-    settings: the profile's by group, to name those that differ. Returns DIFFERENT where the table's file is not what
-    its records say. Raises ValueError for a line or column that is not there, and for damaged records.
+    methods: as `methods.METHODS`; settings: the profile's by group, to name those that differ. Returns DIFFERENT where
+    the table's file is not what its records say. Raises ValueError for a line or column that is not there, and for
+    damaged records.
     """
     file = folder / "tables" / f"{table.name}.csv"
     lines = {table.key(each): each for each in table.lines}
@@ -52,10 +52,10 @@ def explain(
     key = _choose("row", line, lines)
     asked = [_choose("column", column, columns)] if column else columns
     cells = {name: lines[key].get(name, BLANK) for name in asked}
-    print(f"{_place(file)}, row {key}\n")
     with file.open(encoding="utf-8", newline="") as text:
         keys = {name: lines[key][name].text for name in table.keys}
         written = next((each for each in csv.DictReader(text) if keys.items() <= each.items()), {})
+    print(f"{_place(file)}, row {key}\n")
     for name, cell in cells.items():
         differs = f"   DIFFERS from the records: {cell.text or 'nothing'}" if written.get(name) != cell.text else ""
         print(f"  {name:28}{written.get(name) or '-'}{differs}")
@@ -63,14 +63,13 @@ def explain(
     print("  made again from the records:", "equal" if same else "NOT EQUAL")
     if column:
         _tell_what_counts(asked[0], cells[asked[0]])
-    behind = [run for cell in cells.values() for run in cell.runs] or [
-        r for cell in lines[key].values() for r in cell.runs
-    ]
+    behind = [run for cell in cells.values() for run in cell.runs]
+    behind = behind or [run for cell in lines[key].values() for run in cell.runs]  # of a blank cell, the line's
     groups: dict[tuple[str, str], dict[Run, None]] = {}
     for run in behind:
         groups.setdefault((run.info["variant"], mark_of(run)), {})[run] = None
     for group in groups.values():
-        _describe(list(group), runs, settings)
+        _describe(list(group), {run.info["fingerprint"]: run for run in runs}, settings)
     if behind:
         print("", "protocol", _filled(card(behind)), "", "command", _command(behind, methods), sep="\n")
     else:
@@ -101,63 +100,60 @@ def _filled(text: str) -> str:
     return textwrap.fill(text, 78, **style)
 
 
+def _named(*names: str) -> str:
+    return ", ".join(f"({name})" if len(name) == 1 else name for name in names if name)
+
+
 def _tell_what_counts(column: str, cell: Cell) -> None:
     """Print which predictions decide the cell."""
-    use = cell.selection
     if "published" in column:
         print("  published values: results/reference/, each with its source")
-    if not use:
+    if not (use := cell.selection):
         return
     print("\npredictions that count")
     sides = [(name, use) for name in use.variants] + [(other.variants[0], other) for other in use.beside]
     for (name, side), some in zip(sides, use.predictions(cell.runs), strict=False):
-        kinds = ", ".join(some["condition"].unique())
         levels = ", ".join(f"{snr:g}" for snr in sorted(some["snr_db"].dropna().unique()))
-        at = f" at {levels} dB" if levels else ""
+        where = ", ".join(some["condition"].unique()) + (f" at {levels} dB" if levels else "")
         size = f"{some['utterance'].nunique()} utterances, {len(some):,} predictions of {CHECKPOINTS[side.checkpoint]}"
-        print(_filled(f"{' '.join(filter(None, (_named(name), side.protocol)))}: {kinds}{at}: {size}"))
+        print(_filled(f"{_named(name, side.protocol)}: {where}: {size}"))
 
 
-def _named(variant: str) -> str:
-    return f"({variant})" if len(variant) == 1 else variant
-
-
-def _describe(group: Sequence[Run], runs: Sequence[Run], settings: Mapping[str, Any]) -> None:
+def _describe(group: Sequence[Run], known: Mapping[str, Run], settings: Mapping[str, Any]) -> None:
     """Print a variant's runs under one protocol, what they share in words."""
     info = group[0].info
-    pattern = re.sub(r"fold-\d+__seed-\d+$", "fold-F__seed-S", _place(group[0].folder))
-    title = ", ".join(filter(None, (_named(info["variant"]), info["title"], mark_of(group[0]))))
-    print(f"\n{title}: {len(group)} run{'s' * (len(group) > 1)}\n  {pattern}")
-    known = {run.info["fingerprint"]: run for run in runs}
-    listed = pd.DataFrame(
-        {
-            "fold": run.info["fold"],
-            "seed": run.info["seed"],
-            "epoch": run.info["best_epoch"],
-            "sha256 of predictions": run.info["predictions_sha256"][:16],
-            "finished": run.info["finished"][:16].replace("T", " "),
-            "commit": (run.info["commit"] or "unknown")[:12] + (run.info["commit"] or "")[40:],
-            "hardware": run.info["hardware"]["gpu"] or f"CPU, threads: {run.info['hardware']['cpu_threads']}",
-            "teacher": _teacher(run, known),
-            "not heard": run.info["held_out_noise"],
-        }
-        for run in group
-    )
+    title = _named(info["variant"], info["title"], mark_of(group[0]))
+    print(f"\n{title}: {len(group)} run{'s' * (len(group) > 1)}")
+    print(re.sub(r"fold-\d+__seed-\d+$", "fold-F__seed-S", f"  {_place(group[0].folder)}"))
+    listed = pd.DataFrame(_listed(run, known) for run in group)
     alike = [column for column in listed.columns[4:] if listed[column].nunique() == 1]
-    heard = ", ".join(sorted({kind for run in group for kind in run.info["train_noise"]}))
     told = [f"{column}: {listed[column].iloc[0]}" for column in alike if listed[column].iloc[0]]
+    heard = ", ".join(sorted({kind for run in group for kind in run.info["train_noise"]}))
     told += [f"trained on {f'speech in {heard}' if heard else 'clean speech'}", _settings(info, settings)]
     print(_filled("; ".join(told)))
     print(textwrap.indent(listed.drop(columns=alike).to_string(index=False), "  "))
 
 
-def _teacher(run: Run, known: Mapping[str, Run]) -> str:
+def _listed(run: Run, known: Mapping[str, Run]) -> dict[str, Any]:
+    info = run.info
+    return {key: info[key] for key in ("fold", "seed")} | {
+        "epoch": info["best_epoch"],
+        "sha256 of predictions": info["predictions_sha256"][:16],
+        "finished": info["finished"][:16].replace("T", " "),
+        "commit": (info["commit"] or "unknown")[:12] + (info["commit"] or "")[40:],
+        "hardware": info["hardware"]["gpu"] or f"CPU, threads: {info['hardware']['cpu_threads']}",
+        "teacher": _teacher(info, known),
+        "not heard": info["held_out_noise"],
+    }
+
+
+def _teacher(info: Mapping[str, Any], known: Mapping[str, Run]) -> str:
     """The teacher's record, found by its fingerprint."""
-    wanted = run.info["teacher_fingerprint"]
+    wanted = info["teacher_fingerprint"]
     if not wanted or wanted not in known:
         return f"not recorded here: {wanted[:12]}" if wanted else ""
     its = known[wanted].info
-    same = (its["fold"], its["seed"]) == (run.info["fold"], run.info["seed"])
+    same = (its["fold"], its["seed"]) == (info["fold"], info["seed"])
     where = "same fold and seed" if same else f"fold {its['fold']}, seed {its['seed']}"
     return f"{its['method']}__{its['variant']}, {where}"
 

@@ -296,9 +296,7 @@ def embedding_map(points: Mapping[str, np.ndarray], labels: Sequence[str], colum
 
 def ablation_points(table: Table, axis_label: str) -> Figure:
     """A dot with its 95 % interval for each line of a table of differences, in its order; axis_label: of what."""
-    cells = [
-        next(cell for cell in line.values() if cell.selection and cell.selection.difference) for line in table.lines
-    ]
+    cells = [difference_of(line) for line in table.lines]
     figure, axis = plt.subplots(figsize=(7, 0.9 + 0.3 * len(cells)))
     _dots(axis, range(len(cells)), cells, fmt="o", color="#0072B2", markersize=5, capsize=3, linewidth=1.3)
     axis.axvline(0, color="black", linewidth=1)

@@ -22,11 +22,9 @@ detect four times in five. Folds count alike there, however many utterances they
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial, reduce
-from io import StringIO
 from typing import Any
 
 import pandas as pd
@@ -82,12 +80,12 @@ class Cell:
     selection: Selection | None = None
 
 
-BLANK, UNKNOWN = Cell("", ""), Cell(None, "")
+BLANK = Cell("", "")
 
 
-def word(value: str | int | float, runs: Sequence[Run] = ()) -> Cell:
+def word(value: str | int | float | None, runs: Sequence[Run] = ()) -> Cell:
     """A cell that no prediction decides: a name, a count, a published value; runs: the records it is about."""
-    return Cell(value, str(value), runs=tuple(runs))
+    return Cell(value, "" if value is None else str(value), runs=tuple(runs))
 
 
 @dataclass(frozen=True)
@@ -129,11 +127,7 @@ class Table:
         )
 
     def csv(self) -> str:
-        text = StringIO()
-        writer = csv.DictWriter(text, self.columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({name: cell.text for name, cell in line.items()} for line in self.lines)
-        return text.getvalue()
+        return self.frame.to_csv(index=False)
 
     def key(self, line: Line) -> str:
         """What tells the line apart, in words: `(e)`, or `hum, 0, (e)`."""
@@ -212,17 +206,17 @@ def together(runs: Sequence[Run], *selections: Selection) -> list[Sample]:
     found = [table.merge(shared) for table in tables] if len(shared) else []
     if across:
         found = [_in_words_of(found[0], table, by) for table in found]
-    cells = [table[["fold", "seed"]].drop_duplicates() for table in found]
-    there = [set(each.itertuples(index=False, name=None)) for each in cells]
+    pairs = [table[["fold", "seed"]].drop_duplicates() for table in found]
+    there = [set(each.itertuples(index=False, name=None)) for each in pairs]
     kept = [
-        [run for run in some if (run.info["fold"], run.info["seed"]) in pairs]
-        for some, pairs in zip(recorded, there, strict=bool(found))
+        [run for run in some if (run.info["fold"], run.info["seed"]) in each]
+        for some, each in zip(recorded, there, strict=bool(found))
     ]
     samples = []
     for place, (use, table) in enumerate(zip(selections, found, strict=bool(found))):
-        narrowed = len(table) < len(tables[place].merge(cells[place]))  # by what else than missing runs
+        narrowed = len(table) < len(tables[place].merge(pairs[place]))  # by what else than missing runs
         others = tuple(other for other in selections if other != use) if narrowed else ()
-        own = dict.fromkeys([*kept[place], *(run for each in kept for run in each)] if narrowed else kept[place])
+        own = dict.fromkeys(kept[place] + sum(kept, []) * narrowed)
         samples.append(Sample(table, tuple(own), replace(use, condition="all", beside=others)))
     return samples
 
@@ -348,9 +342,9 @@ def differences(
     tests = [paired_test(first.table, second.table) for _, first, second in pairs]
     lines = []
     for (cells, first, second), test, p in zip(pairs, tests, holm([test["p"] for test in tests]), strict=True):
-        cell = _cells_of(first, second)
-        line = cells | _spread(cell, test, points, "95 % interval") | dict.fromkeys(("p", "p (Holm)", *BY_RUN), BLANK)
-        line |= {"p": cell(round(test["p"], 4)), "p (Holm)": cell(round(float(p), 4))}
+        cell = partial(_difference, first, second)
+        line = cells | _spread(cell, test, points, "95 % interval")
+        line |= {"p": cell(round(test["p"], 4)), "p (Holm)": cell(round(float(p), 4))} | dict.fromkeys(BY_RUN, BLANK)
         same_folds = first.selection.protocol == second.selection.protocol
         if same_folds and (by_run := across_runs(first.table, second.table))["runs"] > 1:
             line |= _spread(cell, by_run, *BY_RUN[:2]) | {BY_RUN[2]: cell(round(100 * by_run["detectable"], 1))}
@@ -359,15 +353,13 @@ def differences(
     return lines
 
 
-def _cells_of(first: Sample, second: Sample) -> Callable[..., Cell]:
-    """What makes cells of a difference of a value and its ends."""
-    one, two = first.selection, second.selection
-    if (one.checkpoint, one.protocol) == (two.checkpoint, two.protocol):
-        selection = replace(one, variants=one.variants + two.variants, difference=True)
+def _difference(first: Sample, second: Sample, value: float | str, low=None, high=None) -> Cell:
+    use, other = replace(first.selection, difference=True), second.selection
+    if (use.checkpoint, use.protocol) == (other.checkpoint, other.protocol):
+        use = replace(use, variants=use.variants + other.variants)
     else:
-        selection = replace(one, beside=(replace(two, beside=()),), difference=True)
-    runs = tuple(dict.fromkeys([*first.runs, *second.runs]))
-    return lambda value, low=None, high=None: Cell(value, str(value), low, high, runs, selection)
+        use = replace(use, beside=(replace(other, beside=()),))
+    return Cell(value, str(value), low, high, tuple(dict.fromkeys(first.runs + second.runs)), use)
 
 
 def _spread(cell: Callable[..., Cell], found: Mapping[str, float], points: str, ends: str) -> Line:
@@ -456,25 +448,17 @@ def claims(name: str, made: Sequence[Table], declared: Iterable[Comparison]) -> 
 
 def _claim(claim: str, evidence: str, line: Line, sign: int) -> Line:
     points = difference_of(line)
-    selection = replace(points.selection, variants=points.selection.variants[::sign])
 
-    def turned(cell: Cell) -> Cell:
+    def turned(cell: Cell, value: str | float | None = None) -> Cell:
         low, high = sorted((sign * cell.low, sign * cell.high))
-        return replace(cell, value=_ends(low, high), text=_ends(low, high), low=low, high=high, selection=selection)
+        value, use = _ends(low, high) if value is None else value, cell.selection
+        return Cell(value, str(value), low, high, cell.runs, replace(use, variants=use.variants[::sign]))
 
-    ours, by_run = (turned(cell) if cell.text else BLANK for cell in (line["95 % interval"], line[BY_RUN[1]]))
-    value = sign * points.value
-    verdict = verdict_of(value, line["p (Holm)"].value, by_run)
-    return {
-        "claim": word(claim),
-        "tested by": word(evidence),
-        "points for it": replace(ours, value=value, text=str(value)),
-        "95 % interval": ours,
-        "p (Holm)": line["p (Holm)"],
-        BY_RUN[1]: by_run,
-        "folds x seeds": line["folds x seeds"],
-        "verdict": replace(ours, value=verdict, text=verdict),
-    }
+    by_run = turned(line[BY_RUN[1]]) if line[BY_RUN[1]].text else BLANK
+    verdict = verdict_of(sign * points.value, line["p (Holm)"].value, by_run)
+    told = {"claim": word(claim), "tested by": word(evidence), "points for it": turned(points, sign * points.value)}
+    told |= {"95 % interval": turned(points), "p (Holm)": line["p (Holm)"], BY_RUN[1]: by_run}
+    return told | {"folds x seeds": line["folds x seeds"], "verdict": turned(points, verdict)}
 
 
 def verdict_of(points: float, p: float, by_run: Cell) -> str:

@@ -19,18 +19,14 @@ from ser_kd_utils.report import tables as report
 from ser_kd_utils.report.tables import BLANK, Comparison, Line, Sample, Score, Selection, Table, word
 
 FULL = "cnn-dkd"
-COMPARISONS = (
-    Comparison(FULL, "cnn-alone", "clean"),
-    Comparison("cnn-kd", "cnn-alone", "clean"),
-    Comparison(FULL, "cnn-kd", "clean"),
-    Comparison("cnn-teacher", "cnn-alone", "clean"),
-    Comparison(FULL, "cnn-teacher", "clean"),
-    Comparison("cnn-wav2vec2", "cnn-alone", "clean"),
-    Comparison("cnn-wav2vec2", FULL, "clean"),
-    Comparison(FULL, "cnn-kd-same-temperature", "clean"),
-    Comparison("cnn-alone-noisy", "cnn-alone"),
-    Comparison("cnn-dkd-noisy", "cnn-alone-noisy"),
-)
+COMPARISONS = [
+    Comparison(f"cnn-{better}", f"cnn-{worse}", "noisy" if "noisy" in better else "clean")
+    for better, worse in (
+        ("dkd", "alone"), ("kd", "alone"), ("dkd", "kd"), ("teacher", "alone"), ("dkd", "teacher"),
+        ("wav2vec2", "alone"), ("wav2vec2", "dkd"), ("dkd", "kd-same-temperature"), ("alone-noisy", "alone"),
+        ("dkd-noisy", "alone-noisy"),
+    )
+]  # fmt: skip
 IN_NOISE = {"cnn-alone": "", FULL: "cnn-alone", "cnn-alone-noisy": "cnn-alone", "cnn-dkd-noisy": "cnn-alone-noisy"}
 """Compared in noise: trained in it against not, and distilled against not."""
 SAME = "it helps more than classical distillation"
@@ -117,37 +113,33 @@ def _optimism(runs: Sequence[Run], variant: str) -> list[Line]:
     Of IEMOCAP, P1 has the improvised speech only and takes excitement for happiness: what P2 trains on besides is in
     step 5, and excited and happy, the names of one class there, count as the same.
     """
-    random, apart = (_samples(runs, variant, protocol) for protocol in ("P1", "P2"))
+    found = {protocol: _samples(runs, variant, protocol) for protocol in ("P1", "P2")}
     independent = all(run.info["protocol"]["speaker_independent"] for run in honest(runs))
     words = {"P1": "random split", "P2": "speaker-independent" if independent else "own split"}
-    best = (Selection((variant,), protocol=protocol) for protocol in ("P2", "P1"))
-    both = [sample.at("clean") for sample in report.together(runs, *best)]
-    if both and 2 * len(both[0].table) < len(apart["best"].at("clean").table):
+    both = report.together(runs, *(Selection((variant,), protocol=protocol) for protocol in ("P1", "P2")))
+    if both and 2 * len(both[1].at("clean").table) < len(found["P2"]["best"].at("clean").table):
         both = []
     rungs = {}  # by number: protocol, evaluation, samples for WA and UA, the rung compared with
-    for first, protocol, found in ((1, "P1", random), (6, "P2", apart)):
-        if found:
-            rungs[first] = (protocol, "best test epoch", found["test-WA"], found["test-UA"], 0)
-            rungs[first + 1] = (protocol, "best dev epoch", found["best"], found["best"], first)
-            rungs[first + 2] = (protocol, "last epoch", found["last"], found["last"], first)
-    for number, protocol, sample in zip((5, 4), ("P2", "P1"), both, strict=bool(both)):
-        rungs[number] = (protocol, "best dev epoch, tested by both", sample, sample, 4 * (number == 5))
+    for first, (protocol, by) in zip((1, 6), found.items(), strict=True):
+        if by:
+            rungs[first] = (protocol, "best test epoch", by["test-WA"], by["test-UA"], 0)
+            rungs[first + 1] = (protocol, "best dev epoch", by["best"], by["best"], first)
+            rungs[first + 2] = (protocol, "last epoch", by["last"], by["last"], first)
+    for number, against, sample in zip((4, 5), (0, 4), both, strict=bool(both)):
+        rungs[number] = (sample.selection.protocol, "best dev epoch, tested by both", sample, sample, against)
     steps = ["step, points", "95 % interval", "p", *report.BY_RUN]
     lines = []
     for number, (protocol, evaluation, for_wa, for_ua, against) in sorted(rungs.items()):
         for_wa, for_ua = for_wa.at("clean"), for_ua.at("clean")
-        step = dict.fromkeys(("against", *steps), BLANK)
+        line = {"rung": word(number, for_ua.runs), "split": word(protocol)}
+        line |= {"evaluation": word(f"{words[protocol]}, {evaluation}"), "WA": for_wa.score("WA", with_interval=True)}
+        line |= {"UA": for_ua.score(with_interval=True), "utterances": word(for_ua.table["utterance"].nunique())}
+        line |= dict.fromkeys(("against", *steps), BLANK)
         if against:
-            pair = ({"against": word(f"rung {against}")}, for_ua, rungs[against][3].at("clean"))
-            step |= report.differences([pair], steps[0])[0] | ({} if number == 5 else {"p": BLANK})
-        lines.append(
-            {"rung": word(number, for_ua.runs), "split": word(protocol)}
-            | {"evaluation": word(f"{words[protocol]}, {evaluation}")}
-            | {"WA": for_wa.score("WA", with_interval=True), "UA": for_ua.score(with_interval=True)}
-            | {"utterances": word(for_ua.table["utterance"].nunique())}
-            | {title: step[title] for title in ("against", *steps)}
-            | {"folds x seeds": report.design(for_ua)}
-        )
+            (step,) = report.differences([({}, for_ua, rungs[against][3].at("clean"))], steps[0])
+            line |= {title: step[title] for title in steps} | {"against": word(f"rung {against}")}
+            line |= {} if number == 5 else {"p": BLANK}
+        lines.append(line | {"folds x seeds": report.design(for_ua)})
     return lines
 
 

@@ -15,24 +15,17 @@ from ser_kd_utils.report.tables import BLANK, Comparison, Line, Score, Selection
 
 FULL = "mc-full"
 METRICS = ("WA", "UA", "WF1")
-PAIRS = (
-    ("mc-supcon", "mc-alone"),
-    ("mc-kd", "mc-supcon"),
-    ("mc-curriculum", "mc-kd"),
-    ("mc-meta", "mc-kd"),
-    (FULL, "mc-kd"),
-    (FULL, "mc-alone"),
-    (FULL, "mc-supcon"),
-)
-COMPARISONS = [Comparison(*pair, "clean") for pair in PAIRS]
+COMPARISONS = [
+    Comparison(f"mc-{better}", f"mc-{worse}", "clean")
+    for better, worse in (
+        ("supcon", "alone"), ("kd", "supcon"), ("curriculum", "kd"), ("meta", "kd"), ("full", "kd"), ("full", "alone"),
+        ("full", "supcon"),
+    )
+]  # fmt: skip
 IN_NOISE = {
-    "mc-alone": "",
-    FULL: "mc-alone",
-    "mc-z-score": FULL,
-    "mc-alone-noisy": "mc-alone",
-    "mc-kd-noisy": "mc-alone-noisy",
-    "mc-full-noisy": "mc-kd-noisy",
-}
+    "mc-alone": "", FULL: "mc-alone", "mc-z-score": FULL, "mc-alone-noisy": "mc-alone",
+    "mc-kd-noisy": "mc-alone-noisy", "mc-full-noisy": "mc-kd-noisy",
+}  # fmt: skip
 """Of the variants compared in noise, the one each is tested against."""
 CLAIMS = (
     Comparison("mc-supcon", "mc-alone", "clean", "drawing each class together (SupCon) helps"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import cache
 
 import pandas as pd
@@ -12,7 +11,7 @@ from ser_kd_utils.methods import settings_of
 from ser_kd_utils.methods.mlkd.variants import variants
 from ser_kd_utils.records import Run
 from ser_kd_utils.report import tables as report
-from ser_kd_utils.report.tables import UNKNOWN, Comparison, Line, Sample, Score, Selection, Table, word
+from ser_kd_utils.report.tables import Comparison, Line, Sample, Score, Selection, Table, word
 
 COMPARISONS = [Comparison(*pair) for pair in ("ed", "ec", "dc", "eb", "cb", "ba")]
 """Several layers against one, either against none; (e) near the full size (b); what layers and noisy training do."""
@@ -100,16 +99,15 @@ def reference(corpus: str) -> pd.DataFrame:
 def _published_ua(sample: Sample) -> report.Cell:
     """MLKD's value over all noise (lines without an SNR) with its source; blank where the paper has none."""
     table = reference(sample.info["corpus"]).query("variant == 'e' and metric == 'UA' and condition != 'clean'")
-    found = table[table["snr_db"].isna()]
+    found = table[table["snr_db"].isna() & (sample.info["variant"] == "e")]
     values = [f"{line.value:.1f} ({line.source})" for line in found.dropna(subset="value").itertuples()]
-    text = "; ".join(values) or ("not available" if len(found) else "")
-    return word(text if sample.info["variant"] == "e" else "")
+    return word("; ".join(values) or "not available" * bool(len(found)))
 
 
 def _conditions(samples: Mapping[str, Sample]) -> Iterator[tuple[Line, tuple[str, float | None]]]:
     """The cells that name it, and clean speech first, then each noise type with falling SNR."""
     for sample in [*samples.values()][:1]:
-        yield {"noise": word("clean"), "SNR": UNKNOWN}, ("clean", None)
+        yield {"noise": word("clean"), "SNR": word(None)}, ("clean", None)
         noisy = sample.table.dropna(subset="snr_db")[["condition", "snr_db"]].drop_duplicates()
         for kind, snr in sorted(noisy.itertuples(index=False, name=None), key=lambda each: (each[0], -each[1])):
             yield {"noise": word(kind), "SNR": word(snr)}, (kind, snr)
@@ -129,59 +127,46 @@ def _beside_published(samples: Mapping[str, Sample]) -> list[Line]:
     here (or `clean`, without snr_db), metric WA or UA, value in percent, and method "MLKD", which is row (e), or the
     name of another variant. Raises ValueError where two lines have values for one place.
     """
-    lines = []
-    published = _published(next(iter(samples.values())).info["corpus"]) if samples else {}
+    lines, place = [], ["condition", "snr_db", "variant", "metric"]
     for cells, (kind, snr) in _conditions(samples):
         for name, sample in samples.items():
+            table = reference(sample.info["corpus"]).dropna(subset="value")
+            if table.duplicated(place).any():
+                raise ValueError("results/reference/mlkd_results.csv has two values for one place: keep one of them.")
+            here = table["snr_db"].isna() if snr is None else table["snr_db"] == snr
+            theirs = table[here & (table["condition"] == kind) & (table["variant"] == name)].set_index("metric")[
+                "value"
+            ]
             ours = {metric: sample.at(kind, snr).score(metric) for metric in ("WA", "UA")}
-            theirs = {metric: published.get((kind, snr, name, metric)) for metric in ours}
-            less = {
-                metric: round(ours[metric].value - value, 1) for metric, value in theirs.items() if value is not None
-            }
             line = cells | {"row": report.label(sample), "method": report.told("title")(sample)} | ours
-            line |= {f"published {m}": UNKNOWN if value is None else word(value) for m, value in theirs.items()}
-            line |= {f"{m} - published": word(less[m]) if m in less else UNKNOWN for m in ours}
-            lines.append(line)
+            line |= {f"published {metric}": word(theirs.get(metric)) for metric in ours}
+            less = {metric: round(ours[metric].value - value, 1) for metric, value in theirs.items()}
+            lines.append(line | {f"{metric} - published": word(less.get(metric)) for metric in ours})
     return lines
-
-
-def _published(corpus: str) -> dict[tuple[str, float | None, str, str], float]:
-    """Values by condition, SNR, variant and metric."""
-    table = reference(corpus).dropna(subset="value")
-    found = {}
-    for line in table.itertuples():
-        place = (line.condition, None if pd.isna(line.snr_db) else line.snr_db, line.variant, line.metric)
-        if place in found:
-            raise ValueError(f"results/reference/mlkd_results.csv has two values for {place}: keep one of them.")
-        found[place] = line.value
-    return found
 
 
 def _selection(main: Sequence[Run], samples: Mapping[str, Sample]) -> list[Line]:
     """What the choice of the epoch is worth: UA of the epoch chosen on dev and of the last one, in percent, on the
     conditions in which both were tested."""
-    lines = []
+    lines, titles = [], ("chosen on dev", "last epoch")
     for name, sample in samples.items():
         both = report.together(main, Selection((name,)), Selection((name,), "last"))
         for part in ("clean", "noisy"):
-            cells = (Score(part)(each) for each in both)
             named = {"row": report.label(sample), "speech": word(part)}
-            lines.append(named | dict(zip(("chosen on dev", "last epoch"), cells, strict=True)))
+            lines.append(named | {title: Score(part)(each) for title, each in zip(titles, both, strict=True)})
     return lines
 
 
 def _folds(samples: Mapping[str, Sample]) -> list[Line]:
     """UA over the noise grid in percent by variant and fold, seeds together."""
-
-    def part(sample: Sample, fold: int) -> Sample:
-        runs = tuple(run for run in sample.runs if run.info["fold"] == fold)
-        return replace(sample.at("noisy"), table=sample.table[sample.table["fold"] == fold], runs=runs).at("noisy")
-
-    return [
-        {"row": report.label(sample)}
-        | {str(fold): part(sample, fold).score() for fold in sorted(sample.table["fold"].unique())}
-        for sample in samples.values()
-    ]
+    lines = []
+    for sample in samples.values():
+        line, noisy = {"row": report.label(sample)}, sample.at("noisy")
+        for fold, part in noisy.table.groupby("fold"):
+            runs = tuple(run for run in sample.runs if run.info["fold"] == fold)
+            line[str(fold)] = Sample(part, runs, noisy.selection).score()
+        lines.append(line)
+    return lines
 
 
 def _gains(runs: Sequence[Run], known: Sequence[str]) -> list[Line]:
@@ -189,17 +174,15 @@ def _gains(runs: Sequence[Run], known: Sequence[str]) -> list[Line]:
 
     UA noisy in percent; where each fold's training went without a noise type, in that type only.
     """
-    info = {run.info["variant"]: run.info for run in runs}
-    situations = {"e": ("c", "as in the main table")}
-    for name in report.recorded(runs, "situation", known):
-        scored_there = ", scored in it" if info[name]["held_out_noise"] else ""
-        situations[name] = (info[name]["baseline"], info[name]["situation"] + scored_there)
-    pairs = []
-    for name, (control, words) in situations.items():
-        for both in report.paired(runs, name, control):
-            distilled, alone = (sample.at("noisy") for sample in both)
-            cells = {"control UA noisy": alone.score(), "distilled UA noisy": distilled.score()}
-            pairs.append(({"situation": word(words)} | cells, distilled, alone))
+    pairs, infos = [], {run.info["variant"]: run.info for run in runs}
+    main = {"baseline": "c", "situation": "as in the main table", "held_out_noise": ""}
+    situations = {"e": main} | {name: infos[name] for name in report.recorded(runs, "situation", known)}
+    for name, info in situations.items():
+        for both in report.paired(runs, name, info["baseline"]):
+            distilled, control = (sample.at("noisy") for sample in both)
+            words = word(info["situation"] + ", scored in it" * bool(info["held_out_noise"]))
+            cells = {"control UA noisy": control.score(), "distilled UA noisy": distilled.score()}
+            pairs.append(({"situation": words} | cells, distilled, control))
     return report.differences(pairs, "gain, points", "distilled is better", "control is better")
 
 
