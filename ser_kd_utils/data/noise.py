@@ -192,7 +192,7 @@ def mix(
 
 
 def overall_power(x: Tensor, lengths: Tensor | None = None) -> Tensor:
-    """Mean square of each item of (B, T) over its own length. Returns float64 (B,) on the CPU."""
+    """Mean square of each item of (B, T) less its DC offset, over its own length. Returns float64 (B,) on the CPU."""
     energy, samples = _frames(x, lengths)
     return _total(energy) / samples.sum(1).clamp_min(1)
 
@@ -200,7 +200,8 @@ def overall_power(x: Tensor, lengths: Tensor | None = None) -> Tensor:
 def active_power(x: Tensor, lengths: Tensor | None = None) -> Tensor:
     """Mean square over the 20 ms frames whose power is within 40 dB of the loudest frame's.
 
-    Frames do not overlap; a shorter last one counts with the samples it has. Shapes as in `overall_power`.
+    Frames do not overlap; a shorter last one counts with the samples it has. The DC offset (the mean over the item's
+    own length) is no part of its power. Shapes as in `overall_power`.
     """
     energy, samples = _frames(x, lengths)
     power = energy / samples.clamp_min(1)
@@ -212,9 +213,10 @@ LEVELS: dict[str, Callable[..., Tensor]] = {"active": active_power, "overall": o
 
 
 def _frames(x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Sum of squares of each 20 ms frame and its number of samples: float64 and int64 (B, frames), on the CPU.
+    """Sum of squares of each 20 ms frame, less the item's DC offset, and its number of samples.
 
-    The last column is what is left of each item after its whole frames; frames beyond an item's length hold 0 samples.
+    float64 and int64 (B, frames), on the CPU. The last column is what is left of each item after its whole frames;
+    frames beyond an item's length hold 0 samples.
     """
     items, longest = x.shape
     lengths = torch.full((items,), longest, device=x.device) if lengths is None else lengths.to(x.device)
@@ -222,32 +224,42 @@ def _frames(x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
     position = whole[:, None] * FRAME + torch.arange(FRAME, device=x.device)
     rest = x.gather(1, position.clamp_max(longest - 1)).masked_fill(position >= lengths[:, None], 0)
     frames = x[:, : count * FRAME].unflatten(1, (count, FRAME))
-    energy = torch.cat([_energy(frames), _energy(rest[:, None])], dim=1)
     inside = torch.arange(count, device=x.device) < whole[:, None]
     samples = torch.cat([inside * FRAME, (lengths - whole * FRAME)[:, None]], dim=1)
-    return energy.masked_fill(samples == 0, 0).cpu().double(), samples.cpu()
+    energy, sums = (
+        torch.cat([of(frames), of(rest[:, None])], dim=1).masked_fill(samples == 0, 0).cpu().double()
+        for of in (_energy, _sum)
+    )
+    samples = samples.cpu()
+    offset = (_total(sums) / samples.sum(1).clamp_min(1))[:, None]
+    centred = energy - 2 * offset * sums + samples * offset.square()  # the sum of (x - offset)^2
+    return centred.masked_fill(centred <= energy * 2.0**-20, 0), samples  # so much of a constant is rounding
 
 
 def _energy(frames: Tensor) -> Tensor:
     """Sum of squares over the last axis, in an order that neither the batch nor its padding can change."""
     if frames.device.type == "cpu":  # takes the rows one by one
         return torch.linalg.vector_norm(frames, dim=-1).square()
-    return _folded(frames)
+    return _folded(frames.square())
 
 
-def _folded(frames: Tensor) -> Tensor:
-    """The same by element-wise additions only, for devices whose reductions are ordered by the shape of the whole."""
-    sums = frames.square()
+def _sum(frames: Tensor) -> Tensor:
+    """Sum over the last axis, in such an order."""
+    return frames.sum(-1) if frames.device.type == "cpu" else _folded(frames)
+
+
+def _folded(sums: Tensor) -> Tensor:
+    """Sum over the last axis by element-wise additions only: the reductions of some devices depend on the whole."""
     while sums.shape[-1] % 2 == 0:
         first, second = sums.chunk(2, dim=-1)
-        sums = first.add_(second)
+        sums = first + second
     return sum(sums.unbind(-1))
 
 
-def _total(energy: Tensor) -> Tensor:
-    """Sum over frames in integers of 2^-40 of the loudest frame: exact, hence the same in any order and padding."""
-    unit = energy.amax(1).clamp_min(torch.finfo(torch.float32).tiny) * 2.0**-40
-    return (energy / unit[:, None]).round().long().sum(1) * unit
+def _total(values: Tensor) -> Tensor:
+    """Sum over frames in integers of 2^-40 of the largest: exact, hence the same in any order and padding."""
+    unit = values.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) * 2.0**-40
+    return (values / unit[:, None]).round().long().sum(1) * unit
 
 
 def _labels(folder: Path) -> dict[Path, str]:

@@ -69,7 +69,7 @@ def predict(
             some = wanted[first : first + size]
             views = noisy_views(clean, utterance, some, noise, part, seed, speech_level).to(device)
             lengths = torch.full((len(views),), views.shape[1], device=device)
-            logits = model(**prepare_inputs(views, lengths)).logits.float().cpu().numpy().astype(np.float16)
+            logits = model(**prepare_inputs(views, lengths)).logits.half().cpu().numpy()
             if not np.isfinite(logits).all():
                 raise ValueError(f"The network's logits of {utterance} are not finite: its training diverged.")
             rows += [(utterance, kind, snr, row) for (kind, snr), row in zip(some, logits, strict=True)]

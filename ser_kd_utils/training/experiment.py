@@ -32,9 +32,6 @@ from ser_kd_utils.training.dataset import SpeechDataset
 from ser_kd_utils.training.evaluation import CLEAN, dev_condition, grid, predict
 from ser_kd_utils.training.loop import Fitted, fit, processes
 
-BY_VALUE = ("__init__", "data.corpora", "records", "settings", "files", "fingerprint")
-"""Code that counts in a record's fingerprint by what it gave (samples, split, settings), or that only keeps files."""
-
 COLUMNS = ["utterance", "fold", "seed", "condition", "snr_db", "checkpoint", "label", "logits"]
 
 
@@ -60,7 +57,6 @@ class Experiment:
     """
 
     mark = ""  # of the protocol, where the method has more than one
-    by_value: Sequence[str] = ()  # modules of the method that count as BY_VALUE
 
     def __init__(
         self, corpus: str = "demo", profile: str = "tiny", fold: int = 1, seed: int = 0, data_root: str = "",
@@ -190,10 +186,16 @@ class Experiment:
             "split": [self.mark, self.train, self.dev, self.test, self.seed],
             "audio": self.audio.fingerprint,
             "noise": [self.noise.fingerprint, self.train_noise(name)],
-            "code": code_of(type(self).__module__, [*(f"ser_kd_utils.{each}" for each in BY_VALUE), *self.by_value]),
+            "code": code_of(type(self).__module__, self.code_by_value()),
             "teacher": self.teacher_fingerprint(variant.teacher),
         }
         return digest(decides | self._decides(name))
+
+    @classmethod
+    def code_by_value(cls) -> list[str]:
+        """Modules that count in a fingerprint by what they gave (samples, split, settings), or that only keep files."""
+        names = ("__init__", "data.corpora", "records", "settings", "files", "fingerprint")
+        return [f"ser_kd_utils.{name}" for name in names]
 
     def _decides(self, name: str) -> dict[str, Any]:
         """What decides the variant's predictions beside what all methods share."""

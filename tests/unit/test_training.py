@@ -296,12 +296,19 @@ def test_random_numbers_drawn_elsewhere_change_nothing(train, tmp_path):
     assert identical(plain.last, again.last)
 
 
-def test_each_epoch_has_its_own_dropout(train):
-    masks = []
-    model = build()
-    model.layers[3].register_forward_hook(lambda _, given, output: masks.append((given[0] != 0) & (output == 0)))
-    train(model=model, dataset=Features(), batch_size=8, epochs=3, rest={"prepare_inputs": None})
-    assert len(masks) == 3 and not torch.equal(masks[0], masks[1]) and not torch.equal(masks[1], masks[2])
+def test_each_epoch_of_each_seed_has_random_numbers_of_its_own_and_dropout(train, tmp_path):
+    """Though the network comes in evaluation mode, and what scores it leaves it so."""
+    seeds, modes, model = [], [], build().eval()
+    model.register_forward_pre_hook(lambda module, _: modes.append(module.training))
+
+    def dev(network):
+        seeds.append(torch.initial_seed())
+        network.eval()
+        return level(network)
+
+    for seed in (0, 1):
+        train(model=model, dev=dev, seed=seed, epochs=3, rest={"folder": tmp_path / str(seed)})
+    assert len(set(seeds)) == 6 and modes == [True] * 12
 
 
 # --- what comes back
@@ -323,11 +330,12 @@ def test_the_first_best_epoch_comes_back_and_the_last_is_kept(train, tmp_path):
     assert [path.name[:11] for path in checkpoints(tmp_path)] == ["epoch-00003", "epoch-00004"]
 
 
-def test_every_epoch_is_reported_with_the_time_that_is_left(train):
-    told = []
+def test_every_epoch_is_reported_with_the_time_that_is_left(train, monkeypatch):
+    told, clock = [], iter(range(0, 100, 10))
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     train(dev=lambda _: {"UA": 0.25, "WA": 0.75}, epochs=3, rest={"report": lambda *line: told.append(line)})
-    assert [line[:3] for line in told] == [(epoch, 3, {"UA": 0.25, "WA": 0.75}) for epoch in (1, 2, 3)]
-    assert told[0][3] > told[1][3] > told[2][3] == 0
+    scores = {"UA": 0.25, "WA": 0.75}
+    assert told == [(1, 3, scores, 20), (2, 3, scores, 10), (3, 3, scores, 0)]
 
 
 @pytest.mark.parametrize(

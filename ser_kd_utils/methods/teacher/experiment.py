@@ -25,8 +25,11 @@ class MethodExperiment(Experiment):
     """An Experiment (see its arguments) of a method of METHODS, whose students may learn from the teacher (a)."""
 
     settings_by_group = staticmethod(settings_of)
-    by_value = ["ser_kd_utils.methods.__init__", "ser_kd_utils.methods.base"]
-    by_value += [f"{each.package}.{part}" for each in METHODS.values() for part in ("__init__", "settings", "variants")]
+
+    @classmethod
+    def code_by_value(cls) -> list[str]:
+        rooms = [f"{m.package}.{part}" for m in METHODS.values() for part in ("__init__", "settings", "variants")]
+        return [*super().code_by_value(), "ser_kd_utils.methods.__init__", "ser_kd_utils.methods.base", *rooms]
 
     def available(self) -> dict[str, Variant]:
         return METHODS[self.method].variants(self.all_settings)
