@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import tempfile
 from argparse import Namespace
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -46,15 +46,8 @@ def plan(options: Namespace) -> list[NotebookRun]:
     trained = _trained(settings, options.ablations, corpus.synthetic, bool(options.speech_dir))
     if not NOTEBOOKS.is_dir():
         raise FileNotFoundError(f"no notebooks at {NOTEBOOKS}: clone the project and `pip install -e .` the clone")
-    runs: list[NotebookRun] = []
-
-    def add(notebook: str, names: Iterable[str], values: Mapping[str, Any], where: str = "", **more: Any) -> None:
-        source, parameters = NOTEBOOKS / f"{notebook}.ipynb", {name: values[name] for name in names}
-        _check_parameters(source, parameters)
-        provenance = provenance_of(source, parameters, inputs)
-        runs.append(NotebookRun(notebook + where, source, parameters, folder, provenance, **more))
-
-    add(FIRST, EACH, given | {"fold": folds[0], "seed": options.seeds[0]})
+    first = given | {"fold": folds[0], "seed": options.seeds[0]}
+    planned: list[tuple[str, str, tuple[str, ...], dict[str, Any], dict[str, Any]]] = [(FIRST, "", EACH, first, {})]
     for fold, seed in product(folds, options.seeds):
         where = f"__fold-{fold}__seed-{seed}"
         for method, notebook, variants in trained:
@@ -63,14 +56,23 @@ def plan(options: Namespace) -> list[NotebookRun]:
             marked = ((name, mark) for name, each in variants.items() for mark in ("", *each.protocols))
             records = tuple(run_id(method.name, name, fold, seed, mark) for name, mark in marked)
             needs = tuple(needed + where for needed in notebook.needs)
-            add(notebook.name, (*EACH, *notebook.parameters), values, where, needs=needs, records=records)
-    add(LAST, READING, given, needs=tuple(run.name for run in runs), last=True)
+            more = {"needs": needs, "records": records}
+            planned.append((notebook.name, where, (*EACH, *notebook.parameters), values, more))
+    needs = tuple(notebook + where for notebook, where, *_ in planned)
+    planned.append((LAST, "", READING, given, {"needs": needs, "last": True}))
 
     wanted = [number.strip().zfill(2) for number in options.only.split(",") if number.strip()]
-    known = sorted({run.name[:2] for run in runs})
+    known = sorted({notebook[:2] for notebook, *_ in planned})
     if unknown := [number for number in wanted if number not in known]:
         raise ValueError(f"No notebook {', '.join(unknown)} in the plan: choose among {', '.join(known)}.")
-    return [run for run in runs if not wanted or run.name[:2] in wanted]
+    runs = []
+    for notebook, where, names, values, more in planned:
+        if not wanted or notebook[:2] in wanted:
+            source, parameters = NOTEBOOKS / f"{notebook}.ipynb", {name: values[name] for name in names}
+            _check_parameters(source, parameters)
+            provenance = provenance_of(source, parameters, inputs)
+            runs.append(NotebookRun(notebook + where, source, parameters, folder, provenance, **more))
+    return runs
 
 
 def _trained(
