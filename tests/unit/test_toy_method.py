@@ -44,7 +44,8 @@ class ToySettings(Settings):
 from ser_kd_utils.methods.base import Variant
 
 def variants(settings):
-    blind = Variant("toy-blind", "toy", "toy, one band", "What does one band tell?", noisy=False, overrides={"bands": 1})
+    question, one = "What does one band tell?", {"bands": 1}
+    blind = Variant("toy-blind", "toy", "toy, one band", question, noisy=False, overrides=one)
     toy = Variant("toy", "toy", "toy", "Do all bands help?", noisy=False, baseline="toy-blind")
     return {each.name: each for each in (blind, toy)}
 ''',
