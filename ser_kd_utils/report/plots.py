@@ -137,12 +137,9 @@ def _untrained(table: pd.DataFrame) -> list[float]:
 
 
 def snr_curves(
-    predictions: Mapping[str, pd.DataFrame],
-    variants: Mapping[str, Any],
-    styles: Styles,
-    chance: float,
+    predictions: Mapping[str, pd.DataFrame], variants: Mapping[str, Any], styles: Styles, chance: float,
     per_type: bool = False,
-) -> Figure:
+) -> Figure:  # fmt: skip
     """UA against SNR with 95 % bootstrap intervals, one line per variant; clean speech stands at the right end.
 
     predictions: tables with utterance, condition, snr_db, in_range, label, prediction; chance: UA of guessing, a dotted

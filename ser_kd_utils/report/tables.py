@@ -187,30 +187,30 @@ def together(runs: Sequence[Run], *selections: Selection) -> list[Sample]:
     Across protocols, whose folds differ, on the utterances and seeds that all have; a class that has two names there
     takes the first's. Of a run that held a noise type out, this type is all that counts: each fold holds out its own.
     """
-    recorded = [
+    chosen = [
         [run for run in runs if run.info["variant"] in use.variants and use.protocol in ("", mark_of(run))]
         for use in selections
     ]
-    if not all(recorded):
+    if not all(chosen):
         return []
-    tables = [_own(some, use.checkpoint) for some, use in zip(recorded, selections, strict=True)]
+    tables = [_own(some, use.checkpoint) for some, use in zip(chosen, selections, strict=True)]
     across = len({use.protocol for use in selections}) > 1
     by = ["utterance" if across else "fold", "seed", "condition", "snr_db"]
     shared = reduce(pd.merge, (table[by].drop_duplicates() for table in tables))
-    found = [table.merge(shared) for table in tables] if len(shared) else []
-    if across:
-        found = [_in_words_of(found[0], table, by) for table in found]
+    if shared.empty:
+        return []
+    found = [table.merge(shared) for table in tables]
     pairs = [table[["fold", "seed"]].drop_duplicates() for table in found]
-    there = [set(each.itertuples(index=False, name=None)) for each in pairs]
     kept = [
-        [run for run in some if (run.info["fold"], run.info["seed"]) in each]
-        for some, each in zip(recorded, there, strict=bool(found))
+        [run for run in some if ((there["fold"] == run.info["fold"]) & (there["seed"] == run.info["seed"])).any()]
+        for some, there in zip(chosen, pairs, strict=True)
     ]
     samples = []
-    for place, (use, table) in enumerate(zip(selections, found, strict=bool(found))):
+    for place, (use, table) in enumerate(zip(selections, found, strict=True)):
         narrowed = len(table) < len(tables[place].merge(pairs[place]))  # by what else than missing runs
         others = tuple(other for other in selections if other != use) if narrowed else ()
         own = dict.fromkeys(kept[place] + sum(kept, []) * narrowed)
+        table = _in_words_of(found[0], table, by) if across else table
         samples.append(Sample(table, tuple(own), replace(use, condition="all", beside=others)))
     return samples
 
