@@ -173,8 +173,7 @@ def _command(behind: Sequence[Run], methods: Mapping[str, Any]) -> str:
     parts = dict.fromkeys(run.info["variant"] for run in behind if run.info["kind"] != "main")
     told = f"{command(behind)} --only {','.join([*sorted(notebooks), '09'])}"
     told += f" --ablations {','.join(parts)}" * bool(parts)
-    told += " --speech-dir SPEECH" * any(
-        run.info["settings"].get("mlkd", {}).get("unlabelled_speech") for run in behind
-    )
+    used = [own for run in behind for own in run.info["settings"].values()]
+    told += " --speech-dir SPEECH" * any(own.get("unlabelled_speech") for own in used)
     words = re.sub(r"(--\S+) (?!--)", "\\1\N{NO-BREAK SPACE}", told)  # an option and its value stay together
     return _filled(words).replace("\n", " \\\n").replace("\N{NO-BREAK SPACE}", " ")

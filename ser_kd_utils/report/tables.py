@@ -112,7 +112,8 @@ class Table:
     @property
     def runs(self) -> list[Run]:
         """The records behind any of its cells, by name."""
-        return unique(run for line in self.lines for cell in line.values() for run in cell.runs)
+        runs = {run.id: run for line in self.lines for cell in line.values() for run in cell.runs}
+        return [runs[name] for name in sorted(runs)]
 
     @property
     def caption(self) -> str:
@@ -139,11 +140,6 @@ class Table:
         return {self.key(line): line for line in self.lines}[key].get(column, BLANK)
 
 
-def unique(runs: Iterable[Run]) -> list[Run]:
-    """Each of these runs once, by name."""
-    return list({run.id: run for run in sorted(runs, key=lambda run: run.id)}.values())
-
-
 @dataclass(frozen=True)
 class Sample:
     """Predictions of one variant, the records they come from, its own first, and what finds them there again."""
@@ -161,10 +157,8 @@ class Sample:
         """The part in some speech: see `Selection`."""
         table, selection = self.table, replace(self.selection, condition=condition, snr_db=snr_db)
         clean = table["condition"] == "clean"
-        if condition == "clean":
-            table = table[clean]
-        elif condition != "all":
-            kinds = ~clean if condition == "noisy" else table["condition"] == condition
+        if condition != "all":  # clean speech counts as within the range of training
+            kinds = {"clean": clean, "noisy": ~clean}.get(condition, table["condition"] == condition)
             table = table[kinds & (table["in_range"] if snr_db is None else table["snr_db"] == snr_db)]
         return Sample(table, self.runs, selection)
 
@@ -306,13 +300,15 @@ def snrs(runs: Sequence[Run]) -> list[float]:
 # --- tables
 
 
-def scores(name: str, samples: Callable[[], Mapping[str, Sample]], columns: Mapping[str, Column]) -> Table:
+def scores(
+    name: str, samples: Callable[[], Mapping[str, Sample]], columns: Mapping[str, Column], words: str = ""
+) -> Table:
     """A line for each variant; the first column names it. samples: called when the lines are wanted."""
 
     def lines() -> list[Line]:
         return [{title: column(sample) for title, column in columns.items()} for sample in samples().values()]
 
-    return Table(name, (next(iter(columns)),), lines)
+    return Table(name, (next(iter(columns)),), lines, words)
 
 
 @dataclass(frozen=True)
@@ -371,13 +367,15 @@ def comparisons(
     name: str, runs: Sequence[Run], declared: Iterable[Comparison], points: str = "UA, points", speech: bool = True
 ) -> Table:
     """Those of which both variants are recorded, on what both have. speech: whether a column tells it."""
-    keys = ("rows", "speech")[: 1 + speech]
-    pairs = (
-        (dict(zip(keys, (word(f"({use.better}) - ({use.worse})"), word(use.condition)), strict=False)), *both)
-        for use in declared
-        for both in ([sample.at(use.condition) for sample in pair] for pair in paired(runs, use.better, use.worse))
-    )
-    return Table(name, keys, partial(differences, pairs, points))
+
+    def pairs() -> Iterator[tuple[Line, Sample, Sample]]:
+        for use in declared:
+            for first, second in paired(runs, use.better, use.worse):
+                cells = {"rows": word(f"({use.better}) - ({use.worse})")}
+                cells |= {"speech": word(use.condition)} if speech else {}
+                yield cells, first.at(use.condition), second.at(use.condition)
+
+    return Table(name, ("rows", "speech")[: 1 + speech], lambda: differences(pairs(), points))
 
 
 def components(name: str, runs: Sequence[Run], known: Iterable[str], condition: str, full: str = "") -> Table:
@@ -408,6 +406,7 @@ def in_noise(name: str, runs: Sequence[Run], baselines: Mapping[str, str]) -> Ta
     plain = partial(Score, with_interval=False)
     by_snr = {f"UA {snr:.0f} dB": plain(snr_db=snr) for snr in snrs(runs)}
     columns = {"row": label, "model": told("title"), "UA clean": plain("clean"), **by_snr, "UA noisy": plain()}
+    columns |= {"folds x seeds": design}
 
     def lines() -> list[Line]:
         samples = aligned(runs, baselines)
@@ -415,7 +414,7 @@ def in_noise(name: str, runs: Sequence[Run], baselines: Mapping[str, str]) -> Ta
         tested = [variant for variant in noisy if baselines[variant] in noisy]
         pairs = (({"against": word(baselines[it])}, noisy[it], noisy[baselines[it]]) for it in tested)
         tests = dict(zip(tested, differences(pairs, "noisy, points", "better", "worse"), strict=True))
-        made = scores("", lambda: samples, columns | {"folds x seeds": design}).lines
+        made = scores("", lambda: samples, columns).lines
         return [line | tests.get(variant, {}) for variant, line in zip(samples, made, strict=True)]
 
     return Table(name, ("row",), lines)

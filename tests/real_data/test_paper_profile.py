@@ -14,9 +14,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import Wav2Vec2Config, Wav2Vec2Model, pipeline
 
-from ser_kd_utils.cli import main
 from ser_kd_utils.data.audio import SAMPLE_RATE, decode
-from ser_kd_utils.records import read_runs
+from ser_kd_utils.methods.mlkd.experiment import MLKDExperiment
 
 SPEAKERS = ("03", "08", "09", "10")  # of EMO-DB: one to test, one to choose, two to train on
 EMOTIONS = {"W": ("angry", 2.0), "F": ("happy", 1.0), "N": ("neutral", 0.5), "T": ("sad", 0.1)}  # cut to seconds
@@ -66,18 +65,16 @@ def corpus(shared_data, folder):
 
 @pytest.fixture(scope="module")
 def runs(shared_data, folder, base, corpus):
-    """The records of notebooks 01 and 02 by row: two steps each on pieces of half a second."""
+    """The records of notebooks 01 and 02 by variant: two steps each on windows of half a second."""
     (folder / "noise").mkdir()
     for name in NOISE.values():
         shutil.copy(shared_data / "noise" / name, folder / "noise")
-    short = "epochs=1, batch_size=4, seconds=0.5"
-    teacher = ", ".join(f"teacher__{change}" for change in short.split(", "))
-    changes = f"teacher__checkpoint='{base}', {teacher}, {short}, noise__test_snr_db=(0,)"
-    options = ["--corpus", "manifest", "--data-root", str(corpus), "--noise-dir", str(folder / "noise")]
-    options += ["--folds", "1", "--only", "01,02", "--results", str(folder / "results"), "--changes", changes]
-    assert main(["reproduce", "--profile", "paper", *options]) == 0
-    (results,) = (folder / "results").iterdir()
-    return {run.info["row"]: run for run in read_runs(results)}
+    short = {"epochs": 1, "batch_size": 4, "max_seconds": 0.5}
+    overrides = [f"{group}.{name}={value}" for group in ("teacher", "mlkd") for name, value in short.items()]
+    overrides += [f"teacher.checkpoint='{base}'", "noise.test_snr_db=(0,)"]
+    places = {"data_root": str(corpus), "noise_dir": str(folder / "noise"), "results": str(folder / "results")}
+    experiment = MLKDExperiment("manifest", "paper", overrides=", ".join(overrides), **places)
+    return {"a": experiment.teachers.run("a")} | {name: experiment.run(name) for name in "bcde"}
 
 
 def weights(folder: Path, part: str) -> dict[str, torch.Tensor]:
@@ -93,14 +90,14 @@ def moved(folder: Path, base: Path, part: str) -> set[bool]:
     return {not torch.equal(value, before[name]) for name, value in after.items()}
 
 
-def test_five_rows_of_the_published_size(runs):
+def test_five_variants_of_the_published_size(runs):
     assert sorted(runs) == ["a", "b", "c", "d", "e"]
     assert (parameters(12), parameters(2)) == (94_569_604, 23_690_884)
     assert {row: run.info["parameters"] for row, run in runs.items()} == {
         row: parameters(12 if row in "ab" else 2) for row in runs
     }
-    levels = {row: run.info["levels"] for row, run in runs.items()}
-    assert levels == {"a": [], "b": [], "c": [], "d": [12], "e": [4, 8, 12]}
+    layers = {name: runs[name].info["settings"]["mlkd"]["teacher_layers"] for name in "bcde"}
+    assert layers == {"b": [], "c": [], "d": [12], "e": [4, 8, 12]}
 
 
 def test_what_a_training_cost_is_recorded(runs):

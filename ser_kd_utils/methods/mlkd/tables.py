@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 
 import pandas as pd
@@ -43,6 +44,7 @@ def tables(runs: Sequence[Run]) -> list[Table]:
     parts = report.components("mlkd_ablations", runs, known, "noisy", "(e)")
     gains = Table("mlkd_gains", ("situation",), lambda: _gains(runs, known))
     where = ("noise", "SNR")
+    by_fold = {str(fold): _in_fold(fold) for fold in sorted({run.info["fold"] for run in main})}
     return [
         report.scores("mlkd", samples, _columns(main)),
         compared,
@@ -50,7 +52,7 @@ def tables(runs: Sequence[Run]) -> list[Table]:
         Table("mlkd_conditions_UA", where, lambda: _by_condition(samples(), "UA"), "UA in percent; "),
         Table("mlkd_conditions_WA", where, lambda: _by_condition(samples(), "WA"), "WA in percent; "),
         Table("mlkd_selection", ("row", "speech"), lambda: _selection(main, samples())),
-        Table("mlkd_folds", ("row",), lambda: _folds(samples()), "UA noisy in percent by fold; "),
+        report.scores("mlkd_folds", samples, {"row": report.label} | by_fold, "UA noisy in percent by fold; "),
         parts,
         gains,
         Table("mlkd_unseen_noise", ("row",), lambda: _unseen(runs)),
@@ -59,14 +61,11 @@ def tables(runs: Sequence[Run]) -> list[Table]:
 
 
 def complete(runs: Sequence[Run]) -> list[Run]:
-    """The main runs whose fold and seed every recorded main variant has: only these can be compared."""
-    main = {tuple(run.info[key] for key in ("variant", "fold", "seed")): run for run in runs if _is_main(run)}
-    names = {name for name, *_ in main}
-    return [run for (_, *pair), run in main.items() if all((name, *pair) in main for name in names)]
-
-
-def _is_main(run: Run) -> bool:
-    return run.info["kind"] == "main" and run.info["method"] in ("teacher", "mlkd")
+    """Of MLKD's records the main ones whose fold and seed every recorded main variant has: these can be compared."""
+    main = [run for run in runs if run.info["kind"] == "main"]
+    there = {(run.info["variant"], run.info["fold"], run.info["seed"]) for run in main}
+    names = {name for name, _, _ in there}
+    return [run for run in main if all((name, run.info["fold"], run.info["seed"]) in there for name in names)]
 
 
 def _columns(main: Sequence[Run]) -> dict[str, report.Column]:
@@ -127,16 +126,14 @@ def _beside_published(samples: Mapping[str, Sample]) -> list[Line]:
     here (or `clean`, without snr_db), metric WA or UA, value in percent, and method "MLKD", which is row (e), or the
     name of another variant. Raises ValueError where two lines have values for one place.
     """
-    lines, place = [], ["condition", "snr_db", "variant", "metric"]
+    lines, place = [], ["condition", "snr_db", "variant"]
     for cells, (kind, snr) in _conditions(samples):
         for name, sample in samples.items():
-            table = reference(sample.info["corpus"]).dropna(subset="value")
-            if table.duplicated(place).any():
+            table = reference(sample.info["corpus"]).dropna(subset="value").set_index("metric")
+            if table.set_index(place, append=True).index.has_duplicates:
                 raise ValueError("results/reference/mlkd_results.csv has two values for one place: keep one of them.")
             here = table["snr_db"].isna() if snr is None else table["snr_db"] == snr
-            theirs = table[here & (table["condition"] == kind) & (table["variant"] == name)].set_index("metric")[
-                "value"
-            ]
+            theirs = table["value"][here & (table["condition"] == kind) & (table["variant"] == name)]
             ours = {metric: sample.at(kind, snr).score(metric) for metric in ("WA", "UA")}
             line = cells | {"row": report.label(sample), "method": report.told("title")(sample)} | ours
             line |= {f"published {metric}": word(theirs.get(metric)) for metric in ours}
@@ -157,16 +154,14 @@ def _selection(main: Sequence[Run], samples: Mapping[str, Sample]) -> list[Line]
     return lines
 
 
-def _folds(samples: Mapping[str, Sample]) -> list[Line]:
-    """UA over the noise grid in percent by variant and fold, seeds together."""
-    lines = []
-    for sample in samples.values():
-        line, noisy = {"row": report.label(sample)}, sample.at("noisy")
-        for fold, part in noisy.table.groupby("fold"):
-            runs = tuple(run for run in sample.runs if run.info["fold"] == fold)
-            line[str(fold)] = Sample(part, runs, noisy.selection).score()
-        lines.append(line)
-    return lines
+def _in_fold(fold: int) -> report.Column:
+    """UA over the noise grid, seeds together."""
+
+    def column(sample: Sample) -> report.Cell:
+        runs = tuple(run for run in sample.runs if run.info["fold"] == fold)
+        return replace(sample, table=sample.table[sample.table["fold"] == fold], runs=runs).at("noisy").score()
+
+    return column
 
 
 def _gains(runs: Sequence[Run], known: Sequence[str]) -> list[Line]:

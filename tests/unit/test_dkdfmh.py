@@ -1,4 +1,4 @@
-"""DKDFMH: its objective, both protocols and their records, what each row learns from whom, and stored logits."""
+"""DKDFMH: its objective, both protocols and their records, and what each variant learns from whom."""
 
 from __future__ import annotations
 
@@ -14,35 +14,36 @@ from scipy.io import wavfile
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForAudioClassification
 
-from ser_kd_utils import decoupled, settings, study
 from ser_kd_utils.data.audio import decode
-from ser_kd_utils.decoupled import DecoupledExperiment, stored_logits
-from ser_kd_utils.losses import decoupled_kd, kd_loss
-from ser_kd_utils.models import wav2vec2
-from ser_kd_utils.models.head_fusion import features_of
-from ser_kd_utils.recipes import Experiment
-from ser_kd_utils.rows import CNN_ROWS
-from ser_kd_utils.settings import DKDSettings, TeacherSettings, parse_changes
-from ser_kd_utils.training import Decoupled
+from ser_kd_utils.methods.dkdfmh import experiment as dkdfmh
+from ser_kd_utils.methods.dkdfmh.experiment import DKDFMHExperiment
+from ser_kd_utils.methods.dkdfmh.loss import Decoupled, decoupled_kd
+from ser_kd_utils.methods.dkdfmh.model import features_of
+from ser_kd_utils.methods.dkdfmh.settings import DKDFMHSettings
+from ser_kd_utils.methods.teacher import encoders
+from ser_kd_utils.methods.teacher.experiment import TeacherExperiment
+from ser_kd_utils.methods.teacher.settings import TeacherSettings
+from ser_kd_utils.training import experiment as base
+from ser_kd_utils.training.losses import kd_loss
 
 LABELS = ("angry", "happy", "neutral", "sad")
 SEGMENT, HOP = 4000, 2000  # samples
 SMALL = {
-    "epochs": 3, "segment": 0.25, "train_overlap": 0.125, "test_overlap": 0.2, "channels": (2, 4, 4, 4, 4), "size": 4,
-    "teacher_size": 8, "beta": 2.0, "temperature": 2.0, "batch_size": 16, "lr": 0.01, "lr_drops": (0.6, 0.85),
-    "weight_decay": 0.1, "alphas": (0.5, 1.0), "betas": (1.0, 8.0), "temperatures": (4.0,), "head_counts": (1, 4),
+    "epochs": 3, "segment": 0.25, "train_overlap": 0.125, "test_overlap": 0.2, "channels": (2, 4, 4, 4, 4),
+    "head_dim": 4, "teacher_head_dim": 8, "beta": 2.0, "temperature": 2.0, "batch_size": 16, "lr": 0.01,
+    "lr_drops": (0.6, 0.85), "weight_decay": 0.1, "alphas": (0.5, 1.0), "betas": (1.0, 8.0), "temperatures": (4.0,),
+    "head_counts": (1, 4),
 }  # fmt: skip
 NOISES = ("hum", "rain")
 
-# What a row's training is given otherwise than that of cnn-dkd.
+# What a variant's training is given otherwise than that of cnn-dkd.
 ALONE = {"objective": "CrossEntropy", "teacher": []}
-ROWS = {
-    "cnn-teacher": ALONE | {"heads": 8, "size": 8},
+VARIANTS = {
+    "cnn-teacher": ALONE | {"heads": (8, 8)},
     "cnn-alone": ALONE,
     "cnn-kd": {"loss": "kd"},
     "cnn-dkd": {},
     "cnn-wav2vec2": {"teacher": ["a"]},
-    "cnn-stored": {"teacher": ["stored"]},
     "cnn-tckd": {"beta": 0.0},
     "cnn-nckd": {"alpha": 0.0},
     "cnn-kd-same-temperature": {"loss": "kd", "kd_temperature": 2.0},
@@ -50,7 +51,7 @@ ROWS = {
     "cnn-beta-1": {"beta": 1.0},
     "cnn-beta-8": {"beta": 8.0},
     "cnn-temperature-4": {"temperature": 4.0},
-    "cnn-heads-1": {"heads": 1},
+    "cnn-heads-1": {"num_attention_heads": 1, "heads": (1, 4)},
     "cnn-attention-text": {"attention": "text"},
     "cnn-mfcc": {"features": "mfcc"},
     "cnn-alone-noisy": ALONE | {"noise": NOISES},
@@ -60,23 +61,13 @@ ROWS = {
 pytestmark = pytest.mark.usefixtures("little_garbage")
 
 
-@pytest.fixture(autouse=True)
-def checkpoints_anywhere(monkeypatch):
-    """Their place needs a fingerprint, which sound that was changed in memory does not have."""
-    monkeypatch.setattr(
-        DecoupledExperiment, "_checkpoints", lambda self, name: self.folder / "unfinished" / f"{name}@x"
-    )
-
-
 class Given(Exception):
     """Raised in the place of a training, with what it was given."""
 
 
 @pytest.fixture(scope="module")
 def corpus(tones, tmp_path_factory):
-    """The tones; of each class one is a sample shorter than a segment, another just as long. Beside it two noises and
-    the logits of a teacher that knows boredom, too, and writes in an order of its own.
-    """
+    """The tones; of each class one is a sample shorter than a segment, another just as long. Beside it two noises."""
     folder = shutil.copytree(tones.parent, tmp_path_factory.mktemp("corpus") / "tones")
     for speaker, samples in ((3, SEGMENT - 1), (4, SEGMENT)):
         for path in folder.glob(f"*-{speaker}-1.wav"):
@@ -86,9 +77,6 @@ def corpus(tones, tmp_path_factory):
     (folder / "noise").mkdir()
     for kind in NOISES:
         wavfile.write(folder / "noise" / f"{kind}_1.wav", 16_000, rng.normal(0, 3000, 32_000).astype(np.int16))
-    table = pd.read_csv(folder / "corpus.csv")[["path"]].rename(columns={"path": "file"})[::-1]
-    table[["boredom", "sadness", "neutral", "anger", "happiness"]] = rng.normal(0, 3, (48, 5))
-    table.to_csv(folder / "stored.csv", index=False)
     return folder / "corpus.csv"
 
 
@@ -96,42 +84,37 @@ def corpus(tones, tmp_path_factory):
 def make(corpus, tmp_path_factory):
     """Makes an experiment with the settings SMALL for a profile's own."""
 
-    def settings_of(profile, changes):
-        small = {f"dkd__{name}": value for name, value in SMALL.items()} | parse_changes(changes)
-        return settings.settings_of(profile, ", ".join(f"{name}={value!r}" for name, value in small.items()))
+    def make(protocol="P2", overrides="", **options) -> DKDFMHExperiment:
+        small = {f"dkdfmh.{name}": value for name, value in SMALL.items() if f"dkdfmh.{name}=" not in overrides}
+        all_overrides = ", ".join([f"{name}={value!r}" for name, value in small.items()] + [overrides])
+        return DKDFMHExperiment("manifest", protocol=protocol, overrides=all_overrides, **folders | options)
 
-    def make(protocol="P2", **options) -> DecoupledExperiment:
-        given = folders | {"teacher_logits": corpus.with_name("stored.csv")} | options
-        return DecoupledExperiment("manifest", protocol=protocol, **given)
-
-    results = tmp_path_factory.mktemp("results")
-    folders = {"data_root": corpus, "noise_dir": corpus.with_name("noise"), "results": results}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study, "settings_of", settings_of)
-        yield make
+    folders = {"data_root": str(corpus), "noise_dir": str(corpus.with_name("noise"))}
+    folders["results"] = str(tmp_path_factory.mktemp("results"))
+    return make
 
 
 @pytest.fixture(scope="module")
 def trained(make):
-    """By protocol: an experiment, and the record of a row in it (under P2 its teacher is trained first)."""
-    rows = {"P1": "cnn-alone", "P2": "cnn-dkd-noisy"}
-    made = {protocol: make(protocol) for protocol in rows}
-    return {protocol: (made[protocol], made[protocol].run(row)) for protocol, row in rows.items()}
+    """By protocol: an experiment, and the record of a variant in it (under P2 its teacher is trained first)."""
+    names = {"P1": "cnn-alone", "P2": "cnn-dkd-noisy"}
+    made = {protocol: make(protocol) for protocol in names}
+    return {protocol: (made[protocol], made[protocol].run(name)) for protocol, name in names.items()}
 
 
 @pytest.fixture
 def given(monkeypatch):
-    """What the training of a row would be given."""
+    """What the training of a variant would be given."""
 
-    def fit(model, objective, train, dev, settings, **others):
-        raise Given(SimpleNamespace(model=model, objective=objective, train=train, settings=settings, **others))
+    def fit(model, objective, dataset, dev, settings, **others):
+        raise Given(SimpleNamespace(model=model, objective=objective, dataset=dataset, settings=settings, **others))
 
     def given(own, name):
         with pytest.raises(Given) as caught:
-            own._fit(name)
+            own.trained(name)
         return caught.value.args[0]
 
-    monkeypatch.setattr(decoupled, "fit", fit)
+    monkeypatch.setattr(base, "fit", fit)
     return given
 
 
@@ -140,8 +123,8 @@ def own(trained, monkeypatch):
     """Under P2, with a teacher (a) of random weights."""
     own, _ = trained["P2"]
     torch.manual_seed(7)
-    teacher = wav2vec2.freeze(wav2vec2.build_teacher(TeacherSettings.of("tiny"), LABELS))
-    monkeypatch.setattr(own, "wave_teachers", SimpleNamespace(teacher={"a": teacher}.__getitem__))
+    teacher = encoders.freeze(encoders.build_teacher(TeacherSettings.of("tiny"), LABELS))
+    monkeypatch.setattr(own.teachers, "teacher", lambda tuned=True: teacher)
     return own
 
 
@@ -151,7 +134,7 @@ def own(trained, monkeypatch):
 def terms(progress: float, **changes) -> tuple[dict, tuple]:
     rng, labels = torch.Generator().manual_seed(0), torch.arange(8) % 4
     ours, theirs = (3 * torch.randn(8, 4, generator=rng) for _ in range(2))
-    batch, objective = {"labels": labels, "teacher_logits": theirs}, Decoupled(DKDSettings.of("paper", **changes))
+    batch, objective = {"labels": labels, "teacher_logits": theirs}, Decoupled(DKDFMHSettings.of("paper", **changes))
     found = objective(batch, SimpleNamespace(logits=ours), None, progress)
     return {name: term.item() for name, term in found.items()}, (ours, theirs, labels)
 
@@ -187,15 +170,18 @@ def test_p1_drops_utterances_shorter_than_a_segment_and_p2_repeats_them(trained)
         heard = {*own.train, *own.dev, *own.test}
         assert len(heard) == len(own.train) + len(own.dev) + len(own.test) == count
         assert heard & (short | exact) == (exact if protocol == "P1" else short | exact)
-    data = own.segments("cnn-alone")
-    assert short | exact <= set(data.utterances) == set(own.train) and len(data) == 16 * 3 + 8
+    data = own.dataset("cnn-alone")
+    assert short | exact <= set(data.classes) == set(own.train) and len(data) == 16 * 3 + 8
 
 
 @pytest.mark.parametrize("protocol", ["P1", "P2"])
 def test_a_record_names_its_protocol_and_holds_four_checkpoints(trained, corpus, protocol):
     own, run = trained[protocol]
     p1, card, table = protocol == "P1", run.info["protocol"], run.predictions.fillna({"snr_db": 99})
-    assert run.folder.parents[1].name == ("manifest-tiny+P1" if p1 else "manifest-tiny")
+    assert run.id == f"dkdfmh__cnn-{'alone+P1' if p1 else 'dkd-noisy'}__fold-1__seed-0"
+    assert run.folder.parents[1] == own.folder and card["mark"] == protocol
+    assert run.info["variant"] == ("cnn-alone" if p1 else "cnn-dkd-noisy")
+    assert f"--protocol {protocol}" in run.info["command"]
     assert card["name"].startswith("P1: the paper" if p1 else "P2: the corpus")
     assert (card["optimistic"], card["speaker_independent"]) == (p1, not p1)
     grid = {("clean", 99), *((kind, snr) for kind in NOISES for snr in own.noise_settings.test_snr_db)}
@@ -226,13 +212,27 @@ def test_a_saved_model_gives_the_records_predictions(trained, corpus):
             np.testing.assert_allclose(table["logits"][name].astype(float), logits, rtol=2e-3, atol=1e-4)
 
 
-def test_iemocap_is_its_improvised_part_under_p1(make, corpus, monkeypatch):
-    asked, load = [], study.load_corpus
-    monkeypatch.setattr(study, "load_corpus", lambda name, root: asked.append(name) or load("manifest", root))
-    made = [DecoupledExperiment("iemocap", data_root=str(corpus), protocol=protocol) for protocol in ("P1", "P2")]
+def test_both_protocols_share_a_folder_and_no_record(trained, make):
+    (p1, one), (p2, two) = trained["P1"], trained["P2"]
+    assert p1.folder == p2.folder and one.folder != two.folder
+    assert p1._run_folder("cnn-alone") != p2._run_folder("cnn-alone")
+
+
+def test_iemocap_is_its_improvised_part_under_p1(corpus, tmp_path, monkeypatch):
+    asked, load = [], base.load_corpus
+
+    def spy(name, root):
+        asked.append(name)
+        return load("manifest", root)
+
+    monkeypatch.setattr(base, "load_corpus", spy)
+    monkeypatch.setattr(dkdfmh, "load_corpus", spy)
+    given = {"data_root": str(corpus), "results": str(tmp_path)}
+    made = [DKDFMHExperiment("iemocap", protocol=protocol, **given) for protocol in ("P1", "P2")]
     assert asked == ["iemocap-improvised", "iemocap"]
-    assert [own.folder.name for own in made] == ["iemocap-tiny+P1", "iemocap-tiny"]
+    assert [own.folder.name for own in made] == ["iemocap-tiny"] * 2 and {own.name for own in made} == {"iemocap"}
     assert [own.split.protocol for own in made] == ["random", "speaker-groups"]
+    assert "--corpus iemocap " in made[0].command("cnn-alone")
 
 
 def test_what_a_protocol_needs_is_said_in_one_error(make, corpus):
@@ -241,15 +241,15 @@ def test_what_a_protocol_needs_is_said_in_one_error(make, corpus):
     few = corpus.with_name("few.csv")
     pd.read_csv(corpus)[3:].to_csv(few, index=False)
     with pytest.raises(ValueError, match="manifest, random: needs 10 utterances of every class, has 9 angry"):
-        make("P1", data_root=few)
-    with pytest.raises(ValueError, match="No utterance to train on: all are shorter than a segment"):
-        make("P1", changes="dkd__segment=0.6").run("cnn-alone")
+        make("P1", data_root=str(few))
+    with pytest.raises(ValueError, match="No utterance to train on: all were left out, as shorter than a segment"):
+        make("P1", overrides="dkdfmh.segment=0.6").run("cnn-alone")
 
 
 def test_dev_speech_alone_chooses_the_epoch_and_test_speech_only_what_is_named_after_it(make, tmp_path, monkeypatch):
     """Which classes are right in each epoch is given; logits are as large as the epoch's number."""
     right = {"test": [{"happy", "neutral"}, {"angry"}, {"neutral", "sad"}], "train": [{"sad"}, set(), {"sad", "angry"}]}
-    calls, rates, heard, fit = {"test": 0, "train": 0}, [], [], decoupled.fit
+    calls, rates, heard, fit = {"test": 0, "train": 0}, [], [], base.fit
 
     def predict(self, model, utterances, conditions, part):
         epoch = calls[part] = calls[part] + 1
@@ -258,14 +258,14 @@ def test_dev_speech_alone_chooses_the_epoch_and_test_speech_only_what_is_named_a
         table = pd.DataFrame({"utterance": utterances, "condition": "clean", "snr_db": np.nan})
         return table.assign(logits=list(np.eye(4, dtype=np.float16)[said] * epoch))
 
-    def watched(model, *rest, optimiser, **others):
-        optimiser.register_step_pre_hook(lambda its, *_: rates.append(its.param_groups[0]["lr"]))
+    def watched(model, *rest, optimizer, **others):
+        optimizer.register_step_pre_hook(lambda its, *_: rates.append(its.param_groups[0]["lr"]))
         model.register_forward_pre_hook(lambda _, __, keywords: heard.append(keywords["features"]), with_kwargs=True)
-        return fit(model, *rest, optimiser=optimiser, **others)
+        return fit(model, *rest, optimizer=optimizer, **others)
 
-    monkeypatch.setattr(DecoupledExperiment, "_predict", predict)
-    monkeypatch.setattr(decoupled, "fit", watched)
-    own = make(results=tmp_path)
+    monkeypatch.setattr(DKDFMHExperiment, "_predict", predict)
+    monkeypatch.setattr(base, "fit", watched)
+    own = make(results=str(tmp_path))
     own.test = [u for u in own.test if u.startswith("angry") or u.endswith("-0-0")]  # 4, 1, 1, 1: UA is not WA
     run = own.run("cnn-alone")
     assert run.history["dev_UA"].tolist() == [0.25, 0, 0.5] and run.info["best_epoch"] == 3
@@ -275,19 +275,19 @@ def test_dev_speech_alone_chooses_the_epoch_and_test_speech_only_what_is_named_a
     assert chosen["test-UA"] == [1] * 7 and chosen["test-WA"] == [2] * 7  # the first among equals
     # of the same training: the learning rate of each of 12 steps, and each epoch in its own order
     np.testing.assert_allclose(rates, [1e-2] * 8 + [1e-3] * 3 + [1e-4], rtol=1e-6)
-    data = own.segments("cnn-alone")
+    data = own.dataset("cnn-alone")
     for epoch in range(3):
         data.set_epoch(epoch)
         assert torch.equal(torch.cat(heard[4 * epoch : 4 * epoch + 4]), data.features[list(data.sampler(16))])
 
 
 def test_the_learning_rate_falls_exactly_at_the_end_of_epochs(own, given, monkeypatch):
-    monkeypatch.setattr(own, "settings", dataclasses.replace(own.settings, lr_drops=(0.2, 0.4, 0.6, 0.8)))
+    monkeypatch.setattr(own, "settings", own.settings.replace(lr_drops=(0.2, 0.4, 0.6, 0.8)))
     schedule = given(own, "cnn-alone").schedule
     assert [schedule(step / 350) for step in range(350)] == pytest.approx(np.repeat(10.0 ** -np.arange(5), 70))
 
 
-# --- what a row learns from
+# --- what a variant learns from
 
 
 def cut(own) -> torch.Tensor:
@@ -297,47 +297,47 @@ def cut(own) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def teachers_logits(own, utterances, stored) -> dict[str, torch.Tensor]:
-    """What each teacher says: the CNN of each clean segment, the others of the utterance it is cut from."""
+def teachers_logits(own, utterances) -> dict[str, torch.Tensor]:
+    """What each teacher says: the CNN of each clean segment, the other of the utterance it is cut from."""
     cnn = AutoModelForAudioClassification.from_pretrained(own.run("cnn-teacher").folder / "model")
     waves = [torch.from_numpy(own.audio[u])[None] for u in utterances]
-    heard = [wav2vec2.hear(wave, torch.tensor([wave.shape[1]])) for wave in waves]
-    nouns = pd.read_csv(stored).set_index("file")[["anger", "happiness", "neutral", "sadness"]]
+    inputs = [encoders.prepare_inputs(wave, torch.tensor([wave.shape[1]])) for wave in waves]
     return {
         "cnn-teacher": cnn(features=features_of(cut(own), cnn.config)).logits,
-        "a": torch.cat([own.wave_teachers.teacher("a")(**each).logits for each in heard]),
-        "stored": torch.tensor(nouns.loc[[f"{u}.wav" for u in utterances]].to_numpy()).float(),
+        "a": torch.cat([own.teachers.teacher()(**each).logits for each in inputs]),
     }
 
 
-def test_the_trainings_of_two_rows_differ_in_what_the_rows_say(own, corpus, given):
+def test_the_trainings_of_two_variants_differ_in_what_the_variants_say(own, given):
     """Also in noise the teacher hears clean segments, and of the log filter bank where the student hears MFCC."""
-    fits = {name: given(own, name) for name in own.rows}
-    logits = teachers_logits(own, fits["cnn-dkd"].train.utterances, corpus.with_name("stored.csv"))
+    fits = {name: given(own, name) for name in own.variants}
+    logits = teachers_logits(own, [utterance for utterance, _ in fits["cnn-dkd"].dataset.windows])
 
     def conditions(fit) -> dict:
-        config, said, (group,) = fit.model.config, fit.train.teacher_logits, fit.optimiser.param_groups
+        config, said, (group,) = fit.model.config, fit.dataset.targets, fit.optimizer.param_groups
         assert getattr(fit.objective, "settings", fit.settings) == fit.settings
-        assert said is None or said.shape == (56, 4)
+        assert fit.settings.features == config.features and fit.settings.attention == config.attention
+        says = said.get("teacher_logits", torch.full((56, 4), torch.inf))
         return dataclasses.asdict(fit.settings) | {
-            **{name: getattr(config, name) for name in ("features", "heads", "size", "attention")},
-            "lengths": (config.segment, config.hop, config.frame_step, len(fit.train)),
+            "heads": (config.num_attention_heads, config.head_dim),
+            "lengths": (config.segment, config.hop, config.frame_step, len(fit.dataset)),
             "objective": type(fit.objective).__name__,
-            "teacher": [who for who in logits if said is not None and torch.allclose(said, logits[who], atol=1e-3)],
-            "noise": fit.train.noise and fit.train.types,
-            "optimiser": (type(fit.optimiser).__name__, group["lr"], group["weight_decay"]),
-            "others": (fit.seed, fit.train.seed, fit.level, fit.train.snr_db),
+            "teacher": [who for who in logits if torch.allclose(says, logits[who], atol=1e-3)],
+            "noise": tuple(fit.dataset.types),
+            "optimizer": (type(fit.optimizer).__name__, group["lr"], group["weight_decay"]),
+            "others": (fit.seed, fit.dataset.seed, fit.speech_level, fit.dataset.snr_db),
         }
 
     found = {name: conditions(fit) for name, fit in fits.items()}
     dkd = found["cnn-dkd"]
-    assert (dkd["objective"], dkd["teacher"], dkd["noise"]) == ("Decoupled", ["cnn-teacher"], None)
-    assert dkd["optimiser"] == ("Adam", 0.01, 0.1) and dkd["others"] == (0, 0, "active", (0.0, 20.0))
-    assert (dkd["heads"], dkd["size"]) == (4, 4) and dkd["lengths"] == (SEGMENT, 800, 320, 56)
-    assert {name: {key: use[key] for key in use if use[key] != dkd[key]} for name, use in found.items()} == ROWS
-    # rows of one shape start from the same weights
+    assert (dkd["objective"], dkd["teacher"], dkd["noise"]) == ("Decoupled", ["cnn-teacher"], ())
+    assert dkd["optimizer"] == ("Adam", 0.01, 0.1) and dkd["others"] == (0, 0, "active", (0.0, 20.0))
+    assert dkd["heads"] == (4, 4) and dkd["lengths"] == (SEGMENT, 800, 320, 56)
+    assert {name: {key: use[key] for key in use if use[key] != dkd[key]} for name, use in found.items()} == VARIANTS
+    # those of one shape start from the same weights
     start = {name: torch.nn.utils.parameters_to_vector(fit.model.parameters()) for name, fit in fits.items()}
-    assert all(torch.equal(start["cnn-dkd"], start[name]) for name in ("cnn-alone", "cnn-kd", "cnn-stored", "cnn-mfcc"))
+    same = ("cnn-alone", "cnn-kd", "cnn-wav2vec2", "cnn-mfcc")
+    assert all(torch.equal(start["cnn-dkd"], start[name]) for name in same)
 
 
 @pytest.mark.parametrize("name", ["cnn-alone", "cnn-mfcc", "cnn-alone-noisy"])
@@ -345,12 +345,13 @@ def test_normalisation_is_that_of_the_training_segments_alone(own, given, monkey
     def normalisation(changed=()):
         monkeypatch.setattr(own, "_clean", {})
         monkeypatch.setattr(own, "audio", {u: audio[u] * (3 if u in changed else 1) for u in own.label_of})
+        monkeypatch.setattr(own, "fingerprint", lambda name: "of sound that was changed in memory")
         fit = given(own, name)
         return torch.stack([fit.model.mean.flatten(), fit.model.std.flatten()]), fit
 
     audio = own.audio
     first, fit = normalisation()
-    heard = fit.train.heard("active") if "noisy" in name else features_of(cut(own), fit.model.config)
+    heard = own.features(name, fit.dataset) if "noisy" in name else features_of(cut(own), fit.model.config)
     columns = (heard.transpose(1, 2) if name == "cnn-mfcc" else heard).flatten(0, 1).double()
     torch.testing.assert_close(
         first.double(), torch.stack([columns.mean(0), columns.std(0, correction=0)]), atol=1e-3, rtol=1e-3
@@ -364,79 +365,41 @@ def test_normalisation_is_that_of_the_training_segments_alone(own, given, monkey
 
 def test_a_second_run_reads_the_record_unless_code_changed(trained, make, given, monkeypatch):
     for protocol, (_, run) in trained.items():
-        pd.testing.assert_frame_equal(make(protocol).run(run.info["row"]).predictions, run.predictions)
-    monkeypatch.setattr(study, "reached", lambda *_: "other code")
+        pd.testing.assert_frame_equal(make(protocol).run(run.info["variant"]).predictions, run.predictions)
+    monkeypatch.setattr(base, "code_of", lambda *_: "other code")
     with pytest.raises(Given):
         make("P1").run("cnn-alone")
 
 
-def test_a_change_makes_the_rows_stale_that_it_concerns_and_no_other(trained, make, corpus, tmp_path, monkeypatch):
+def test_a_change_makes_the_variants_stale_that_it_concerns_and_no_other(trained, make, monkeypatch):
     (p1, _), (own, _) = trained["P1"], trained["P2"]
-    before = {name: own.fingerprint(name) for name in own.rows}
-    every, folders = set(before), {own._run_folder(name) for name in own.rows}
-    assert len(set(before.values())) == len(folders) == len(every) and every == ROWS.keys()
-    assert set(p1.rows) == {"cnn-teacher", "cnn-alone", "cnn-kd", "cnn-dkd"}
-    assert not {p1.fingerprint(name) for name in p1.rows} & set(before.values())
+    before = {name: own.fingerprint(name) for name in own.variants}
+    every, folders = set(before), {own._run_folder(name) for name in own.variants}
+    assert len(set(before.values())) == len(folders) == len(every) and every == VARIANTS.keys()
+    assert set(p1.variants) == {"cnn-teacher", "cnn-alone", "cnn-kd", "cnn-dkd"}
+    assert not {p1.fingerprint(name) for name in p1.variants} & set(before.values())
 
     def stale(other) -> set[str]:
         return {name for name, value in before.items() if other.fingerprint(name) != value}
 
-    moved, other = tmp_path / "moved.csv", tmp_path / "other.csv"
-    shutil.copy(corpus.with_name("stored.csv"), moved)
-    pd.read_csv(moved).assign(anger=0.0).to_csv(other, index=False)
-    assert stale(make(teacher_logits=moved, changes="gamma=3.0")) == set()
-    assert stale(make(teacher_logits=other)) == {"cnn-stored"}
-    assert stale(make(changes="teacher__epochs=1")) == {"cnn-wav2vec2"}
-    for options in ({"changes": "dkd__clip=1.0"}, {"changes": "noise__level='overall'"}, {"fold": 2}, {"seed": 1}):
+    assert stale(make(overrides="mlkd.gamma=3.0")) == set()
+    assert stale(make(overrides="teacher.epochs=1")) == {"cnn-wav2vec2"}
+    for options in (
+        {"overrides": "dkdfmh.max_grad_norm=1.0"},
+        {"overrides": "noise.speech_level='overall'"},
+        {"fold": 2},
+        {"seed": 1},
+    ):
         assert stale(make(**options)) == every
     taught = make()
-    taught.rows |= {"cnn-teacher": dataclasses.replace(CNN_ROWS["cnn-teacher"], changes={"lr": 0.1})}
-    assert every - stale(taught) == {"cnn-alone", "cnn-alone-noisy", "cnn-wav2vec2", "cnn-stored"}
-    classical = {name for name in every if own.settings_of(name).loss == "kd"}
-    code = study.reached
-    for changed, rows in (
-        ("features.log_filter_bank", every),
-        ("recipes.Experiment", {"cnn-wav2vec2"}),
-        ("losses.decoupled_kd", {name for name in every if own.rows[name].teacher} - classical),
-        ("losses.kd_loss", classical),
-        ("losses.supervised_contrastive", set()),
-    ):
-        monkeypatch.setattr(study, "reached", lambda *a, it=changed: code(*a) | ({it: "new"} if it in code(*a) else {}))
-        assert stale(make()) == rows, changed
+    taught.variants["cnn-teacher"] = dataclasses.replace(own.variants["cnn-teacher"], overrides={"lr": 0.1})
+    assert every - stale(taught) == {"cnn-alone", "cnn-alone-noisy", "cnn-wav2vec2"}
 
 
-def test_the_wave_teacher_is_the_record_of_notebook_01(trained, corpus):
+def test_the_teacher_is_the_record_of_notebook_01(trained, corpus):
     own, _ = trained["P2"]
-    results, noise = own.folder.parent, corpus.with_name("noise")
-    theirs = Experiment("manifest", data_root=corpus, noise_dir=noise, results=results, changes=own.changes)
-    assert own.wave_teachers._run_folder("a") == theirs._run_folder("a") and own.folder == theirs.folder
-    assert own.wave_teachers.fingerprint("a") == theirs.fingerprint("a")
-
-
-# --- stored logits
-
-
-def test_stored_logits_are_those_of_the_corpus_classes_in_its_order(tmp_path):
-    path = tmp_path / "logits.csv"
-    path.write_text("file,sadness,boredom,anger,neutral,happiness\nclips/u2.flac,1,9,2,3,4\nu1.wav,5,9,6,7,8\n")
-    found = stored_logits(path, LABELS)
-    assert {name: row.tolist() for name, row in found.items()} == {"u2": [2, 4, 3, 1], "u1": [6, 8, 7, 5]}
-    path.write_text("utterance,sad,angry\nu1,1,2\n")
-    assert stored_logits(path, ("angry", "sad"))["u1"].tolist() == [2, 1]
-    with pytest.raises(ValueError, match=r"no column happy, neutral \(found: utterance, sad, angry\)"):
-        stored_logits(path, LABELS)
-    path.write_text("name,sad,angry\nu1,1,2\n")
-    with pytest.raises(ValueError, match=r"logits.csv: no column utterance \(found: name, sad, angry\)"):
-        stored_logits(path, ("angry", "sad"))
-
-
-def test_logits_of_every_utterance_to_train_on_must_be_stored(make, corpus, tmp_path):
-    assert "cnn-stored" not in make(teacher_logits="").rows
-    table, path = pd.read_csv(corpus.with_name("stored.csv")), tmp_path / "some.csv"
-    table[table["file"] != "angry-0-0.wav"].to_csv(path, index=False)  # in the test part
-    assert "cnn-stored" in make(teacher_logits=path).rows
-    table[~table["file"].isin(["sad-3-1.wav", "sad-4-0.wav"])].to_csv(path, index=False)
-    with pytest.raises(ValueError, match=r"some.csv: no logits for 2 utterances \(sad-3-1, ...\)"):
-        make(teacher_logits=path)
-    with pytest.raises(FileNotFoundError, match="nowhere.csv"):
-        make(teacher_logits="nowhere.csv")
+    results, noise = str(own.folder.parent), str(corpus.with_name("noise"))
+    given = {"data_root": str(corpus), "noise_dir": noise, "results": results, "overrides": own.overrides}
+    theirs = TeacherExperiment("manifest", **given)
+    assert own.teachers._run_folder("a") == theirs._run_folder("a") and own.folder == theirs.folder
+    assert own.teachers.fingerprint("a") == theirs.fingerprint("a")

@@ -1,35 +1,36 @@
-"""Meta-knowledge and curriculum distillation: who is trained on what, what a row minimises, what the quiz moves."""
+"""Meta-knowledge and curriculum distillation: who learns from what, what is minimised, what the quiz moves."""
 
 from __future__ import annotations
 
-import dataclasses
 from copy import deepcopy
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy.io import wavfile
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForAudioClassification
 
-from ser_kd_utils import meta_curriculum, settings, study
-from ser_kd_utils.frames import Frames, PairedPieces
-from ser_kd_utils.losses import kd_loss, supervised_contrastive
-from ser_kd_utils.meta_curriculum import MetaCurriculumExperiment, warm_restarts
-from ser_kd_utils.rows import TOKEN_ROWS, token_ablations
-from ser_kd_utils.settings import MCKDSettings, parse_changes
-from ser_kd_utils.temperature import meta_gradient
+from ser_kd_utils.methods.mckd.experiment import MCKDExperiment, warm_restarts
+from ser_kd_utils.methods.mckd.loss import supervised_contrastive
+from ser_kd_utils.methods.mckd.temperature import meta_gradient
+from ser_kd_utils.methods.teacher.encoders import prepare_inputs
+from ser_kd_utils.training import experiment as base
+from ser_kd_utils.training.dataset import PairedByClass
+from ser_kd_utils.training.losses import kd_loss
 
 SMALL = {
-    "epochs": 2, "frames": 20, "size": 8, "layers": 1, "heads": 2, "inner": 16, "batch_size": 8, "meta_every": 2,
-    "meta_share": 0.2, "supcon_weights": (0.5, 1.0), "kd_weights": (0.5, 1.0),
+    "epochs": 2, "frames": 20, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "intermediate_size": 16, "batch_size": 8, "meta_every": 2, "meta_fraction": 0.2, "supcon_weights": (0.5, 1.0),
+    "kd_weights": (0.5, 1.0),
 }  # fmt: skip
 NOISES = ("hum", "rain")
 FIXED = {"curriculum": False, "meta": "none"}
 
-# What a row's training is given otherwise than that of mc-full.
-ROWS = {
+# What a variant's training is given otherwise than that of mc-full.
+VARIANTS = {
     "mc-alone": {"teacher": False, "supcon_weight": 0.0},
     "mc-supcon": {"teacher": False},
     "mc-kd": FIXED,
@@ -62,21 +63,17 @@ class Given(Exception):
 def make(tones, tmp_path_factory):
     """Makes an experiment with the settings SMALL for a profile's own."""
 
-    def settings_of(profile, changes):
-        small = {f"mckd__{name}": value for name, value in SMALL.items()} | {"teacher__epochs": 1}
-        small |= parse_changes(changes)
-        return settings.settings_of(profile, ", ".join(f"{name}={value!r}" for name, value in small.items()))
-
-    def make(**options) -> MetaCurriculumExperiment:
-        return MetaCurriculumExperiment("manifest", data_root=tones, noise_dir=noise, **{"results": results} | options)
+    def make(overrides="", **options) -> MCKDExperiment:
+        small = {f"mckd.{name}": value for name, value in SMALL.items()} | {"teacher.epochs": 1}
+        some = [f"{name}={value!r}" for name, value in small.items() if f"{name}=" not in overrides]
+        given = {"data_root": str(tones), "noise_dir": str(noise), "results": str(results)} | options
+        return MCKDExperiment("manifest", overrides=", ".join([*some, overrides]), **given)
 
     results, noise = tmp_path_factory.mktemp("results"), tmp_path_factory.mktemp("noise")
     rng = np.random.default_rng(0)
     for kind in NOISES:
         wavfile.write(noise / f"{kind}_1.wav", 16_000, rng.normal(0, 3000, 32_000).astype(np.int16))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study, "settings_of", settings_of)
-        yield make
+    return make
 
 
 @pytest.fixture(scope="module")
@@ -86,64 +83,59 @@ def experiment(make):
 
 @pytest.fixture
 def given(monkeypatch, experiment):
-    """What the training of a row would be given."""
+    """What the training of a variant would be given."""
+    experiment.teachers.run("a")
 
-    def fit(model, objective, train, dev, settings, **others):
-        raise Given(SimpleNamespace(model=model, objective=objective, train=train, settings=settings, **others))
+    def fit(model, objective, dataset, dev, settings, **others):
+        raise Given(SimpleNamespace(model=model, objective=objective, dataset=dataset, settings=settings, **others))
 
     def given(name):
         with pytest.raises(Given) as caught:
-            experiment._fit(name)
+            experiment.trained(name)
         return caught.value.args[0]
 
-    monkeypatch.setattr(meta_curriculum, "fit", fit)
+    monkeypatch.setattr(base, "fit", fit)
     return given
 
 
-def test_the_rows_are_those_declared(experiment):
-    assert list(experiment.rows) == list(ROWS)
-    assert list(TOKEN_ROWS | token_ablations(MCKDSettings.of("paper"))) == [
-        *list(ROWS)[:7], "mc-mu-0.1", *list(ROWS)[7:]
-    ]  # fmt: skip
-    for name, row in experiment.rows.items():
-        assert not row.against or row.against in experiment.rows, name
+def test_the_variants_are_those_declared(experiment):
+    assert list(experiment.variants) == list(VARIANTS)
+    for name, variant in experiment.variants.items():
+        assert not variant.baseline or variant.baseline in experiment.variants, name
 
 
 def test_no_student_hears_the_quiz_whose_speakers_are_those_of_training(experiment):
     parts = {part: set(getattr(experiment, part)) for part in ("train", "quiz", "dev", "test")}
     assert sum(map(len, parts.values())) == len(set.union(*parts.values()))
-    assert parts["train"] | parts["quiz"] == set(experiment.wave_teachers.train)
-    assert (parts["dev"], parts["test"]) == (set(experiment.wave_teachers.dev), set(experiment.wave_teachers.test))
+    assert parts["train"] | parts["quiz"] == set(experiment.teachers.train)
+    assert (parts["dev"], parts["test"]) == (set(experiment.teachers.dev), set(experiment.teachers.test))
     speaker = dict(zip(experiment.corpus.manifest["utterance"], experiment.corpus.manifest["speaker"], strict=True))
     speakers = {part: {speaker[utterance] for utterance in some} for part, some in parts.items()}
     assert speakers["quiz"] <= speakers["train"] and not speakers["quiz"] & (speakers["dev"] | speakers["test"])
     classes = [experiment.label_of[utterance] for utterance in experiment.quiz]
-    assert {classes.count(label) for label in experiment.labels} == {
-        round(0.2 * len(experiment.wave_teachers.train) / 4)
-    }
+    assert {classes.count(label) for label in experiment.labels} == {round(0.2 * len(experiment.teachers.train) / 4)}
     assert experiment.card()["sizes"] == {part: len(some) for part, some in parts.items()}
 
 
-@pytest.mark.parametrize("name", ROWS)
-def test_what_each_row_is_given(name, experiment, given):
-    changed = dict(ROWS[name])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_what_each_variant_is_given(name, experiment, given):
+    changed = dict(VARIANTS[name])
     teacher, noise = changed.pop("teacher", True), changed.pop("noise", None)
     fit = given(name)
-    assert fit.settings == dataclasses.replace(experiment.settings, **changed)
+    assert fit.settings == experiment.settings.replace(**changed)
     assert fit.objective.settings == fit.settings
-    assert fit.train.utterances == experiment.train
-    assert type(fit.train) is (PairedPieces if noise else Frames)
-    batch = fit.train.collate([fit.train[index] for index in range(8)])
-    assert ("noise" in batch) == bool(noise)
-    wanted = {"teacher_states" if changed.get("meta") == "teacher" else "teacher_logits"} if teacher else set()
+    assert list(fit.dataset.classes) == experiment.train and type(fit.dataset.sampler(8)) is PairedByClass
+    batch = fit.dataset.__getitems__(range(8))
+    assert ("noise" in batch) == bool(noise) == ("inputs" not in batch)
+    wanted = {"teacher_embedding" if changed.get("meta") == "teacher" else "teacher_logits"} if teacher else set()
     assert {key for key in batch if key.startswith("teacher")} == wanted
     assert bool(fit.objective.temperature) == teacher
-    assert bool(fit.objective.optimiser) == (teacher and fit.settings.meta != "none")
+    assert bool(fit.objective.optimizer) == (teacher and fit.settings.meta != "none")
     config = fit.model.config
     assert (config.tokens, config.features, config.z_score, config.frames) == (
         fit.settings.tokens, fit.settings.features, fit.settings.z_score, 20
     )  # fmt: skip
-    groups = fit.optimiser.param_groups
+    groups = fit.optimizer.param_groups
     learnt = {id(p) for group in groups for p in group["params"]}
     front = {id(p) for p in fit.model.front.parameters()} if config.features == "encoder" else set()
     assert not learnt & front
@@ -152,12 +144,12 @@ def test_what_each_row_is_given(name, experiment, given):
     assert learnt == {id(p) for p in fit.model.parameters()} - front | theta
 
 
-def test_all_rows_start_from_the_same_weights_and_hear_the_teachers_front(experiment):
+def test_all_variants_start_from_the_same_weights_and_hear_the_teachers_front(experiment):
     first, second = (experiment.new_network(name).state_dict() for name in ("mc-alone", "mc-full"))
     assert all(torch.equal(first[name], second[name]) for name in first)
-    teacher = experiment.wave_teachers.teacher("a")
+    teacher = experiment.teachers.teacher()
     wave = torch.from_numpy(experiment.audio[experiment.train[0]])[None]
-    given = meta_curriculum.wav2vec2.hear(wave, torch.tensor([wave.shape[1]]))
+    given = prepare_inputs(wave, torch.tensor([wave.shape[1]]))
     with torch.no_grad():
         wanted = teacher.wav2vec2.feature_projection(
             teacher.wav2vec2.feature_extractor(given["input_values"]).transpose(1, 2)
@@ -167,8 +159,8 @@ def test_all_rows_start_from_the_same_weights_and_hear_the_teachers_front(experi
 
 def test_the_loss_is_the_sum_of_its_weighted_parts(experiment):
     network, objective, data = experiment.prepared("mc-kd")
-    batch = data.collate([data[index] for index in range(8)])
-    student = network.eval()(**batch["given"])
+    batch = data.__getitems__(range(8))
+    student = network.eval()(**batch["inputs"])
     terms = objective(batch, student, None, 0.5)
     use, labels = objective.settings, batch["labels"]
     counts = np.array([[experiment.label_of[u] for u in experiment.train].count(label) for label in experiment.labels])
@@ -177,11 +169,11 @@ def test_the_loss_is_the_sum_of_its_weighted_parts(experiment):
     torch.testing.assert_close(terms["ce"], cross_entropy(student.logits, labels, weight=weights))
     contrast = supervised_contrastive(student.hidden_states[0], labels, use.supcon_temperature)
     torch.testing.assert_close(terms["supcon"], use.supcon_weight * contrast)
-    teacher = experiment.wave_teachers.teacher("a")
+    teacher = experiment.teachers.teacher()
     says = []
     for utterance in experiment.train[:8]:
         wave = torch.from_numpy(experiment.audio[utterance])[None]
-        says.append(teacher(**meta_curriculum.wav2vec2.hear(wave, torch.tensor([wave.shape[1]]))).logits[0])
+        says.append(teacher(**prepare_inputs(wave, torch.tensor([wave.shape[1]]))).logits[0])
     wanted = use.kd_weight * kd_loss(student.logits, torch.stack(says), use.temperature)
     torch.testing.assert_close(terms["kd"], wanted, rtol=1e-4, atol=1e-6)
 
@@ -189,21 +181,21 @@ def test_the_loss_is_the_sum_of_its_weighted_parts(experiment):
 @pytest.mark.parametrize("name", ["mc-full", "mc-taught-teacher"])
 def test_the_quiz_moves_what_it_may_and_nothing_else(name, experiment):
     network, objective, data = experiment.prepared(name)
-    batch = data.collate([data[index] for index in range(8)])
+    batch = data.__getitems__(range(8))
     before = {key: value.clone() for key, value in network.state_dict().items()}
     theta = [p.clone() for p in objective.temperature.curriculum_parameters()]
     head = [p.clone() for p in objective.head.parameters()]
     learned = [value.clone() for value in objective.learned.values()]
     network.train()
-    objective.before(network, batch["given"], batch, 1, 0.5)  # not a multiple of meta_every
+    objective.before_step(network, batch["inputs"], batch, 1, 0.5)  # not a multiple of meta_every
     assert all(map(torch.equal, learned, objective.learned.values()))
-    objective.before(network, batch["given"], batch, 2, 0.5)
+    objective.before_step(network, batch["inputs"], batch, 2, 0.5)
     assert not any(map(torch.equal, learned, objective.learned.values()))
     assert network.training and all(torch.equal(before[key], value) for key, value in network.state_dict().items())
     assert all(p.grad is None for p in network.parameters())
     assert all(map(torch.equal, theta, objective.temperature.curriculum_parameters()))
     assert all(map(torch.equal, head, objective.head.parameters())) == (name == "mc-full")
-    teacher = experiment.wave_teachers.teacher("a")  # read anew: its own head has not moved
+    teacher = experiment.teachers.teacher()  # read anew: its own head has not moved
     assert torch.equal(head[0], teacher.projector.weight)
 
 
@@ -212,8 +204,8 @@ def test_the_meta_step_is_exact_for_this_student(name, experiment):
     """Against finite differences: no fused layer may cut the gradient on its way through the pilot step."""
     network, objective, data = experiment.prepared(name)
     network.double().train()
-    batch = data.collate([data[index] for index in range(8)])
-    given, says = {"features": batch["given"]["features"].double(), "counts": batch["given"]["counts"]}, None
+    batch = data.__getitems__(range(8))
+    given, says = {"features": batch["inputs"]["features"].double(), "counts": batch["inputs"]["counts"]}, None
     questions, answers = objective.quiz(0)
     questions["features"], says = questions["features"].double(), batch["teacher_logits"].double()
 
@@ -242,7 +234,7 @@ def test_the_meta_step_is_exact_for_this_student(name, experiment):
 
 def test_a_taught_teacher_that_may_not_learn_is_the_fixed_one(make, tmp_path):
     """The fixed-teacher control, bit for bit: the quiz disturbs neither the batches nor the student's dropout."""
-    own = make(changes="mckd__meta_teacher_lr=0.0", results=tmp_path)
+    own = make(overrides="mckd.meta_teacher_lr=1e-30", results=str(tmp_path))
     taught, fixed = (own.run(name).predictions for name in ("mc-taught-teacher", "mc-kd"))
     assert np.array_equal(np.stack(taught["logits"]), np.stack(fixed["logits"]))
 
@@ -255,13 +247,13 @@ def test_the_quiz_is_another_one_in_each_step_and_the_same_again(experiment):
     assert len(labels) == min(8, len(experiment.quiz))
 
 
-def test_the_teacher_of_rows_in_noise_hears_the_clean_utterance(experiment):
+def test_the_teacher_of_those_in_noise_hears_the_clean_utterance(experiment):
     clean, noisy = (experiment.prepared(name)[2] for name in ("mc-kd", "mc-kd-noisy"))
-    some = [data.collate([data[index] for index in range(4)])["teacher_logits"] for data in (clean, noisy)]
+    some = [data.__getitems__(range(4))["teacher_logits"] for data in (clean, noisy)]
     assert torch.equal(*some)
 
 
-def test_the_normalisation_is_that_of_the_training_part_as_heard(experiment):
+def test_the_normalisation_is_that_of_the_training_part_in_its_noise(experiment):
     for name in ("mc-log-mel", "mc-full"):
         network, _, data = experiment.prepared(name)
         frames = np.concatenate([data.features[utterance] for utterance in experiment.train]).astype(np.float64)
@@ -284,14 +276,38 @@ def test_a_record_tells_temperatures_and_protocol_and_its_model_answers(experime
     assert experiment.run("mc-full").info["finished"] == run.info["finished"]  # read, not trained again
 
 
-def test_the_fingerprint_follows_the_teacher_where_the_row_needs_it(make, experiment, tmp_path):
-    other = make(changes="teacher__epochs=2", results=tmp_path)
-    same = {name for name in ROWS if other.fingerprint(name) == experiment.fingerprint(name)}
+def test_the_fingerprint_follows_the_teacher_where_the_variant_needs_it(make, experiment, tmp_path):
+    other = make(overrides="teacher.epochs=2", results=str(tmp_path))
+    same = {name for name in VARIANTS if other.fingerprint(name) == experiment.fingerprint(name)}
     assert same == set()
-    alone = "mckd__features='log-mel'"
-    first, second = (make(changes=f"{alone}, teacher__epochs={n}", results=tmp_path) for n in (1, 2))
-    same = {name for name in first.rows if first.fingerprint(name) == second.fingerprint(name)}
+    alone = "mckd.features='log-mel'"
+    first, second = (make(overrides=f"{alone}, teacher.epochs={n}", results=str(tmp_path)) for n in (1, 2))
+    same = {name for name in first.variants if first.fingerprint(name) == second.fingerprint(name)}
     assert same == {"mc-alone", "mc-supcon", "mc-alone-noisy"}
+
+
+def test_a_class_that_the_quiz_uses_up_is_refused_by_name(make, tones, tmp_path):
+    """Its weight in cross-entropy would be infinite."""
+    whole = make().teachers
+    parts = {name: part for part in ("train", "dev", "test") for name in getattr(whole, part)}
+    rows = pd.read_csv(tones).assign(path=lambda rows: str(tones.parent) + "/" + rows["path"])
+    rows["split"] = rows["utterance"].map(parts)
+    happy = [name for name in whole.train if whole.label_of[name] == "happy"]
+    for left in (2, 1, 0):
+        manifest = tmp_path / f"left-{left}.csv"
+        rows[~rows["utterance"].isin(happy[left:])].to_csv(manifest, index=False)
+        given = {"data_root": str(manifest), "results": str(tmp_path)}
+        if left == 2:
+            own = make(**given)
+            assert [own.label_of[name] for name in own.train + own.quiz].count("happy") == 2
+            assert own.train != whole.train and own.prepared("mc-supcon")[1].class_weights.isfinite().all()
+        else:
+            with pytest.raises(
+                ValueError, match="Fold 1 has no utterance of happy to train on, once those for the meta"
+            ):
+                make(**given)
+    with pytest.raises(ValueError, match="no utterance of angry, happy, neutral, sad to train on.*meta_fraction=1"):
+        make(overrides="mckd.meta_fraction=1.0", results=str(tmp_path))
 
 
 def test_warm_restarts_begin_anew_after_cosines_of_doubled_length():
