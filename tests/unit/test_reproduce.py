@@ -336,8 +336,10 @@ def committed(tmp_path, *names, commit="0123456789abcdef") -> None:
     for name in names:
         method, variant, fold, seed = name.split("__")
         info = {"method": method, "variant": variant, "seconds": 60, "test_seconds": 60, "commit": commit}
-        info |= {"fold": int(fold[5:]), "seed": int(seed[5:]), "audio_fingerprint": "a", "settings": {}}
-        info |= {"protocol": {"protocol": "speaker-groups", "noise": "generated", "speech level": "active"}}
+        info |= {"corpus": "corpus", "labels": ["angry"], "audio_fingerprint": "a", "settings": {}}
+        rule = {"protocol": "speaker-groups", "optimistic": False, "mark": ""}
+        info |= {"fold": int(fold[5:]), "seed": int(seed[5:])}
+        info |= {"protocol": rule | {"noise": "generated", "speech level": "active"}}
         folder = tmp_path / "evidence" / "corpus-tiny" / "runs" / name
         folder.mkdir(parents=True)
         (folder / "run.json").write_text(json.dumps(info))
