@@ -1,4 +1,4 @@
-"""Notebook 09 tells what there is: with records of one method only, its tables, and of the others that there are none."""
+"""Notebook 09 tells what there is: with records of one method its tables, and that there are none of the others."""
 
 from __future__ import annotations
 
