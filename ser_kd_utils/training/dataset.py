@@ -156,9 +156,7 @@ class SpeechDataset(torch.utils.data.Dataset):
             batch["teacher_states"] = pad_sequence(states, batch_first=True)
         return batch
 
-    def computed(
-        self, features_of: Callable[[Tensor], Tensor], speech_level: str, batch_size: int = 1
-    ) -> tuple[np.ndarray, list[int]]:
+    def computed(self, features_of: Callable[[Tensor], Tensor], speech_level: str, batch_size: int = 1):
         """Features of all windows as a network is given them in the first epoch, mapped from a file, one batch after
         the other, and the length of each. For its normalisation, which may see training speech only.
         """

@@ -127,6 +127,7 @@ class Experiment:
         """The protocol in plain words: what must be known to compare a number with another."""
         return self.split.card() | {
             "mark": self.mark,
+            "sizes": {part: len(getattr(self, part)) for part in ("train", "dev", "test")},
             "selection": "epoch with the highest dev UA; those trained in noise choose on dev speech in training noise",
             "test": "whole utterances, one by one, clean and in every noise type at every SNR",
             "test noise": "the second half of every noise recording; training draws from the first",
@@ -214,8 +215,8 @@ class Experiment:
 
     def train_noise(self, name: str) -> list[str]:
         """The noise types the variant hears in training."""
-        heard = self.train_types if self.variants[name].noisy else ()
-        return [kind for kind in heard if kind != self.held_out_noise(name)]
+        types = self.train_types if self.variants[name].noisy else ()
+        return [kind for kind in types if kind != self.held_out_noise(name)]
 
     def command(self, name: str) -> str:
         """What trains the variant; DATA, NOISE and the like stand for places on the reader's machine."""
@@ -261,8 +262,8 @@ class Experiment:
         return fit(model, objective, data, dev, use, **given, **more)
 
     def _dev_scores(self, name: str) -> Callable[[nn.Module], dict[str, float]]:
-        heard = self.train_noise(name)
-        conditions = dev_condition(self.seed, heard, self.noise_settings.train_snr_db) if heard else lambda _: [CLEAN]
+        types = self.train_noise(name)
+        conditions = dev_condition(self.seed, types, self.noise_settings.train_snr_db) if types else lambda _: [CLEAN]
         return lambda model: self._scores(self._predict(model, self.dev, conditions, "train"))
 
     def _scores(self, table: pd.DataFrame) -> dict[str, float]:

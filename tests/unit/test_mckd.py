@@ -239,6 +239,28 @@ def test_a_taught_teacher_that_may_not_learn_is_the_fixed_one(make, tmp_path):
     assert np.array_equal(np.stack(taught["logits"]), np.stack(fixed["logits"]))
 
 
+@pytest.mark.parametrize("name", ["mc-full", "mc-taught-teacher"])
+def test_a_training_goes_on_after_a_kill_as_if_there_had_been_none(name, make, tmp_path, monkeypatch):
+    """With momentum, temperatures, the teacher's head and the optimizer of what the quiz teaches."""
+    own = {"overrides": "mckd.epochs=3, mckd.meta_every=1"}
+    whole = make(results=str(tmp_path / "whole"), **own).run(name)
+    killed, scores, calls = make(results=str(tmp_path / "killed"), **own), MCKDExperiment._scores, []
+    killed.teachers.run("a")
+
+    def interrupted(self, table):
+        calls.append(table)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return scores(self, table)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(MCKDExperiment, "_scores", interrupted)
+        killed.run(name)
+    again = make(results=str(tmp_path / "killed"), **own).run(name)
+    pd.testing.assert_frame_equal(again.predictions, whole.predictions)
+    pd.testing.assert_frame_equal(again.history, whole.history)
+
+
 def test_the_quiz_is_another_one_in_each_step_and_the_same_again(experiment):
     _, objective, _ = experiment.prepared("mc-meta")
     asked = [objective.quiz(step)[0]["features"].sum().item() for step in (0, 2, 0)]

@@ -28,10 +28,7 @@ PROTOCOLS = {
     "the epoch chosen by the test score; of the other four fifths a tenth of all is dev, to measure that choice",
     "P2": "the corpus's own; all utterances, short ones repeated up to a segment; the epoch chosen on dev speech",
 }
-SELECTION = {
-    "P1": "what is reported as P1: checkpoints test-UA and test-WA; `best` and the saved weights: highest dev UA",
-    "P2": "epoch with the highest dev UA; variants trained in noise choose on dev speech in training noise",
-}
+SELECTION = "what is reported as P1: checkpoints test-UA and test-WA; `best` and the saved weights: highest dev UA"
 IMPROVISED = {"iemocap": "iemocap-improvised"}  # P1 there: improvised speech, excitement instead of happiness
 ON_TEST = ("UA", "WA")
 """Scores by which an epoch is also chosen on the test speech itself, to measure what that is worth."""
@@ -77,10 +74,9 @@ class DKDFMHExperiment(MethodExperiment):
         return {name: every[name] for name in P1_VARIANTS} if self.mark == "P1" else every
 
     def card(self) -> dict[str, Any]:
-        return super().card() | {
+        card = super().card() | ({"selection": SELECTION} if self.mark == "P1" else {})
+        return card | {
             "name": f"{self.mark}: {PROTOCOLS[self.mark]}",
-            "selection": SELECTION[self.mark],
-            "sizes": {part: len(getattr(self, part)) for part in ("train", "dev", "test")},
             "test": "whole utterances, the mean of their segments' logits, clean and in every noise type at every SNR",
             "also": "checkpoints test-UA, test-WA: the epoch with the highest score on the clean test speech itself",
         }

@@ -66,8 +66,8 @@ class MCKDExperiment(MethodExperiment):
         }
 
     def _decides(self, name: str) -> dict[str, Any]:
-        hears = self.settings_of(name).features == "encoder"
-        return {"quiz": self.quiz, "front": self.teachers.fingerprint("a") if hears else ""}
+        front = self.settings_of(name).features == "encoder"
+        return {"quiz": self.quiz, "front": self.teachers.fingerprint("a") if front else ""}
 
     def new_network(self, name: str) -> VariableTokenForAudioClassification:
         """The variant's network before training, with the teacher's CNN and projection where it hears through them."""
