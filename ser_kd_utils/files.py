@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +17,29 @@ PACKAGE = Path(__file__).parent
 
 
 def cache_root() -> Path:
-    """Folder for everything that can be made again: $SER_KD_CACHE, or ~/.cache/ser-kd."""
-    return Path(os.environ.get("SER_KD_CACHE") or Path.home() / ".cache" / "ser-kd")
+    """Folder for everything that can be made again: $SER_KD_CACHE, $XDG_CACHE_HOME/ser-kd or ~/.cache/ser-kd."""
+    if own := os.environ.get("SER_KD_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ser-kd"
+
+
+def make_once(folder: Path, make: Callable[[Path], object]) -> Path:
+    """The folder, made by `make` under another name where it is not there: whole or absent, whoever is killed.
+
+    Of two processes that call this at once, one makes it and the other waits.
+    """
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f"{folder.name}.lock")):
+            scratch = folder.with_name(f".unfinished-{folder.name}")
+            shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
+            try:
+                if not folder.exists():
+                    make(scratch)
+                    scratch.rename(folder)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+    return folder
 
 
 def digest(parts: Any) -> str:

@@ -9,8 +9,9 @@ import hashlib
 import os
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cached_property, partial
 from math import gcd
 from pathlib import Path
@@ -19,23 +20,26 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import soundfile
-from filelock import FileLock
 from scipy.signal import resample_poly
 
-from ser_kd_utils.data.corpora import Corpus
-from ser_kd_utils.files import cache_root
+from ser_kd_utils.data.corpora import Corpus, Split
+from ser_kd_utils.data.corpora.manifest import PARTS, exclusions
+from ser_kd_utils.files import cache_root, make_once
 
 SAMPLE_RATE = 16_000
 SILENCE = 10 ** (-80 / 20)  # a file whose samples all stay under -80 dBFS is silent
 
-SOUNDFILE_SUFFIXES = (".wav", ".flac", ".ogg")
-_SCHEMA = pa.schema({"utterance": pa.string(), "sha256": pa.string(), "samples": pa.list_(pa.int16())})
-_LAYOUT = 1  # of the cache; part of its key
+MAX_PEAK = 2.0  # of samples as stored: lossy formats pass full scale a little, samples of another scale by far
+NO_SOUND = {
+    b"version https://git-lfs": ": a Git LFS pointer, which `git lfs pull` replaces by the sound",
+    b"<": ": a web page, download the file again",
+}
+_LAYOUT = 2  # of the cache; part of its key
 _BATCH = 128  # files held in memory while the cache is written
 
 
 class AudioError(ValueError):
-    """A file without usable samples; `reason` is "unreadable", "empty" or "NaN or infinite samples"."""
+    """A file without usable samples; `reason` says why, as "unreadable", "empty" or "NaN or infinite samples"."""
 
     def __init__(self, path: str | Path, reason: str):
         super().__init__(f"{path}: {reason}")
@@ -48,18 +52,19 @@ def decode(path: str | Path) -> np.ndarray:
 
 
 def read(path: str | Path) -> tuple[np.ndarray, int]:
-    """One file as float32 (samples, channels) and its sampling rate. Raises AudioError.
+    """One file as float32 (samples, channels) and its sampling rate, told by its content. Raises AudioError.
 
-    WAV, FLAC and OGG come as stored (a WAV file that was cut short, as far as it goes). FFmpeg reads everything else
-    and already gives mono at 16 kHz, downmixed as `ffmpeg -ac 1` does it: the centre of 5.1 sound weighs more than the
-    sides, the subwoofer nothing.
+    What libsndfile knows (WAV, FLAC, OGG, AIFF) comes as stored (a WAV file that was cut short, as far as it goes).
+    FFmpeg reads everything else, also MP3, GSM and WAV files whose header gives no length, and already gives mono at
+    16 kHz, downmixed as `ffmpeg -ac 1` does it: the centre of 5.1 sound weighs more than the sides, the subwoofer
+    nothing.
     """
     path = Path(path)
-    samples, rate = _read_soundfile(path) if path.suffix.lower() in SOUNDFILE_SUFFIXES else _read_ffmpeg(path)
-    if not len(samples):
-        raise AudioError(path, "empty")
+    samples, rate = _read(path)
     if not np.isfinite(samples).all():
         raise AudioError(path, "NaN or infinite samples")
+    if (peak := np.abs(samples).max()) > MAX_PEAK:
+        raise AudioError(path, f"samples up to {peak:g}, where full scale is 1: divide them by theirs, as 32768")
     return samples, rate
 
 
@@ -72,18 +77,22 @@ def to_mono(samples: np.ndarray, rate: int) -> np.ndarray:
     return mono.astype(np.float32)
 
 
-def _read_soundfile(path: Path) -> tuple[np.ndarray, int]:
+def _read(path: Path) -> tuple[np.ndarray, int]:
     try:
-        with soundfile.SoundFile(path) as file:
+        file = soundfile.SoundFile(path)
+    except soundfile.SoundFileError:
+        return _read_ffmpeg(path, "unreadable")
+    with file:
+        if not file.frames or not file.seekable() or file.format == "MP3":
+            return _read_ffmpeg(path, "unreadable" if file.frames else "empty")
+        with suppress(soundfile.SoundFileError):
             samples = file.read(dtype="float32", always_2d=True)
-            if len(samples) < file.frames:
-                raise AudioError(path, "unreadable")
-            return samples, file.samplerate
-    except soundfile.SoundFileError as error:
-        raise AudioError(path, "unreadable") from error
+            if len(samples) == file.frames:
+                return samples, file.samplerate
+    raise AudioError(path, "unreadable")
 
 
-def _read_ffmpeg(path: Path) -> tuple[np.ndarray, int]:
+def _read_ffmpeg(path: Path, otherwise: str) -> tuple[np.ndarray, int]:
     import av
 
     try:
@@ -92,9 +101,11 @@ def _read_ffmpeg(path: Path) -> tuple[np.ndarray, int]:
             resampler = av.AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)
             decoded = [*container.decode(container.streams.audio[0]), None]  # None: what is left in the resampler
             blocks = [block.to_ndarray()[0] for frame in decoded for block in resampler.resample(frame)]
-    except (av.FFmpegError, IndexError) as error:  # IndexError: no audio stream
-        raise AudioError(path, "unreadable") from error
-    samples = np.concatenate(blocks) if blocks else np.empty(0, np.int16)
+            samples = np.concatenate(blocks)
+    except (av.FFmpegError, IndexError, ValueError) as error:  # IndexError: no audio stream; ValueError: nothing in it
+        start = path.read_bytes()[:64].lstrip().lower() if path.is_file() else b""
+        known = [reason for mark, reason in NO_SOUND.items() if start.startswith(mark)]
+        raise AudioError(path, otherwise + "".join(known)) from error
     return samples[:, None] / np.float32(2**15), SAMPLE_RATE
 
 
@@ -102,23 +113,28 @@ class AudioCache:
     """The decoded utterances of a corpus, made by `cache_audio`.
 
     `cache[utterance]` is float32 (samples,) in [-1, 1) at 16 kHz. `excluded` (utterance, reason) lists what could not
-    be used. `dataset` is the memory-mapped table itself: utterance, sha256 of the samples, 16-bit samples.
+    be used. `sha256` gives the digest of each utterance's samples. `dataset` is the memory-mapped table itself:
+    utterance, sha256, samples (16-bit, little-endian, as bytes).
     """
 
     def __init__(self, folder: Path, manifest: pd.DataFrame):
         from datasets import Dataset
 
-        self._made_from = folder, manifest
+        self._arguments = folder, manifest
         self.dataset = Dataset.from_file(str(folder / "audio.arrow"))
         self.excluded = pd.read_csv(folder / "excluded.csv", dtype=str, keep_default_na=False)
+        self.sha256: dict[str, str] = {}
         self._samples = {}
         for batch in self.dataset.data.to_batches():
-            utterances, _, samples = batch.columns
-            views = np.split(samples.values.to_numpy(), samples.offsets.to_numpy()[1:-1])
+            utterances, digests, samples = batch.columns
+            self.sha256.update(zip(utterances.to_pylist(), digests.to_pylist(), strict=True))
+            _, offsets, content = samples.buffers()  # views of the mapped file: a scalar of Arrow would be a copy
+            ends = np.frombuffer(offsets, np.int32, len(samples) + 1) // 2
+            views = np.split(np.frombuffer(content, "<i2", ends[-1]), ends[1:-1])
             self._samples.update(zip(utterances.to_pylist(), views, strict=True))
 
     def __reduce__(self):  # worker processes map the file again instead of receiving its samples
-        return AudioCache, self._made_from
+        return AudioCache, self._arguments
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -136,73 +152,93 @@ class AudioCache:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over utterance, label, speaker, split and samples of all that is kept; the same on every machine."""
-        contents = self.dataset.select_columns(["utterance", "sha256"]).to_pandas()
-        rows = self._made_from[1][["utterance", "label", "speaker", "split"]].merge(contents, on="utterance")
-        lines = sorted("\t".join(map(str, row)) for row in rows.itertuples(index=False))
+        rows = self._arguments[1][["utterance", "label", "speaker", "split"]]
+        kept = rows[rows.utterance.isin(self.sha256)].assign(sha256=rows.utterance.map(self.sha256))
+        lines = sorted("\t".join(map(str, row)) for row in kept.itertuples(index=False))
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def cache_audio(corpus: Corpus, shortest: float = 0.1, longest: float = 60.0) -> AudioCache:
+def cache_audio(corpus: Corpus, min_seconds: float = 0.1, max_seconds: float = 60.0) -> AudioCache:
     """Open the decoded audio of `corpus`; decode it first if it is new or damaged, or a file changed (relative
     path, size, time).
 
-    Not usable are files that are unreadable, empty, silent (all under -80 dBFS), hold NaN or infinite samples, are
-    shorter than `shortest` or longer than `longest` seconds. Where `corpus.bad_audio` is "error" they raise one
-    ValueError and nothing is kept; where it is "exclude" they are listed in `excluded`.
+    Not usable are files that `read` refuses and those that are silent (all under -80 dBFS), shorter than `min_seconds`
+    or longer than `max_seconds`. Where `corpus.bad_audio` is "error" they raise one ValueError and nothing is kept;
+    where it is "exclude" they are listed in `excluded`.
     """
-    parent = cache_root() / "audio"
-    folder = parent / f"{corpus.name}-{_key(corpus, shortest, longest)}"
-    if not (folder.exists() and _is_undamaged(folder)):
-        parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(parent / f"{folder.name}.lock"):
-            _decode_all(corpus, folder, partial(_stored, shortest=shortest, longest=longest))
-    return AudioCache(folder, corpus.manifest)
-
-
-def _decode_all(corpus: Corpus, folder: Path, load: Callable[[str], np.ndarray | str]) -> None:
-    """Into a folder of another name, put in its place once it is whole. Called by one process at a time."""
-    if folder.exists() and _is_undamaged(folder):  # another process was first
-        return
-    made = folder.with_name(f".unfinished-{folder.name}")
-    shutil.rmtree(made, ignore_errors=True)  # of a process that was killed
-    made.mkdir()
-    try:
-        excluded = _write(made / "audio.arrow", corpus.manifest, load)
-        _check(corpus, excluded)
-        excluded.to_csv(made / "excluded.csv", index=False)
-        if folder.exists():
-            warnings.warn(f"the cached audio {folder.name} was damaged and has been decoded again", stacklevel=3)
-            shutil.rmtree(folder)
-        made.rename(folder)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
+    folder = cache_root() / "audio" / f"{corpus.name}-{_key(corpus, min_seconds, max_seconds)}"
+    if folder.exists() and not _is_undamaged(folder, corpus.manifest):
+        warnings.warn(f"the cached audio {folder.name} was damaged and is decoded again", stacklevel=2)
+        shutil.rmtree(folder)
+    load = partial(_stored, min_seconds=min_seconds, max_seconds=max_seconds)
+    make_once(folder, lambda place: _decode_all(corpus, place, load))
     _intact.add(folder)
+    return AudioCache(folder, corpus.manifest)
 
 
 _intact: set[Path] = set()
 """Caches that this process has found undamaged, or made: to read hours of sound takes a second."""
 
 
-def _is_undamaged(folder: Path) -> bool:
-    """Whether each utterance's samples are those that were written."""
-    if folder not in _intact:
-        try:
-            with pa.memory_map(str(folder / "audio.arrow")) as file, pa.ipc.open_stream(file) as stream:
-                for batch in stream:
-                    digests, lists = batch.column("sha256").to_pylist(), batch.column("samples")
-                    samples = np.split(lists.values.to_numpy(), lists.offsets.to_numpy()[1:-1])
-                    if any(_sha256(one) != digest for one, digest in zip(samples, digests, strict=True)):
-                        return False
-        except (pa.ArrowException, OSError):
-            return False
-        _intact.add(folder)
-    return True
+def _is_undamaged(folder: Path, manifest: pd.DataFrame) -> bool:
+    """Whether all utterances are there or excluded, with the samples that were written."""
+    if folder in _intact:
+        return True
+    try:
+        cache = AudioCache(folder, manifest)
+        digests = {utterance: _sha256(samples) for utterance, samples in cache._samples.items()}
+        return {*digests, *cache.excluded.utterance} == {*manifest.utterance} and digests == cache.sha256
+    except (OSError, ValueError, pa.ArrowException):
+        return False
 
 
-def _key(corpus: Corpus, shortest: float, longest: float) -> str:
+def _decode_all(corpus: Corpus, folder: Path, load: Callable[[str], np.ndarray | str]) -> None:
+    from datasets import Dataset, Features, Value, disable_progress_bars
+    from datasets.exceptions import DatasetGenerationError
+
+    excluded = []
+
+    def examples() -> Iterator[dict[str, str | bytes]]:
+        with ThreadPoolExecutor() as pool:
+            for start in range(0, len(corpus.manifest), _BATCH):
+                rows = corpus.manifest.iloc[start : start + _BATCH]
+                for utterance, result in zip(rows.utterance, pool.map(load, rows.path), strict=True):
+                    if isinstance(result, str):
+                        excluded.append((utterance, result))
+                    else:
+                        yield {"utterance": utterance, "sha256": _sha256(result), "samples": result.tobytes()}
+        _check(corpus, excluded)
+
+    features = Features(utterance=Value("string"), sha256=Value("string"), samples=Value("binary"))
+    disable_progress_bars()  # they would stand in stored notebooks
+    try:
+        work = folder / "work"
+        written = Dataset.from_generator(examples, features, str(work), fingerprint="-", writer_batch_size=_BATCH)
+    except DatasetGenerationError as error:
+        raise error.__cause__ from None  # unusable files, a full disk
+    Path(written.cache_files[0]["filename"]).rename(folder / "audio.arrow")
+    shutil.rmtree(work)
+    exclusions(excluded).to_csv(folder / "excluded.csv", index=False)
+
+
+def refuse_shared_samples(split: Split, audio: AudioCache) -> None:
+    """Raises ValueError where two parts of a split hold the same samples, under whatever names."""
+    first = {}
+    for part in PARTS:
+        for utterance in getattr(split, part):
+            digest = audio.sha256.get(utterance, utterance)  # what is excluded has no samples
+            other, where = first.setdefault(digest, (utterance, part))
+            if where != part:
+                raise ValueError(
+                    f"{split.corpus}, {split.protocol}, fold {split.fold}: {other} in {where} and {utterance} in "
+                    f"{part} are the same samples: leave one of them out"
+                )
+
+
+def _key(corpus: Corpus, min_seconds: float, max_seconds: float) -> str:
     paths = [Path(path) for path in corpus.manifest.path]
     root = os.path.commonpath(path.parent for path in paths)
-    digest = hashlib.sha256(repr((_LAYOUT, corpus.bad_audio, shortest, longest)).encode())
+    digest = hashlib.sha256(repr((_LAYOUT, corpus.bad_audio, min_seconds, max_seconds)).encode())
     for utterance, path in zip(corpus.manifest.utterance, paths, strict=True):
         state = path.stat() if path.exists() else None
         about = (utterance, path.relative_to(root).as_posix(), state and (state.st_size, state.st_mtime_ns))
@@ -210,53 +246,33 @@ def _key(corpus: Corpus, shortest: float, longest: float) -> str:
     return digest.hexdigest()[:16]
 
 
-def _write(target: Path, manifest: pd.DataFrame, load: Callable[[str], np.ndarray | str]) -> pd.DataFrame:
-    """Decode every file into one Arrow stream, a batch at a time; returns what could not be used."""
-    excluded = []
-    with pa.ipc.new_stream(target, _SCHEMA) as stream, ThreadPoolExecutor() as pool:
-        for start in range(0, len(manifest), _BATCH):
-            rows = manifest.iloc[start : start + _BATCH]
-            results = dict(zip(rows.utterance, pool.map(load, rows.path), strict=True))
-            excluded += [(utterance, result) for utterance, result in results.items() if isinstance(result, str)]
-            kept = {utterance: result for utterance, result in results.items() if not isinstance(result, str)}
-            if kept:
-                stream.write_batch(_batch(kept))
-    return pd.DataFrame(excluded, columns=["utterance", "reason"])
-
-
-def _batch(samples: dict[str, np.ndarray]) -> pa.RecordBatch:
-    digests = list(map(_sha256, samples.values()))
-    offsets = np.cumsum([0, *map(len, samples.values())], dtype=np.int32)
-    lists = pa.ListArray.from_arrays(offsets, np.concatenate(list(samples.values())))
-    return pa.record_batch([pa.array(samples), pa.array(digests), lists], schema=_SCHEMA)
-
-
 def _sha256(samples: np.ndarray) -> str:
-    return hashlib.sha256(samples.astype("<i2").tobytes()).hexdigest()
+    return hashlib.sha256(samples).hexdigest()
 
 
-def _stored(path: str, shortest: float, longest: float) -> np.ndarray | str:
+def _stored(path: str, min_seconds: float, max_seconds: float) -> np.ndarray | str:
     """The int16 samples of a file, or the reason why it cannot be used."""
     try:
         samples = decode(path)
     except AudioError as error:
         return error.reason
     seconds = len(samples) / SAMPLE_RATE
-    if seconds < shortest:
-        return f"shorter than {shortest:g} s"
-    if seconds > longest:
-        return f"longer than {longest:g} s"
+    if seconds < min_seconds:
+        return f"shorter than {min_seconds:g} s"
+    if seconds > max_seconds:
+        return f"longer than {max_seconds:g} s"
     if np.abs(samples).max() < SILENCE:
         return "silent"
-    return np.rint(samples * 2**15).clip(-(2**15), 2**15 - 1).astype(np.int16)
+    return np.rint(samples * 2**15).clip(-(2**15), 2**15 - 1).astype("<i2")
 
 
-def _check(corpus: Corpus, excluded: pd.DataFrame) -> None:
+def _check(corpus: Corpus, excluded: list[tuple[str, str]]) -> None:
     total = len(corpus.manifest)
-    if corpus.bad_audio == "error" and len(excluded) or len(excluded) == total:
-        named = ", ".join(f"{row.utterance} ({row.reason})" for row in excluded.head(3).itertuples())
+    if corpus.bad_audio == "error" and excluded or len(excluded) == total:
+        named = ", ".join(f"{utterance} ({reason})" for utterance, reason in excluded[:3])
         more = f" and {len(excluded) - 3} more" if len(excluded) > 3 else ""
+        own = ", or take their rows out of the table given with --data-root" if corpus.name == "manifest" else ""
         raise ValueError(
             f"{corpus.name}: {len(excluded)} of {total} audio files cannot be used: {named}{more}; "
-            "restore them, or leave them out with Corpus.without()."
+            f"restore them as their publisher gives them{own}"
         )

@@ -6,7 +6,6 @@ All that is on the way lies in `<folder>.download` beside the corpus; the corpus
 from __future__ import annotations
 
 import json
-import re
 import shlex
 import shutil
 import tarfile
@@ -80,7 +79,10 @@ def download(name: str, to: str = "", url: str = "") -> int:
         )
     home = (Path(to).expanduser() if to else cache_root() / "corpora" / name).resolve()
     if home.is_file() or any(home.glob("*")):
-        corpus = _there(name, home)
+        try:
+            corpus = _load(name, home)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error}; pass with --to a new or an empty folder") from None
         print(f"{name} is already in {home}: nothing fetched.")
     else:
         corpus = _fetched(name, home, url or ARCHIVES[name].url)
@@ -97,23 +99,26 @@ def _load(name: str, folder: Path) -> Corpus:
         return load_corpus(name, folder)
 
 
-def _there(name: str, home: Path) -> Corpus:
-    try:
-        return _load(name, home)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{error}; pass with --to a new or an empty folder") from None
-
-
 def _fetched(name: str, home: Path, url: str) -> Corpus:
+    """Fetched, or resumed, or there already with the right checksum; then unpacked and put in its place."""
     work = home.with_name(f"{home.name}.download")
-    unpacked = work / "unpacked"
-    archive = _retrieve(name, url, work)
-    sha256 = pooch.file_hash(str(archive))
-    checksum = ARCHIVES[name].checksum
-    print(f"checksum as published: {checksum}" if checksum else f"sha256 {sha256} (the publisher gives no checksum)")
+    unpacked, part, checksum = work / "unpacked", _part(work, url), ARCHIVES[name].checksum
+    pooch.get_logger().setLevel("WARNING")
     try:
+        archive = Path(pooch.retrieve(url, checksum, path=work, downloader=resume))
+        sha256 = pooch.file_hash(str(archive))
+        print(
+            f"checksum as published: {checksum}" if checksum else f"sha256 {sha256} (the publisher gives no checksum)"
+        )
         unpack(archive, unpacked)
         corpus = _load(name, unpacked)
+    except requests.RequestException as error:
+        kept = ""
+        if _tag(part).exists():
+            kept = f"; {part.stat().st_size / 1e6:.1f} MB are kept, the same command goes on from there"
+        else:
+            shutil.rmtree(work, ignore_errors=True)
+        raise FileNotFoundError(f"{name} did not come from {url}: {_reason(error)}{kept}") from error
     except (ValueError, FileNotFoundError) as error:
         shutil.rmtree(work)
         raise ValueError(f"what came from {url} is of no use and was removed: {error}") from None
@@ -122,30 +127,6 @@ def _fetched(name: str, home: Path, url: str) -> Corpus:
     unpacked.rename(home)
     shutil.rmtree(work)
     return corpus
-
-
-def _retrieve(name: str, url: str, work: Path) -> Path:
-    """The archive in the folder `work`: fetched, resumed, or there already with the right checksum."""
-    pooch.get_logger().setLevel("WARNING")
-    part = _part(work, url)
-    try:
-        return Path(pooch.retrieve(url, ARCHIVES[name].checksum, path=work, downloader=resume))
-    except requests.RequestException as error:
-        kept = ""
-        if _tag(part).exists():
-            kept = f"; {part.stat().st_size / 1e6:.1f} MB are kept, the same command goes on from there"
-        elif work.exists():
-            part.unlink(missing_ok=True)
-            _remove_if_empty(work)
-        raise FileNotFoundError(f"{name} did not come from {url}: {_reason(error)}{kept}") from error
-    except ValueError as error:  # pooch: not the checksum; it removed the file
-        _remove_if_empty(work)
-        raise ValueError(f"{name} from {url}: {error}") from None
-
-
-def _remove_if_empty(folder: Path) -> None:
-    if not any(folder.iterdir()):
-        folder.rmdir()
 
 
 def _reason(error: BaseException) -> str:
@@ -210,29 +191,27 @@ def unpack(archive: Path, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     try:
         if zipfile.is_zipfile(archive):
+            unpacker = pooch.Unzip
             with zipfile.ZipFile(archive) as file:
-                for member in file.infolist():
-                    _check(archive, member.filename, "a link" if S_ISLNK(member.external_attr >> 16) else "")
-                file.extractall(folder)
+                faults = [(m.filename, "a link" if S_ISLNK(m.external_attr >> 16) else "") for m in file.infolist()]
         elif tarfile.is_tarfile(archive):
+            unpacker = pooch.Untar
             with tarfile.open(archive) as file:
-                for member in file:
-                    _check(archive, member.name, _unsafe(member, folder))
-                file.extractall(folder, filter="data")
+                faults = [(member.name, _unsafe(member, folder)) for member in file]
         else:
             raise ValueError(f"{archive.name} is neither a zip nor a tar file")
+        for (
+            name,
+            fault,
+        ) in faults:  # refused before pooch begins, which leaves out or rewrites what is unsafe, or trusts
+            path = PureWindowsPath(name)  # takes both kinds of slashes
+            fault = "a path through .." if ".." in path.parts else "an absolute path" if path.anchor else fault
+            if fault:
+                raise ValueError(f"{archive.name} is not safe to unpack: {name} is {fault}")
+        unpacker(extract_dir=str(folder))(str(archive), "download", None)
     except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError) as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise ValueError(f"{archive.name} cannot be unpacked: {error}") from None
-
-
-def _check(archive: Path, member: str, fault: str) -> None:
-    if member.startswith(("/", "\\")) or PureWindowsPath(member).drive:
-        fault = "an absolute path"
-    if ".." in re.split(r"[/\\]", member):
-        fault = "a path through .."
-    if fault:
-        raise ValueError(f"{archive.name} is not safe to unpack: {member} is {fault}")
 
 
 def _unsafe(member: tarfile.TarInfo, folder: Path) -> str:

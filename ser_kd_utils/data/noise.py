@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,26 +17,15 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ser_kd_utils.data.audio import SAMPLE_RATE, SILENCE, SOUNDFILE_SUFFIXES, AudioError, read, to_mono
+from ser_kd_utils.data.audio import SAMPLE_RATE, SILENCE, AudioError, read, to_mono
+from ser_kd_utils.data.sound_files import SOUND_SUFFIXES, sound_files
 
-# file names of NOISEX-92 (Varga & Steeneken 1993) and what was recorded
-NOISEX92 = {
-    "babble": "100 people in a canteen",
-    "buccaneer1": "Buccaneer cockpit at 190 knots",
-    "buccaneer2": "Buccaneer cockpit at 450 knots",
-    "destroyerengine": "destroyer engine room",
-    "destroyerops": "destroyer operations room",
-    "f16": "F-16 cockpit",
-    "factory1": "factory floor 1",
-    "factory2": "factory floor 2",
-    "hfchannel": "HF radio channel",
-    "leopard": "Leopard tank",
-    "m109": "M109 tank",
-    "machinegun": "machine gun",
-    "pink": "pink noise",
-    "volvo": "Volvo 340 car",
-    "white": "white noise",
-}
+# File names of NOISEX-92 (Varga & Steeneken 1993). Babble: 100 people in a canteen; buccaneer1, buccaneer2: cockpit at
+# 190 and 450 knots; f16: another; hfchannel: short-wave radio; leopard, m109: tanks; volvo: a car.
+NOISEX92 = (
+    *("babble", "buccaneer1", "buccaneer2", "destroyerengine", "destroyerops", "f16", "factory1", "factory2"),
+    *("hfchannel", "leopard", "m109", "machinegun", "pink", "volvo", "white"),
+)
 NOISEX92_STUDY = ("babble", "f16", "factory1", "hfchannel", "volvo")  # the five types assumed for MLKD
 TYPES_GENERATED = ("babble", "white", "pink", "low-band", "high-band")
 PARTS = ("train", "test")
@@ -43,8 +33,8 @@ PARTS = ("train", "test")
 FRAME = SAMPLE_RATE // 50  # 20 ms
 ACTIVE_RANGE = 10 ** (40 / 10)  # frames within 40 dB of the loudest are speech (STOI, Taal et al. 2011)
 
-_SUFFIXES = (*SOUNDFILE_SUFFIXES, ".mp3", ".m4a", ".mp4")
-_CLIPPED_SHARE, _CLIPPED_FROM = 0.01, 0.999
+RESERVED = ("", "clean")  # no names of noise types
+_CLIPPED_FRACTION, _CLIPPED_FROM = 0.01, 0.999
 _TALKERS = 12
 _RMS = 0.1  # of generated noise
 
@@ -57,6 +47,8 @@ class NoiseBank:
     """
 
     def __init__(self, recordings: dict[str, list[np.ndarray]], source: str, excluded: Sequence[tuple] = ()):
+        if reserved := [kind for kind in recordings if kind in RESERVED]:
+            raise ValueError(f"{reserved[0]!r} cannot be a type of noise: rename the folder or the recordings.")
         self._recordings = recordings
         self.types = tuple(recordings)
         self.source = source
@@ -70,12 +62,12 @@ class NoiseBank:
 
     @classmethod
     def from_folder(cls, folder: str | Path, types: Sequence[str] | None = None, most: int = 5) -> NoiseBank:
-        """All usable recordings of the asked `types` in `folder`.
+        """All usable recordings of `types` in `folder`.
 
-        A file's type is the sub-folder it lies in, or else its name up to the first "_", in lower case; where five or
-        more file names are those of NOISEX-92 (in any case, with or without punctuation), it is that name and other
-        files are not used. Without `types`: NOISEX92_STUDY if all five are there, otherwise the `most` types with
-        most seconds (ties: by name).
+        A file's type is the first folder on its way from `folder`, or else its name up to the first "_", in lower case;
+        where five or more file names are those of NOISEX-92 (in any case, with or without punctuation), it is that name
+        and other files are not used. Without `types`: NOISEX92_STUDY if all five are there, otherwise the `most` types
+        with most seconds (ties: by name).
 
         A recording is left out if it is unreadable, empty, holds NaN, is silent (all under -80 dBFS), is clipped (over
         1 % of its samples, before resampling, at 0.999 of full scale or above), or is under 1 s long once stretches
@@ -168,7 +160,7 @@ def draw(
 
 
 def mix(
-    clean: Tensor, noise: Tensor, snr_db: Tensor | float, level: str = "active", lengths: Tensor | None = None
+    clean: Tensor, noise: Tensor, snr_db: Tensor | float, speech_level: str = "active", lengths: Tensor | None = None
 ) -> Tensor:
     """clean + g noise, with g such that each item has exactly `snr_db` over its own length.
 
@@ -181,9 +173,9 @@ def mix(
     if clean.ndim != 2 or clean.shape != noise.shape or snr.shape not in ((), clean.shape[:1]):
         shapes = f"{tuple(clean.shape)}, {tuple(noise.shape)} and {tuple(snr.shape)}"
         raise ValueError(f"clean, noise and snr_db must be (B, T), (B, T) and () or (B,), not {shapes}.")
-    if level not in LEVELS:
-        raise ValueError(f"unknown level {level!r}; choose one of {', '.join(LEVELS)}.")
-    speech_power, noise_power = LEVELS[level](clean, lengths), overall_power(noise, lengths)
+    if speech_level not in LEVELS:
+        raise ValueError(f"unknown level {speech_level!r}; choose one of {', '.join(LEVELS)}.")
+    speech_power, noise_power = LEVELS[speech_level](clean, lengths), overall_power(noise, lengths)
     if not (speech_power + noise_power).isfinite().all():
         raise ValueError("NaN or infinite samples in clean or noise.")
     if not (snr > -torch.inf).all():
@@ -200,7 +192,7 @@ def mix(
 
 
 def overall_power(x: Tensor, lengths: Tensor | None = None) -> Tensor:
-    """Mean square of each item of (B, T) over its own length. Returns float64 (B,) on the CPU."""
+    """Mean square of each item of (B, T) less its DC offset, over its own length. Returns float64 (B,) on the CPU."""
     energy, samples = _frames(x, lengths)
     return _total(energy) / samples.sum(1).clamp_min(1)
 
@@ -208,7 +200,8 @@ def overall_power(x: Tensor, lengths: Tensor | None = None) -> Tensor:
 def active_power(x: Tensor, lengths: Tensor | None = None) -> Tensor:
     """Mean square over the 20 ms frames whose power is within 40 dB of the loudest frame's.
 
-    Frames do not overlap; a shorter last one counts with the samples it has. Shapes as in `overall_power`.
+    Frames do not overlap; a shorter last one counts with the samples it has. The DC offset (the mean over the item's
+    own length) is no part of its power. Shapes as in `overall_power`.
     """
     energy, samples = _frames(x, lengths)
     power = energy / samples.clamp_min(1)
@@ -220,9 +213,10 @@ LEVELS: dict[str, Callable[..., Tensor]] = {"active": active_power, "overall": o
 
 
 def _frames(x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Sum of squares of each 20 ms frame and its number of samples: float64 and int64 (B, frames), on the CPU.
+    """Sum of squares of each 20 ms frame, less the item's DC offset, and its number of samples.
 
-    The last column is what is left of each item after its whole frames; frames beyond an item's length hold 0 samples.
+    float64 and int64 (B, frames), on the CPU. The last column is what is left of each item after its whole frames;
+    frames beyond an item's length hold 0 samples.
     """
     items, longest = x.shape
     lengths = torch.full((items,), longest, device=x.device) if lengths is None else lengths.to(x.device)
@@ -230,43 +224,58 @@ def _frames(x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
     position = whole[:, None] * FRAME + torch.arange(FRAME, device=x.device)
     rest = x.gather(1, position.clamp_max(longest - 1)).masked_fill(position >= lengths[:, None], 0)
     frames = x[:, : count * FRAME].unflatten(1, (count, FRAME))
-    energy = torch.cat([_energy(frames), _energy(rest[:, None])], dim=1)
     inside = torch.arange(count, device=x.device) < whole[:, None]
     samples = torch.cat([inside * FRAME, (lengths - whole * FRAME)[:, None]], dim=1)
-    return energy.masked_fill(samples == 0, 0).cpu().double(), samples.cpu()
+    energy, sums = (
+        torch.cat([of(frames), of(rest[:, None])], dim=1).masked_fill(samples == 0, 0).cpu().double()
+        for of in (_energy, _sum)
+    )
+    samples = samples.cpu()
+    offset = (_total(sums) / samples.sum(1).clamp_min(1))[:, None]
+    centred = energy - 2 * offset * sums + samples * offset.square()  # the sum of (x - offset)^2
+    return centred.masked_fill(centred <= energy * 2.0**-20, 0), samples  # so much of a constant is rounding
 
 
 def _energy(frames: Tensor) -> Tensor:
     """Sum of squares over the last axis, in an order that neither the batch nor its padding can change."""
     if frames.device.type == "cpu":  # takes the rows one by one
         return torch.linalg.vector_norm(frames, dim=-1).square()
-    return _folded(frames)
+    return _folded(frames.square())
 
 
-def _folded(frames: Tensor) -> Tensor:
-    """The same by element-wise additions only, for devices whose reductions are ordered by the shape of the whole."""
-    sums = frames.square()
+def _sum(frames: Tensor) -> Tensor:
+    """Sum over the last axis, in such an order."""
+    return frames.sum(-1) if frames.device.type == "cpu" else _folded(frames)
+
+
+def _folded(sums: Tensor) -> Tensor:
+    """Sum over the last axis by element-wise additions only: the reductions of some devices depend on the whole."""
     while sums.shape[-1] % 2 == 0:
         first, second = sums.chunk(2, dim=-1)
-        sums = first.add_(second)
+        sums = first + second
     return sum(sums.unbind(-1))
 
 
-def _total(energy: Tensor) -> Tensor:
-    """Sum over frames in integers of 2^-40 of the loudest frame: exact, hence the same in any order and padding."""
-    unit = energy.amax(1).clamp_min(torch.finfo(torch.float32).tiny) * 2.0**-40
-    return (energy / unit[:, None]).round().long().sum(1) * unit
+def _total(values: Tensor) -> Tensor:
+    """Sum over frames in integers of 2^-40 of the largest: exact, hence the same in any order and padding."""
+    unit = values.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) * 2.0**-40
+    return (values / unit[:, None]).round().long().sum(1) * unit
 
 
 def _labels(folder: Path) -> dict[Path, str]:
     """Noise type of every recording under `folder`, sorted by path."""
-    paths = sorted(path for path in folder.rglob("[!.]*") if path.suffix.lower() in _SUFFIXES)
+    paths = sound_files(folder)
     if not paths:
-        raise FileNotFoundError(f"no recordings ({', '.join(_SUFFIXES)}) in {folder}.")
+        raise FileNotFoundError(f"no recordings ({', '.join(SOUND_SUFFIXES)}) in {folder}.")
     plain = {path: re.sub("[^a-z0-9]", "", path.stem.lower()) for path in paths}
     if len(set(plain.values()) & set(NOISEX92)) >= 5:
         return {path: name for path, name in plain.items() if name in NOISEX92}
-    return {path: (path.stem.split("_")[0] if path.parent == folder else path.parent.name).lower() for path in paths}
+    return {path: _kind(path.relative_to(folder)) for path in paths}
+
+
+def _kind(path: Path) -> str:
+    name = path.parts[0] if path.parent.parts else path.stem.split("_")[0]
+    return unicodedata.normalize("NFC", name).strip().lower()
 
 
 def _default_types(recordings: dict[str, list[np.ndarray]], most: int) -> set[str]:
@@ -282,7 +291,7 @@ def _load(path: Path) -> np.ndarray | str:
         samples, rate = read(path)
     except AudioError as error:
         return error.reason
-    if np.mean(np.abs(samples) >= _CLIPPED_FROM) > _CLIPPED_SHARE:
+    if np.mean(np.abs(samples) >= _CLIPPED_FROM) > _CLIPPED_FRACTION:
         return "clipped"
     mono = to_mono(samples, rate)
     quiet = np.abs(mono) < SILENCE

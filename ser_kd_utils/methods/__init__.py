@@ -37,3 +37,11 @@ def settings_of(profile: str, overrides: str = "") -> dict[str, Any]:
 def variants_of(settings: Mapping[str, Any]) -> dict[str, Variant]:
     """Every variant of every method by name."""
     return {name: each for method in METHODS.values() for name, each in method.variants(settings).items()}
+
+
+def tables_of(runs: Any) -> dict[str, Any]:
+    """Every declared table (`report.tables.Table`) by name, from all records of a results folder.
+
+    A table is made when its lines are asked for; one without records has none.
+    """
+    return {table.name: table for method in METHODS.values() for table in method.tables(runs)}

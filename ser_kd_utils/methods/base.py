@@ -16,7 +16,8 @@ class Variant:
     role: "teacher" or "student", whose size the network has; noisy: whether it is trained in noise; teacher: the
     variant it is distilled from or starts from, "" for none; baseline: the variant it is compared with; overrides:
     the settings of its method in which it differs from the profile; held_out_noise: one noise type, another in each
-    fold, is left out of training; situation: for pairs with and without distillation, under what circumstances.
+    fold, is left out of training; situation: for pairs with and without distillation, under what circumstances;
+    protocols: marks of those it is trained under beside its method's usual one.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Variant:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     held_out_noise: bool = False
     situation: str = ""
+    protocols: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:

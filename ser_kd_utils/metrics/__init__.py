@@ -15,16 +15,20 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ser_kd_utils.files import cache_root
+
 METRICS = ("WA", "UA", "macro_f1", "WF1")
 _BATCH = 250  # resamples at a time: bounds the memory
 
 
 @cache
 def ser_metrics():
-    """The `evaluate` module with WA, UA, macro_f1 and WF1; needs neither network nor cache files for its scores."""
+    """The `evaluate` module with WA, UA, macro_f1 and WF1; needs no network, and of the disk only our cache folder."""
     import evaluate
 
-    return evaluate.load(str(Path(__file__).with_name("ser_metrics")), keep_in_memory=True)
+    evaluate.config.HF_MODULES_CACHE = cache_root() / "evaluate"  # else a folder in the home, which may be read-only
+    place = str(Path(__file__).with_name("ser_metrics"))
+    return evaluate.load(place, cache_dir=str(cache_root() / "evaluate"), keep_in_memory=True)
 
 
 def score(table: pd.DataFrame, metric: str = "UA") -> float:

@@ -1,1 +1,1 @@
-"""Reports: declared tables, figures, and what is behind a number."""
+"""Tables, figures and what stands behind a number: everything that is made of records."""

@@ -5,45 +5,47 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
-import pandas as pd
 import pytest
-from stand_in import FEW_EPOCHS, TRAIN, Suite, kill, predictions, wait_for, write_corpus
+from stand_in import FEW_EPOCHS, TRAIN, Suite, kill, predictions, table, wait_for, write_corpus
 
 from ser_kd_utils.data.audio import cache_audio
 from ser_kd_utils.data.corpora import load_corpus
 from ser_kd_utils.files import cache_root
 from ser_kd_utils.records import Run, read_runs, write_run
 
-TRAINED = ("--only", "01,02", "--changes", FEW_EPOCHS)
+TRAINED = ("--only", "01,02", "--set", FEW_EPOCHS)
 
 
 def training_suite(root) -> Suite:
     root.mkdir(exist_ok=True)
     write_corpus(root)
     suite = Suite(root)
-    suite.notebook("01", TRAIN.format(rows=["a"]))
-    suite.notebook("02", TRAIN.format(rows=["c", "e"]))
+    suite.notebook("01", TRAIN.format(method="teacher", variants=["a"]))
+    suite.notebook("02", TRAIN.format(method="mlkd", variants=["c", "e"]))
     return suite
 
 
 def folder_of(suite):
-    (folder,) = [path.parent for path in suite.results.glob("*/reproduce.json")]
+    (folder,) = [path.parent for path in suite.results.glob("*/receipts")]
     return folder
 
 
 def test_trainings_killed_twice_end_as_if_undisturbed(tmp_path):
     whole, killed = training_suite(tmp_path / "whole"), training_suite(tmp_path / "Größe und 日本")
     assert whole.run(*TRAINED).returncode == 0
-    for training, epoch in (("teacher__clean", 2), ("mlkd__student-multi-level", 3)):
+    for training, epoch in (("teacher__a", 2), ("mlkd__e", 3)):
         process = killed.start(*TRAINED)
-        wait_for(lambda t=training, e=epoch: len(list(killed.results.glob(f"*/unfinished/{t}*/*/seal.json"))) >= e - 1)
+        wait_for(lambda t=training, e=epoch: list(killed.results.glob(f"*/unfinished/{t}__*@*/epoch-{e:05}-*.pt")))
         kill(process)
         assert "interrupted" in killed.status(*TRAINED) and "is kept)" in killed.status(*TRAINED)
     last = killed.run(*TRAINED)
     assert last.returncode == 0 and "01_teacher_finetuning__fold-1__seed-0  already recorded" in last.stdout
     assert predictions(folder_of(killed)) == predictions(folder_of(whole)) != {}
-    assert [path.name for path in folder_of(killed).joinpath("unfinished").iterdir()] == ["locks"]
+    left, usual = ({path.name for path in folder_of(s).joinpath("unfinished").iterdir()} for s in (killed, whole))
+    # teacher outputs stay for the students of other methods
+    assert left == usual and not {name for name in left if name != "locks" and not name.startswith("teacher-outputs-")}
     assert "2 done" in killed.status(*TRAINED)
 
 
@@ -60,12 +62,12 @@ def test_a_cache_killed_while_it_is_written_is_written_anew(tmp_path, monkeypatc
     monkeypatch.setenv("SER_KD_CACHE", str(tmp_path / "cache"))
     killed_in(
         "from ser_kd_utils.data import audio\nfrom ser_kd_utils.data.corpora import load_corpus\naudio._BATCH = 8\n"
-        "batch, calls = audio._batch, []\n"
+        "sha256, calls = audio._sha256, []\n"
         "def dies(samples):\n    calls.append(1)\n"
-        "    return batch(samples) if len(calls) < 3 else os.kill(os.getpid(), signal.SIGKILL)\n"
-        f"audio._batch = dies\naudio.cache_audio(load_corpus('manifest', {str(tmp_path / 'corpus.csv')!r}))"
+        "    return sha256(samples) if len(calls) < 30 else os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"audio._sha256 = dies\naudio.cache_audio(load_corpus('manifest', {str(tmp_path / 'corpus.csv')!r}))"
     )
-    assert [path.name[:12] for path in (cache_root() / "audio").glob(".unfinished*/*")] == ["audio.arrow"]
+    assert [path.name[:12] for path in (cache_root() / "audio").iterdir() if path.is_dir()] == [".unfinished-"]
     cache = cache_audio(load_corpus("manifest", tmp_path / "corpus.csv"))
     assert len(cache) == 72 and not list((cache_root() / "audio").glob(".unfinished*"))
 
@@ -76,7 +78,9 @@ from pathlib import Path
 from ser_kd_utils import records
 {patch}
 folder = Path({folder!r})
-records.write_run(folder, pd.DataFrame({{"x": [2.0] * 1000}}), {{"fingerprint": "new"}},
+sys.path.insert(0, {here!r})
+from stand_in import table
+records.write_run(folder, table(*[2.0] * 1000), {{"fingerprint": "new"}},
                   lambda to: (to.mkdir(), (to / "model.safetensors").write_text("new")))
 """
 MOMENTS = {
@@ -91,12 +95,12 @@ MOMENTS = {
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_record_is_whole_or_absent_whenever_its_writer_is_killed(tmp_path, moment):
     folder = tmp_path / "demo-tiny" / "runs" / "mlkd__x__fold-1__seed-0"
-    write_run(folder, pd.DataFrame({"x": [1.0]}), {"fingerprint": "old"}, lambda to: to.mkdir())
-    killed_in(WRITE.format(patch=MOMENTS[moment], folder=str(folder)))
+    write_run(folder, table(1.0), {"fingerprint": "old"}, lambda to: to.mkdir())
+    killed_in(WRITE.format(patch=MOMENTS[moment], folder=str(folder), here=str(Path(__file__).parent)))
     if moment == "between old and new":
         with pytest.raises(FileNotFoundError):
             read_runs(tmp_path / "demo-tiny")
     else:
         assert Run(folder).complete("old")
-    again = write_run(folder, pd.DataFrame({"x": [2.0]}), {"fingerprint": "new"}, lambda to: to.mkdir())
+    again = write_run(folder, table(2.0), {"fingerprint": "new"}, lambda to: to.mkdir())
     assert again.complete("new") and not any((tmp_path / "demo-tiny" / "unfinished").iterdir())

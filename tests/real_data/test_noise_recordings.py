@@ -32,8 +32,8 @@ def padded(items: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def speech_power(x: np.ndarray, level: str) -> float:
-    """numpy float64; for "active", mean square over 20 ms frames within 40 dB of the loudest."""
-    frames = [frame.astype(np.float64) for frame in np.split(x, range(320, len(x), 320))]
+    """numpy float64, less the DC offset; for "active", mean square over 20 ms frames within 40 dB of the loudest."""
+    frames = np.split(x - np.mean(x, dtype=np.float64), range(320, len(x), 320))
     powers = np.array([np.mean(frame**2) for frame in frames])
     threshold = powers.max() / 1e4 if level == "active" else -1
     return np.mean(
@@ -65,9 +65,23 @@ def test_snr_of_real_speech_in_real_noise(bank, speech, level):
     noisy = mix(clean, noise, torch.tensor([snr for _, snr in drawn]), level, lengths).numpy().astype(np.float64)
     for row, (x, (_, snr)) in enumerate(zip(speech, drawn, strict=True)):
         residual = noisy[row, : len(x)] - x.astype(np.float64)
-        measured = 10 * np.log10(speech_power(x, level) / np.mean(residual**2))
+        measured = 10 * np.log10(speech_power(x, level) / np.var(residual))
         assert measured == pytest.approx(snr, abs=1e-4)
         assert not noisy[row, len(x) :].any()
+
+
+def test_the_dc_offset_of_a_recording_is_no_part_of_its_level(bank, shared_data):
+    """The offset holds over a hundred times the power of the speech."""
+    samples = decode(shared_data / "faulty" / "audio" / "dc.wav")
+    clean, noise = torch.from_numpy(samples)[None], torch.from_numpy(bank.segment("rain", "test", len(samples)))[None]
+    assert samples.mean() ** 2 > 100 * samples.var()
+    added = (mix(clean, noise, 0.0, "overall") - clean)[0].numpy()
+    assert 10 * np.log10(np.var(samples, dtype=np.float64) / np.var(added, dtype=np.float64)) == pytest.approx(
+        0, abs=1e-3
+    )
+    for level in ("active", "overall"):
+        power = {"active": active_power, "overall": overall_power}[level](clean).item()
+        assert power == pytest.approx(speech_power(samples, level), rel=1e-4)
 
 
 def test_active_level_ignores_the_silence_around_the_words(shared_data):

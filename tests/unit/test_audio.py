@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import shutil
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -138,6 +141,24 @@ def test_files_without_usable_samples_say_why(tmp_path):
     assert set(reasons.values()) == {"unreadable"} and len(reasons) == 8
 
 
+def test_float_samples_of_another_scale_are_refused_not_clipped(tmp_path):
+    soundfile.write(tmp_path / "a.wav", 32768 * tone(0.5), SAMPLE_RATE, "FLOAT")
+    with pytest.raises(AudioError, match=r"a.wav: samples up to 1638\d.*, where full scale is 1: divide"):
+        decode(tmp_path / "a.wav")
+
+
+def test_what_came_in_place_of_the_sound_is_named(shared_data):
+    for name, what in {"lfs_pointer": "a Git LFS pointer", "html": "a web page"}.items():
+        with pytest.raises(AudioError, match=f"{name}.wav: unreadable: {what}"):
+            decode(shared_data / "faulty" / "audio" / f"{name}.wav")
+
+
+def test_a_header_without_a_length_hides_no_samples(shared_data):
+    """As streaming programs leave it."""
+    found = decode(shared_data / "faulty" / "audio" / "header_zero.wav")
+    assert len(found) == 30_045 and np.abs(found).max() > 0.1
+
+
 # ---- cache
 
 
@@ -175,20 +196,45 @@ def test_second_call_opens_without_decoding(tmp_path, monkeypatch):
     moved = corpus_of({name: tmp_path / "moved" / "with" / "its times" / f"{name}.flac" for name in "ab"})
     assert cache_audio(moved).fingerprint == first.fingerprint
     with pytest.raises(AssertionError, match="decoded twice"):
-        cache_audio(corpus, shortest=0.05)
+        cache_audio(corpus, min_seconds=0.05)
+
+
+def anonymous_memory() -> int:
+    """Bytes of this process that are not mapped from a file."""
+    return 1024 * int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0])
 
 
 def test_opened_cache_is_memory_mapped_and_small_to_send(tmp_path):
-    corpus = write_corpus(tmp_path / "c", {f"u{k}": integers(k, 160_000) for k in range(10)})
+    corpus = write_corpus(tmp_path / "c", {f"u{k}": integers(k, 900_000) for k in range(10)})
     cache_audio(corpus)
-    before = pa.total_allocated_bytes()
+    before = pa.total_allocated_bytes(), anonymous_memory()
     cache = cache_audio(corpus)
     stored = sum(len(cache[f"u{k}"]) * 2 for k in range(10))
-    assert pa.total_allocated_bytes() - before < stored / 100
+    assert pa.total_allocated_bytes() - before[0] < stored / 100
+    opened_again = [cache_audio(corpus) for _ in range(5)]
+    assert anonymous_memory() - before[1] < stored and len(opened_again) == 5
     assert str(cache_root()) in cache.dataset.cache_files[0]["filename"]
     sent = pickle.dumps(cache)
     assert len(sent) < stored / 100
     np.testing.assert_array_equal(pickle.loads(sent)["u3"], cache["u3"])
+
+
+def test_the_cache_folder_holds_nothing_else_and_the_home_nothing_at_all(tmp_path):
+    """Hugging Face's own caches stay out of the home folder, which a cluster may not let one write."""
+    corpus = write_corpus(tmp_path / "c", {"a": integers(0, 3200)})
+    code = (
+        "import pickle, sys\nfrom ser_kd_utils.data.audio import cache_audio\n"
+        "from ser_kd_utils.metrics import ser_metrics\n"
+        "cache_audio(pickle.load(sys.stdin.buffer)); ser_metrics()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input=pickle.dumps(corpus),
+        capture_output=True,
+        env=os.environ | {"HOME": "/dev/null", "XDG_CACHE_HOME": "/dev/null"},
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert sorted(path.name for path in contents() if path.is_file()) == ["audio.arrow", "excluded.csv"]
 
 
 def test_reading_an_utterance_is_fast(tmp_path):
@@ -250,7 +296,7 @@ def test_bad_files_stop_everything_where_it_does_not(tmp_path):
     cache_audio(tolerant)
     before = contents()
     corpus = replace(tolerant, bad_audio="error")
-    named = r"little: 6 of 9 .*: corrupted \(unreadable\), empty \(empty\), nan \(NaN.*\) and 3 more; .*without"
+    named = r"little: 6 of 9 .*: corrupted \(unreadable\), empty \(empty\), nan \(NaN.*\) and 3 more; restore them"
     for _ in range(2):
         with pytest.raises(ValueError, match=named):
             cache_audio(corpus)
@@ -297,7 +343,7 @@ def test_a_damaged_cache_is_decoded_again_with_a_warning(tmp_path, monkeypatch, 
     content[len(content) // 2] ^= 1
     path.write_bytes({"changed": content, "cut": content[:-2000], "emptied": b""}[damage])
     monkeypatch.setattr(audio, "_intact", set())  # as in another process
-    with pytest.warns(UserWarning, match="was damaged and has been decoded again"):
+    with pytest.warns(UserWarning, match="was damaged and is decoded again"):
         again = cache_audio(corpus)
     assert again.fingerprint == wanted
     np.testing.assert_array_equal(again["b"], integers(1, 3200) / 2**15)

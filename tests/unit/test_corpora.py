@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import wave
@@ -92,15 +93,16 @@ def make_ravdess(root: Path, folders: bool = True) -> Path:
     return root
 
 
-def make_manifest(root: Path, **changes: list[str]) -> Path:
-    columns = {"utterance": ["u2", "u1", "u3"], "path": ["a.wav", "sub/b.wav", "a.wav"]}
-    columns |= {"label": ["calm", "angry", "angry"], "speaker": ["x", "y", "z"]} | changes
+def make_manifest(root: Path, name: str = "mine.csv", **changes: list[str]) -> Path:
+    """Six utterances; all files are the same quarter of a second, but b.wav, which is empty."""
+    columns = {"utterance": ["u2", "u1", "u3", "u4", "u5", "u6"], "path": ["a.wav", "sub/b.wav", *["a.wav"] * 4]}
+    columns |= {"label": ["calm", "angry"] * 3, "speaker": ["x", "y", "z"] * 2} | changes
     write(root / "sub" / "b.wav")
     with wave.open(str(root / "a.wav"), "wb") as file:
         file.setparams((1, 2, 16_000, 0, "NONE", ""))
         file.writeframes(bytes(2 * 4_000))
-    pd.DataFrame(columns).to_csv(root / "mine.csv", index=False)
-    return root / "mine.csv"
+    pd.DataFrame(columns).to_csv(root / name, index=False, sep="\t" if name.endswith("tsv") else ",")
+    return root / name
 
 
 @pytest.fixture(scope="module")
@@ -261,6 +263,11 @@ def test_emodb_names(folder, tmp_path):
     assert rows.label.tolist() == ["angry", "happy", "neutral", "sad"]
     assert rows.speaker.tolist() == ["03", "08", "09", "16"]
     assert rows.gender.tolist() == ["M", "F", "F", "F"]
+    for path in (tmp_path / folder).glob("*"):
+        path.rename(path.with_name(path.name.lower()))
+    lower = load_corpus("emodb", tmp_path).manifest
+    assert lower.utterance.tolist() == rows.utterance.str.lower().tolist()
+    assert lower.drop(columns=["utterance", "path"]).equals(rows.drop(columns=["utterance", "path"]))
 
 
 def test_the_same_utterance_twice_is_an_error(tmp_path):
@@ -288,20 +295,21 @@ def test_manifest_fills_what_is_not_given(tmp_path):
     corpus = load_corpus("manifest", make_manifest(tmp_path))
     rows = corpus.manifest
     check_form(corpus)
-    assert rows.utterance.tolist() == ["u1", "u2", "u3"]
-    assert rows.path.tolist() == [str(tmp_path.resolve() / name) for name in ("sub/b.wav", "a.wav", "a.wav")]
+    assert rows.utterance.tolist() == ["u1", "u2", "u3", "u4", "u5", "u6"]
+    assert rows.path.tolist()[:3] == [str(tmp_path.resolve() / name) for name in ("sub/b.wav", "a.wav", "a.wav")]
     assert corpus.labels == ("angry", "calm")
-    assert rows.seconds.isna().tolist() == [True, False, False] and rows.seconds[1] == 0.25  # b.wav is empty
+    assert rows.seconds.isna().tolist() == [True] + [False] * 5 and rows.seconds[1] == 0.25  # b.wav is empty
     assert corpus.protocols == ("speaker-groups", "random")
     assert "1 files of unknown length" in dict(corpus.card().values.tolist())["hours"]
 
 
-def test_manifest_keeps_what_is_given(tmp_path):
-    given = {"seconds": ["1.5", "", "2"], "split": ["train", "dev", "test"], "more": ["", "", ""]}
-    corpus = load_corpus("manifest", make_manifest(tmp_path, **given))
+@pytest.mark.parametrize("name", ["mine.csv", "mine.tsv"])
+def test_manifest_keeps_what_is_given(tmp_path, name):
+    given = {"seconds": ["0.251", "7", "", "", "", ""], "split": ["train", "dev", "test"] * 2, "more": [""] * 6}
+    corpus = load_corpus("manifest", make_manifest(tmp_path, name, **given))
     rows = corpus.manifest.set_index("utterance")
-    assert rows.seconds["u2"] == 1.5 and rows.seconds["u3"] == 2 and pd.isna(rows.seconds["u1"])
-    assert rows.split.to_dict() == {"u1": "dev", "u2": "train", "u3": "test"}
+    assert rows.seconds["u2"] == 0.25 and rows.seconds["u1"] == 7  # the sound's own length, where it can be read
+    assert rows.split.to_dict() == {"u1": "dev", "u2": "train", "u3": "test", "u4": "train", "u5": "dev", "u6": "test"}
     assert corpus.protocols == ("official", "speaker-groups", "random")
 
 
@@ -326,6 +334,25 @@ def test_without_leaves_out_and_reports(roots):
     check_form(load_corpus("emodb", roots["emodb"]).without(more))  # nothing excluded before
 
 
+def test_a_folder_that_is_not_named_in_utf_8_is_one_error(tmp_path):
+    """Windows-1252 comes as surrogate escapes, which no table of text can hold."""
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/J\xfcrgen"))
+    make_emodb(folder)
+    said = only_error(ValueError, lambda: load_corpus("emodb", folder))
+    assert "J\\xfcrgen" in said and "is not named in UTF-8" in said and said.isascii()
+
+
+def test_ids_in_melds_tables_are_text(tmp_path):
+    make_meld(tmp_path)
+    table = tmp_path / "train_sent_emo.csv"
+    table.write_text(
+        table.read_text().replace("Chandler", "None", 1) + '\n9,"x",NA,joy,x,007,1,8,21,"00:00:01,0","00:00:02,5"'
+    )
+    write(tmp_path / "train_splits" / "dia007_utt1.mp4")
+    rows = load_corpus("meld", tmp_path).manifest.set_index("utterance")
+    assert rows.speaker["train_dia0_utt0"] == "None" and rows.speaker["train_dia007_utt1"] == "NA"
+
+
 def test_unknown_name():
     said = only_error(ValueError, lambda: load_corpus("iemocpa"))
     assert "'iemocpa'" in said and all(name in said for name in CORPORA)
@@ -336,7 +363,7 @@ def test_unknown_name():
 @pytest.mark.parametrize("name", NAMES)
 def test_no_root_says_how_to_get_the_corpus_and_what_to_pass(name, root):
     said = only_error(FileNotFoundError, lambda: load_corpus(name, root))
-    assert name in said and "--data-root" in said
+    assert name in said and "--data-root" in said and "load_corpus" not in said
     where = {"iemocap": "sail.usc.edu", "meld": "declare-lab/MELD", "emodb": "bilderbar", "ravdess": "zenodo"}
     assert where.get(SAME_TREE.get(name, name), "CSV") in said
 
@@ -349,7 +376,7 @@ def test_nothing_at_the_root(name, tmp_path):
     for other in ("notes.txt", "b", "c", "d", "e", "f"):
         write(tmp_path / other)
     assert "found b, c, d, e, f, ..." in only_error(FileNotFoundError, lambda: load_corpus(name, tmp_path))
-    assert "found a file" in only_error(FileNotFoundError, lambda: load_corpus(name, tmp_path / "notes.txt"))
+    assert "found a file, notes.txt" in only_error(FileNotFoundError, lambda: load_corpus(name, tmp_path / "notes.txt"))
 
 
 @pytest.mark.parametrize(
@@ -365,15 +392,17 @@ def test_another_corpus_at_the_root(name, there, roots):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"utterance": ["u1", "u1", "u3"]}, ["1 duplicate utterances (u1)"]),
-        ({"label": ["angry", "", "calm"]}, ["1 rows with empty label"]),
-        ({"path": ["a.wav", "none.wav", "a.wav"]}, ["1 files not found (none.wav)"]),
-        ({"label": ["calm", "calm", "calm"]}, ["only one label (calm)"]),
-        ({"split": ["train", "", "test"]}, ["split must be"]),
-        ({"split": ["train", "test", "test"]}, ["split must be"]),
-        ({"split": ["train", "valid", "test"]}, ["split must be", "'valid'"]),
-        ({"seconds": ["1", "long", ""]}, ["seconds must be numbers"]),
-        ({"utterance": ["u", "u", ""], "speaker": ["", "", "z"]}, ["1 rows with empty u", "2 rows", "1 duplicate"]),
+        ({"utterance": ["u1", "u1 ", "u3", "u4", "u5", "u6"]}, ["1 duplicate utterances (u1)"]),
+        ({"label": ["angry", "", "calm"] * 2}, ["2 rows with empty label"]),
+        ({"path": ["a.wav", "none.wav", "a.wav"] * 2}, ["2 files not found (", "none.wav"]),
+        ({"label": ["calm"] * 6}, ["only one label (calm)"]),
+        ({"split": ["train", "", "test"] * 2}, ["split must be"]),
+        ({"split": ["train", "test", "test"] * 2}, ["split must be"]),
+        ({"split": ["train", "valid", "test"] * 2}, ["split must be", "'valid'"]),
+        (
+            {"utterance": ["u", "u", ""] * 2, "speaker": ["", "", "z"] * 2},
+            ["2 rows with empty u", "4 r", "1 duplicate"],
+        ),
     ],
 )
 def test_manifest_problems_are_one_error(changes, words, tmp_path):
@@ -405,7 +434,11 @@ def test_manifest_that_is_no_such_table(content, words, tmp_path):
 def test_cache_root(monkeypatch, tmp_path):
     monkeypatch.setenv("SER_KD_CACHE", str(tmp_path))
     assert cache_root() == tmp_path
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "x"))
+    assert cache_root() == tmp_path
     monkeypatch.delenv("SER_KD_CACHE")
+    assert cache_root() == tmp_path / "x" / "ser-kd"
+    monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_root() == Path.home() / ".cache" / "ser-kd"
 
 

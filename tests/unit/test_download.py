@@ -181,7 +181,7 @@ def test_what_is_no_such_corpus_is_refused_and_removed(server, home, capsys):
 def test_a_wrong_checksum_is_refused_and_removed(server, emodb, home, capsys):
     server.body = emodb
     code, _, err = run(server, home, capsys, name="ravdess")
-    assert code == 2 and err.startswith(f"ser-kd: ravdess from {server.url}: MD5 hash of downloaded file")
+    assert code == 2 and err.startswith(f"ser-kd: what came from {server.url} is of no use and was removed: MD5 hash")
     assert ARCHIVES["ravdess"].checksum in err and hashlib.md5(emodb).hexdigest() in err and err.count("\n") == 1
     assert not any(home.parent.iterdir())
 

@@ -103,7 +103,7 @@ def test_own_groups_are_balanced_and_do_not_depend_on_the_order_of_rows(own):
 
 @pytest.mark.parametrize("speakers", [3, 4, 5, 6])
 def test_own_groups_are_as_many_as_speakers_up_to_five(speakers):
-    small = corpus("manifest", ("speaker-groups",), {f"s{i}": 4 for i in range(speakers)})
+    small = corpus("manifest", ("speaker-groups",), {f"s{i}": 8 for i in range(speakers)})
     assert small.fold_count() == min(5, speakers)
     check_folds(small, "speaker-groups")
 
@@ -113,8 +113,8 @@ def test_official_is_one_fold_from_the_split_column(own):
     assert own.fold_count() == 1 and not got.optimistic
     assert (got.speakers["dev"], got.speakers["test"]) == (("bert",), ("cleo",))
     assert got.card()["speaker_independent"] is True
-    meld = corpus("meld", ("official",), {"Joey": 3, "Ross": 3})
-    meld.manifest["split"] = ["train", "dev", "test"] * 2
+    meld = corpus("meld", ("official",), {"Joey": 16, "Ross": 16})
+    meld.manifest["split"] = (["train"] * 8 + ["dev"] * 4 + ["test"] * 4) * 2
     assert split(meld, None, 1, 0).card()["speaker_independent"] is False
 
 

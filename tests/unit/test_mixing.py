@@ -11,12 +11,13 @@ from ser_kd_utils.data.noise import active_power, mix, overall_power
 
 
 def overall(x: np.ndarray) -> float:
-    return np.mean(x.astype(np.float64) ** 2)
+    return np.var(x.astype(np.float64))
 
 
 def active(x: np.ndarray) -> float:
-    """Mean square over the 20 ms frames within 40 dB of the loudest, the last frame as short as it is."""
-    frames = [x[start : start + 320].astype(np.float64) for start in range(0, len(x), 320)]
+    """Mean square over the 20 ms frames within 40 dB of the loudest, the last frame as short as it is; no DC offset."""
+    x = x.astype(np.float64) - np.mean(x.astype(np.float64))
+    frames = [x[start : start + 320] for start in range(0, len(x), 320)]
     powers = [np.mean(frame**2) for frame in frames]
     kept = [frame for frame, power in zip(frames, powers, strict=True) if power >= max(powers) / 10_000]
     return np.mean(np.concatenate(kept) ** 2)
@@ -24,7 +25,7 @@ def active(x: np.ndarray) -> float:
 
 def measured_snr(noisy: np.ndarray, clean: np.ndarray, level: str) -> float:
     residual = noisy.astype(np.float64) - clean.astype(np.float64)
-    return 10 * np.log10({"active": active, "overall": overall}[level](clean) / np.mean(residual**2))
+    return 10 * np.log10({"active": active, "overall": overall}[level](clean) / overall(residual))
 
 
 def speech_like(seed: int, samples: int) -> np.ndarray:
@@ -52,7 +53,8 @@ def batch():
 def _summation(request, monkeypatch):
     """Both ways to add up a frame; the one for other devices runs on the CPU too."""
     if request.param == "elsewhere":
-        monkeypatch.setattr(noise_module, "_energy", noise_module._folded)
+        monkeypatch.setattr(noise_module, "_energy", lambda frames: noise_module._folded(frames.square()))
+        monkeypatch.setattr(noise_module, "_sum", noise_module._folded)
 
 
 @pytest.mark.usefixtures("_summation")
@@ -84,14 +86,34 @@ def test_powers_agree_with_numpy(batch):
 
 
 def test_active_level_leaves_out_frames_40_db_under_the_loudest():
-    loud, just_in, just_out = np.ones(320), np.full(320, 10**-1.995), np.full(320, 10**-2.005)
+    signs = np.resize([1, -1], 320)
+    loud, just_in, just_out = signs, signs * 10**-1.995, signs * 10**-2.005
     x = torch.tensor(np.concatenate([loud, just_in, just_out, np.zeros(640)]), dtype=torch.float32)[None]
     assert float(active_power(x)) == pytest.approx((1 + 10**-3.99) / 2, rel=1e-6)
-    with_short_frame = torch.cat([x, torch.full((1, 10), 0.5)], dim=1)
+    with_short_frame = torch.cat([x, torch.tensor(0.5 * signs[None, :10], dtype=torch.float32)], dim=1)
     assert float(active_power(with_short_frame)) == pytest.approx((320 * (1 + 10**-3.99) + 2.5) / 650, rel=1e-6)
     assert float(overall_power(with_short_frame)) == pytest.approx(
         (320 * (1 + 10**-3.99 + 10**-4.01) + 2.5) / 1610, rel=1e-6
     )
+
+
+@pytest.mark.usefixtures("_summation")
+@pytest.mark.parametrize("level", ["active", "overall"])
+def test_a_dc_offset_of_speech_or_noise_is_no_part_of_its_level(batch, level):
+    """Recorders add one: in both signals, of either sign, up to far above the sound."""
+    clean, noise, snr, lengths = batch
+    inside = torch.arange(64_000) < lengths[:, None]
+    for speech_offset, noise_offset in ((0.3, 0), (0, -0.3), (0.2, 0.2)):
+        shifted = clean + speech_offset * inside
+        noisy = mix(shifted, noise + noise_offset, snr, level, lengths)
+        for row, length in enumerate(LENGTHS):
+            measured = measured_snr(noisy[row, :length].numpy(), shifted[row, :length].numpy(), level)
+            assert measured == pytest.approx(float(snr[row]), abs=0.02)  # float32 holds less of a small sound on top
+    for power in (active_power, overall_power):
+        np.testing.assert_allclose(power(clean + 0.3, lengths), power(clean, lengths), rtol=1e-3)
+        assert not power(torch.full((1, 5000), 0.3)).any()
+    with pytest.raises(ValueError, match="silent noise"):
+        mix(clean, torch.full_like(noise, 0.3), snr, level, lengths)
 
 
 @pytest.mark.usefixtures("_summation")

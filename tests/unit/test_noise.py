@@ -6,6 +6,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import unicodedata
 
 import numpy as np
 import pytest
@@ -150,6 +151,26 @@ def test_types_are_prefixes_or_sub_folders(tmp_path):
     assert NoiseBank.from_folder(tmp_path, most=3).types == ("rain", "train", "water")  # a tie goes by name
     with pytest.raises(ValueError, match="type hail in .*: rain, train, water, wind"):
         NoiseBank.from_folder(tmp_path, ["rain", "hail"])
+
+
+def test_the_type_is_the_first_folder_however_deep_or_linked_a_recording_lies(tmp_path):
+    noise_file(tmp_path / "bank" / "Rain" / "2020" / "may" / "a.wav", 2)
+    noise_file(tmp_path / "outside" / "b.opus.wav", 2)
+    (tmp_path / "bank" / "wind").symlink_to(tmp_path / "outside")
+    (tmp_path / "bank" / "gale").symlink_to(tmp_path / "outside")  # the same folder again
+    noise_file(tmp_path / "bank" / ".cache" / "hail" / "c.wav", 60)
+    noise_file(tmp_path / "bank" / unicodedata.normalize("NFD", "Café") / "d.wav", 2)
+    noise_file(tmp_path / "bank" / unicodedata.normalize("NFC", "café_1.wav"), 2)
+    bank = NoiseBank.from_folder(tmp_path / "bank")
+    assert bank.report().set_index("type").recordings.to_dict() == {"café": 2, "gale": 1, "rain": 1}
+
+
+@pytest.mark.parametrize("name", ["clean/a.wav", "Clean_1.wav", "_1.wav"])
+def test_a_type_cannot_have_the_name_of_clean_speech_or_none(tmp_path, name):
+    noise_file(tmp_path / name, 2)
+    noise_file(tmp_path / "rain.wav", 2)
+    with pytest.raises(ValueError, match="'(clean)?' cannot be a type of noise: rename the folder or the recordings"):
+        NoiseBank.from_folder(tmp_path)
 
 
 def test_recordings_of_no_use_are_left_out_with_a_reason(tmp_path):

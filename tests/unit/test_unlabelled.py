@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+import av
 import numpy as np
 import pandas as pd
 import pytest
 import soundfile
 
-from ser_kd_utils.data import noise
-from ser_kd_utils.data.audio import SAMPLE_RATE, cache_audio
-from ser_kd_utils.data.corpora import COLUMNS, SOUND_SUFFIXES, unlabelled
+from ser_kd_utils.data.audio import SAMPLE_RATE, cache_audio, decode
+from ser_kd_utils.data.corpora import COLUMNS, unlabelled
+from ser_kd_utils.data.sound_files import sound_files
 
 
 @pytest.fixture(autouse=True)
@@ -70,10 +72,6 @@ def test_the_fingerprint_follows_the_sound_and_not_the_place(folder, tmp_path):
     assert cache_audio(unlabelled(moved)).fingerprint != before
 
 
-def test_speech_and_noise_are_recorded_in_the_same_kinds_of_file():
-    assert SOUND_SUFFIXES == noise._SUFFIXES
-
-
 @pytest.mark.parametrize(("content", "found"), [(None, "no such folder"), ("notes.txt", "no sound files")])
 def test_a_folder_without_speech_says_what_to_pass(tmp_path, content, found):
     if content:
@@ -86,4 +84,68 @@ def test_a_folder_without_speech_says_what_to_pass(tmp_path, content, found):
 def test_two_files_of_one_name_are_refused(folder):
     write(folder / "LOUD.flac")
     with pytest.raises(ValueError, match="utterance speech/LOUD occurs twice: .*LOUD.WAV and .*LOUD.flac"):
+        unlabelled(folder)
+
+
+# ---- which files are sound
+
+
+def test_links_are_followed_once_and_what_is_hidden_is_left_out(tmp_path):
+    """Content-addressed stores keep the sound in a hidden folder and link to it; some links lead in a circle."""
+    root = tmp_path / "root"
+    kept = [write(root / "z" / "deep" / "1.wav"), write(tmp_path / "outside" / "2.wav")]
+    for hidden in (".git/annex/3.wav", "z/.trash/4.wav", "z/._1.wav"):
+        write(root / hidden)
+    (root / "a").symlink_to(root / "z" / "deep")
+    (root / "z" / "deep" / "circle").symlink_to(root)
+    (root / "other").symlink_to(tmp_path / "outside")
+    (root / "other-again").symlink_to(tmp_path / "outside")
+    (root / "5.wav").symlink_to(root / ".git" / "annex" / "3.wav")
+    assert sound_files(root) == sorted([kept[0], root / "other" / "2.wav", root / "5.wav"])
+
+
+def test_a_link_into_a_content_addressed_store_gives_the_samples_of_the_file(tmp_path):
+    path = write(tmp_path / "a.flac")
+    blob = path.rename(tmp_path / "0a1b2c")
+    path.symlink_to(blob)
+    np.testing.assert_array_equal(decode(path), decode(blob))
+    blob.rename(tmp_path / "b.mp4")  # whatever the name says
+    np.testing.assert_array_equal(decode(tmp_path / "b.mp4"), decode(write(tmp_path / "c.flac")))
+
+
+ENCODERS = {
+    "opus": "libopus",
+    "aiff": "pcm_s16be",
+    "aif": "pcm_s16be",
+    "webm": "libopus",
+    "wma": "wmav2",
+    "aac": "aac",
+    "m4a": "aac",
+    "mp3": "libmp3lame",
+}
+
+
+@pytest.mark.parametrize("suffix", ENCODERS)
+def test_every_kind_of_file_is_read(tmp_path, suffix):
+    path = tmp_path / "speech" / f"a.{suffix}"
+    path.parent.mkdir()
+    with av.open(path, "w") as container:
+        stream = container.add_stream(ENCODERS[suffix], rate=48_000, layout="mono")
+        stream.bit_rate = 64_000
+        tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(48_000) / 48_000)
+        frame = av.AudioFrame.from_ndarray(np.rint(tone * 2**15).astype(np.int16)[None], format="s16", layout="mono")
+        frame.sample_rate = 48_000
+        resampler = av.AudioResampler(stream.format.name, "mono", 48_000, stream.frame_size or None)
+        for part in [*resampler.resample(frame), *resampler.resample(None), None]:
+            container.mux(stream.encode(part))
+    assert [row.path for row in unlabelled(path.parent).manifest.itertuples()] == [str(path)]
+    samples = decode(path)
+    assert len(samples) / SAMPLE_RATE == pytest.approx(1, abs=0.1)
+    assert np.abs(np.fft.rfft(samples)).argmax() * SAMPLE_RATE / len(samples) == pytest.approx(440, abs=2)
+
+
+def test_names_in_another_encoding_are_one_clear_error(folder):
+    """Windows-1252 comes as surrogate escapes, which no table of text can hold."""
+    write(folder / "plain.wav").rename(Path(os.fsdecode(os.fsencode(folder) + b"/M\xfcller.wav")))
+    with pytest.raises(ValueError, match=r"M\\xfcller.wav' is not named in UTF-8 .*: rename it"):
         unlabelled(folder)

@@ -15,12 +15,12 @@ from ser_kd_utils.data.corpora.iemocap import IEMOCAP, IMPROVISED
 from ser_kd_utils.data.corpora.manifest import COLUMNS, MANIFEST, Source, exclusions, protocols_of, tidy
 from ser_kd_utils.data.corpora.meld import MELD, MELD_4
 from ser_kd_utils.data.corpora.ravdess import RAVDESS
+from ser_kd_utils.data.sound_files import SOUND_SUFFIXES, require_utf8, sound_files
 from ser_kd_utils.files import cache_root
 
 __all__ = ["COLUMNS", "CORPORA", "Corpus", "Split", "load_corpus", "split", "unlabelled"]
 
 CORPORA = ("demo", "iemocap", "iemocap-improvised", "meld", "meld-4", "emodb", "ravdess", "manifest")
-SOUND_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".m4a", ".mp4")
 
 # Written in IEMOCAP's layout by demo.py, so that the demo runs through the same reader as the licensed corpus.
 _DEMO = replace(
@@ -92,7 +92,7 @@ class Corpus:
 
 
 def load_corpus(name: str, root: str | Path | None = None) -> Corpus:
-    """Read the corpus `name` from its folder `root` ("manifest": its CSV file; "demo" takes none and makes itself).
+    """Read the corpus `name` from its folder `root` ("manifest": its CSV or TSV file; "demo" takes none).
 
     Raises ValueError (unknown name, contradictory content) or FileNotFoundError (no root given, nothing or another
     corpus there, files missing). Warns when counts differ from the published ones.
@@ -127,17 +127,17 @@ def load_corpus(name: str, root: str | Path | None = None) -> Corpus:
 
 
 def unlabelled(folder: str | Path) -> Corpus:
-    """Every sound file (SOUND_SUFFIXES) below `folder`, whatever is said in it: speech without labels or speakers.
+    """Every sound file below `folder`, whatever is said in it: speech without labels or speakers.
 
     An utterance is "speech/" and the file's path below `folder` without its suffix. Raises FileNotFoundError (no such
     folder, no sound in it) or ValueError (two files that differ in their suffix only).
     """
     home = Path(folder).expanduser().resolve()
-    paths = [path for path in home.rglob("[!.]*") if path.suffix.lower() in SOUND_SUFFIXES]
+    paths = sound_files(home)
     if not paths:
         raise FileNotFoundError(
             f"no speech at {home}: {'no sound files' if home.is_dir() else 'no such folder'}; pass with --speech-dir "
-            f"(in Python unlabelled(folder)) a folder of sound files ({', '.join(SOUND_SUFFIXES)})"
+            f"a folder of sound files ({', '.join(SOUND_SUFFIXES)})"
         )
     names = [f"speech/{path.relative_to(home).with_suffix('').as_posix()}" for path in paths]
     rows = tidy(pd.DataFrame({"utterance": names, "path": map(str, paths)}))
@@ -164,10 +164,10 @@ def _root(source: Source, root: str | Path | None) -> Path:
     """The absolute root, once the corpus is recognised there."""
     if not root:
         raise FileNotFoundError(
-            f"{source.name}: no place of the data given; access: {source.access}. Pass with --data-root "
-            f"(in Python load_corpus({source.name!r}, root=...)) the place of {source.layout}"
+            f"{source.name}: no place of the data given; access: {source.access}. "
+            f"Pass with --data-root the place of {source.layout}"
         )
-    home = Path(root).expanduser().resolve()
+    home = require_utf8(Path(root).expanduser().resolve())
     if home.exists() and source.recognises(home):
         return home
     raise FileNotFoundError(f"no {source.name} at {home}: looked for {source.layout}; found {_found(home)}")
@@ -180,7 +180,7 @@ def _found(home: Path) -> str:
     if others:
         return f"{' or '.join(others)}: choose that corpus or pass another --data-root"
     if home.is_file():
-        return "a file"
+        return f"a file, {home.name}"
     names = sorted(path.name for path in home.iterdir() if not path.name.startswith("."))
     return f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}" if names else "an empty folder"
 

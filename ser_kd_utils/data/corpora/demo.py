@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import subprocess
 import sys
 import warnings
@@ -22,12 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 
 CHECKSUM = "dd34196683d6376773401fc32a87518dd2e4a416e64d02386134c1aaa2f94282"
 RATE = 16_000
 SESSIONS = 5
-# Utterances per voice, in about IEMOCAP's shares (ang 20, hap + exc 30, neu 31, sad 20 %); readers drop the last two.
+# Utterances per voice, about as in IEMOCAP (ang 20, hap + exc 30, neu 31, sad 20 %); readers drop the last two.
 COUNTS = {"ang": 6, "hap": 7, "exc": 3, "neu": 10, "sad": 6, "fru": 1, "xxx": 1}
 SENTENCES = (
     "The letter is on the table.",
@@ -89,14 +87,8 @@ VOICES = {  # session: its female and its male speaker
     4: {"F": Voice(GB, "Auntie", 205, 0.99, 1.03), "M": Voice(GB, "Gene2", 114, 1.03, 0.98)},
     5: {"F": Voice(US, "Female5", 225, 1.03, 0.98), "M": Voice(US, "Lee", 128, 0.97, 1.02)},
 }
-RATINGS = {  # the raters' words for the codes
-    "ang": "Anger",
-    "hap": "Happiness",
-    "exc": "Excited",
-    "neu": "Neutral",
-    "sad": "Sadness",
-    "fru": "Frustration",
-}
+# the raters' words for the codes
+WORDS = {"ang": "Anger", "hap": "Happiness", "exc": "Excited", "neu": "Neutral", "sad": "Sadness", "fru": "Frustration"}
 
 
 def ensure_demo(root: Path) -> Path:
@@ -106,18 +98,9 @@ def ensure_demo(root: Path) -> Path:
     Warns if the corpus is not the one this version was tested with (another Praat, another platform); the checksum of
     the corpus made stands in demo.json.
     """
-    folder = Path(root) / f"demo-{CHECKSUM[:12]}"
-    if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(f"{folder.name}.lock")):
-            if not folder.exists():
-                scratch = folder.with_name(f".unfinished-{folder.name}")
-                shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
-                try:
-                    _make(scratch)
-                    scratch.rename(folder)
-                finally:
-                    shutil.rmtree(scratch, ignore_errors=True)
+    from ser_kd_utils.files import make_once  # here: a session's process runs this file alone
+
+    folder = make_once(Path(root) / f"demo-{CHECKSUM[:12]}", _make)
     made = json.loads((folder / "demo.json").read_text())
     if made["checksum"] != CHECKSUM:
         warnings.warn(
@@ -227,8 +210,8 @@ def record(spoken: np.ndarray, tilt: float, level: float, floor: float, pads: np
 def evaluation(name: str, label: str, start: float, end: float, rng: np.random.Generator) -> str:
     """A block of an EmoEvaluation file: summary line, three raters' categories (C-E), two raters' affect (A-E)."""
     agreeing = 0 if label == "xxx" else rng.integers(2, 4)
-    others = rng.permutation([rating for code, rating in RATINGS.items() if code != label])
-    votes = [RATINGS.get(label)] * agreeing + list(others[: 3 - agreeing])
+    others = rng.permutation([rating for code, rating in WORDS.items() if code != label])
+    votes = [WORDS.get(label)] * agreeing + list(others[: 3 - agreeing])
     scores = np.clip(np.array(PROSODY[label].affect) + rng.integers(-1, 2, (2, 3)), 1, 5)
     mean = ", ".join(f"{v:.4f}" for v in scores.mean(0))
     lines = [f"[{start:.4f} - {end:.4f}]\t{name}\t{label}\t[{mean}]"]

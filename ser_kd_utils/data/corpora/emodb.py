@@ -28,9 +28,9 @@ def recognises(root: Path) -> bool:
 def read(root: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Read the file names, which hold everything."""
     rows = [
-        (path.stem, str(path), LABELS[name[2]], name[1], GENDERS[name[1]])
+        (path.stem, str(path), LABELS[name[2].upper()], name[1], GENDERS[name[1]])
         for path, name in _files(root)
-        if name[2] in LABELS
+        if name[2].upper() in LABELS
     ]
     return pd.DataFrame(rows, columns=["utterance", "path", "label", "speaker", "gender"]), exclusions()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 GENDER_GROUPS = {"emodb": 5, "ravdess": 4}  # one woman and one man each, three and three
 OWN_GROUPS = 5
+MIN_TO_TRAIN = 2  # utterances of a class: one to learn from, one more where a method sets some aside
 RANDOM_FOLDS = 5
 RANDOM_DEV = 8  # dev is one in 8 of what is not tested
 RANDOM_LEAST = 10  # utterances of a class, so that all three parts of every fold get some
@@ -32,9 +34,9 @@ SPEAKER_INDEPENDENT = ("leave-one-session-out", "speaker-groups")
 
 @dataclass(frozen=True)
 class Split:
-    """One fold: the utterances of its three parts, each in the manifest's order, and the speakers heard in them.
+    """One fold: the utterances of its three parts, each in the manifest's order, their speakers and class counts.
 
-    `optimistic` marks a protocol that tests on speakers heard in training by design ("random").
+    `optimistic` marks a protocol that tests on speakers of the training set by design ("random").
     """
 
     corpus: str
@@ -46,20 +48,22 @@ class Split:
     test: tuple[str, ...]
     optimistic: bool
     speakers: dict[str, tuple[str, ...]]
+    classes: dict[str, dict[str, int]]
 
     def card(self) -> dict[str, object]:
         """The protocol in plain words, ready for JSON."""
-        heard = {*self.speakers["train"], *self.speakers["dev"]}
+        known = {*self.speakers["train"], *self.speakers["dev"]}
         return {
             "corpus": self.corpus,
             "protocol": self.protocol,
             "rule": RULES[self.protocol],
             "fold": self.fold,
             "seed": self.seed,
-            "speaker_independent": heard.isdisjoint(self.speakers["test"]),
+            "speaker_independent": known.isdisjoint(self.speakers["test"]),
             "optimistic": self.optimistic,
             "speakers": {part: list(names) for part, names in self.speakers.items()},
             "sizes": {part: len(getattr(self, part)) for part in PARTS},
+            "classes": self.classes,
         }
 
 
@@ -75,7 +79,8 @@ def split(corpus: Corpus, protocol: str | None, fold: int, seed: int) -> Split:
     """Train, dev and test utterances of a fold (from 1) of a protocol (None: the corpus's first).
 
     Only "random" uses the seed. Raises ValueError for a protocol or fold the corpus does not have, for too few
-    utterances, and when a speaker-independent protocol would let a speaker into two parts.
+    utterances, for a class with fewer than 2 to train on, and when a speaker-independent protocol would let a speaker
+    into two parts. Warns of a class that is missing from dev or test.
     """
     protocol = _protocol(corpus, protocol)
     folds = fold_count(corpus, protocol)
@@ -88,21 +93,23 @@ def split(corpus: Corpus, protocol: str | None, fold: int, seed: int) -> Split:
     else:
         parts = _random(corpus, fold, seed) if protocol == "random" else rows.split
     members = {part: rows[parts == part] for part in PARTS}
+    where = f"{corpus.name}, {protocol}, fold {fold}"
     if empty := [part for part in PARTS if members[part].empty]:
-        raise ValueError(f"{corpus.name}, {protocol}, fold {fold}: nothing to put in {' and '.join(empty)}")
+        raise ValueError(f"{where}: nothing to put in {' and '.join(empty)}")
     speakers = {part: tuple(sorted(set(members[part].speaker))) for part in PARTS}
     if protocol in SPEAKER_INDEPENDENT:
-        _check_disjoint(speakers, f"{corpus.name}, {protocol}, fold {fold}")
+        _check_disjoint(speakers, where)
+    classes = {part: {label: int((members[part].label == label).sum()) for label in corpus.labels} for part in PARTS}
+    _check_classes(classes, where)
     return Split(
         corpus=corpus.name,
         protocol=protocol,
         fold=fold,
         seed=seed,
-        train=tuple(members["train"].utterance),
-        dev=tuple(members["dev"].utterance),
-        test=tuple(members["test"].utterance),
+        **{part: tuple(members[part].utterance) for part in PARTS},
         optimistic=protocol == "random",
         speakers=speakers,
+        classes=classes,
     )
 
 
@@ -128,18 +135,22 @@ def _groups(corpus: Corpus, protocol: str) -> pd.Series:
 
 
 def _speaker_groups(corpus: Corpus) -> dict[str, int]:
-    """Group (from 1) of every speaker: women and men alike in number where that is named, else even in utterances."""
+    """Group (from 1) of every speaker: as many women as men, or else even in utterances and classes."""
     rows = corpus.manifest
     if corpus.name in GENDER_GROUPS:
         genders = [sorted(set(rows.speaker[rows.gender == gender])) for gender in "FM"]
         count = max(1, min(GENDER_GROUPS[corpus.name], *map(len, genders)))
         return {name: place * count // len(names) + 1 for names in genders for place, name in enumerate(names)}
-    sizes = rows.speaker.value_counts()
-    loads = dict.fromkeys(range(1, min(OWN_GROUPS, len(sizes)) + 1), 0)
+    counts = pd.crosstab(rows.speaker, rows.label)
+    sizes = counts.sum(axis=1)
+    fractions = np.column_stack([counts, sizes]) / np.append(counts.sum(), sizes.sum())  # of each class and of all
+    loads = np.zeros((min(OWN_GROUPS, len(counts)), fractions.shape[1]))
     groups = {}
-    for name in sorted(sizes.index, key=lambda name: (-sizes[name], name)):  # by name too: the same everywhere
-        groups[name] = min(loads, key=loads.__getitem__)
-        loads[groups[name]] += int(sizes[name])
+    for name in sorted(counts.index, key=lambda name: (-sizes[name], name)):  # by name too: the same everywhere
+        speaker = fractions[counts.index.get_loc(name)]
+        group = int((loads @ speaker).round(12).argmin())  # where the sum of squares over all groups grows least
+        loads[group] += speaker
+        groups[name] = group + 1
     return groups
 
 
@@ -168,3 +179,15 @@ def _check_disjoint(speakers: dict[str, tuple[str, ...]], where: str) -> None:
     for one, other in combinations(PARTS, 2):
         if shared := sorted({*speakers[one]} & {*speakers[other]}):
             raise ValueError(f"{where}: speaker {shared[0]} is in {one} and in {other}; correct speaker or session")
+
+
+def _check_classes(classes: dict[str, dict[str, int]], where: str) -> None:
+    for label, count in classes["train"].items():
+        if count < MIN_TO_TRAIN:
+            raise ValueError(
+                f"{where}: {count} training utterances of {label}, at least {MIN_TO_TRAIN} are needed: add utterances, "
+                "by more speakers, join the class with another, or leave it out"
+            )
+    for part in ("dev", "test"):
+        if absent := [label for label, count in classes[part].items() if not count]:
+            warnings.warn(f"{where}: no {' and no '.join(absent)} in {part}: scores there leave it out", stacklevel=3)

@@ -1,10 +1,13 @@
-"""What a corpus reader provides, what every manifest looks like, and the user's own corpus: a CSV file."""
+"""What a corpus reader provides, what every manifest looks like, and the user's own corpus: a CSV or TSV file."""
 
 from __future__ import annotations
 
+import re
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,9 @@ COLUMNS = ("utterance", "path", "label", "speaker", "gender", "session", "style"
 REQUIRED = COLUMNS[:4]
 PARTS = ("train", "dev", "test")
 FOUR_CLASSES = ("angry", "happy", "neutral", "sad")
+SUFFIXES = (".csv", ".tsv")
+MISSING = ("nan", "none", "null", "n/a", "na")  # as other programs write what is not there
+MIN_OF_CLASS = 3  # utterances: one for each part
 
 
 @dataclass(frozen=True)
@@ -43,18 +49,17 @@ def exclusions(pairs: Iterable[tuple[str, str]] = ()) -> pd.DataFrame:
 def tidy(rows: pd.DataFrame) -> pd.DataFrame:
     """The final form of a manifest: COLUMNS, sorted by utterance; unknown lengths are read from the files' headers."""
     texts = rows.reindex(columns=list(COLUMNS[:-1]), fill_value="")
-    seconds = rows["seconds"] if "seconds" in rows else pd.Series(np.nan, index=rows.index)
-    seconds = seconds.astype("float64").fillna(rows.path[seconds.isna()].map(_header_seconds).astype("float64"))
-    return texts.assign(seconds=seconds).sort_values("utterance", ignore_index=True)
+    seconds = rows["seconds"] if "seconds" in rows else rows.path.map(_header_seconds)
+    return texts.assign(seconds=seconds.astype("float64")).sort_values("utterance", ignore_index=True)
 
 
 def _header_seconds(path: str) -> float:
     import soundfile
 
     try:
-        return float(soundfile.info(path).duration)
+        return soundfile.info(path).duration or np.nan
     except soundfile.SoundFileError:  # broken, or a film: the audio cache decides
-        return float("nan")
+        return np.nan
 
 
 def protocols_of(rows: pd.DataFrame) -> tuple[str, ...]:
@@ -65,28 +70,35 @@ def protocols_of(rows: pd.DataFrame) -> tuple[str, ...]:
 
 
 def read(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Read a CSV file with REQUIRED and any other of COLUMNS; its paths are relative to it or absolute.
+    """Read a CSV or TSV file with REQUIRED and any other of COLUMNS; its paths are relative to it or absolute.
 
-    Raises one ValueError that lists everything wrong with it.
+    Texts but paths are stripped and brought to Unicode's composed form (NFC). Raises one ValueError that lists
+    everything wrong with it.
     """
+    separator = "\t" if path.suffix.lower() == ".tsv" else ","
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # more fields than columns would be cut off
-            rows = pd.read_csv(path, dtype="str", keep_default_na=False, encoding="utf-8-sig", index_col=False)
+            rows = pd.read_csv(
+                path, sep=separator, dtype="str", keep_default_na=False, encoding="utf-8-sig", index_col=False
+            )
     except (ValueError, pd.errors.ParserWarning) as error:  # also: another encoding, empty
-        raise ValueError(f"{path} is no CSV table in UTF-8 with commas: {str(error).strip()}") from None
-    rows = rows.fillna("")
-    problems = list(_problems(rows, path.parent))
-    if problems:
-        raise ValueError(f"{path}: {'; '.join(problems)}")
+        wanted = "TSV table in UTF-8 with tabs" if separator == "\t" else "CSV table in UTF-8 with commas"
+        raise ValueError(f"{path} is no {wanted}: {str(error).strip()}") from None
+    rows = rows.fillna("").rename(columns=str.strip)
     rows = rows[[column for column in COLUMNS if column in rows]]
-    rows = rows.assign(path=[str((path.parent / name).resolve()) for name in rows.path])
+    for column in rows.columns.drop("path", errors="ignore"):
+        rows[column] = rows[column].str.strip().str.normalize("NFC")
+    if "path" in rows:
+        rows["path"] = [str(path.parent / name) if name.strip() else "" for name in rows.path]
+    if problems := list(_problems(rows)):
+        raise ValueError(f"{path}: {'; '.join(problems)}")
     if "seconds" in rows:
-        rows = rows.assign(seconds=pd.to_numeric(rows.seconds, errors="coerce"))
+        rows["seconds"] = rows.path.map(_header_seconds).fillna(pd.to_numeric(rows.seconds))
     return rows, exclusions()
 
 
-def _problems(rows: pd.DataFrame, folder: Path) -> Iterator[str]:
+def _problems(rows: pd.DataFrame) -> Iterator[str]:
     missing = [column for column in REQUIRED if column not in rows]
     if missing:
         yield f"missing columns: {', '.join(missing)} (found: {', '.join(rows.columns)})"
@@ -95,29 +107,62 @@ def _problems(rows: pd.DataFrame, folder: Path) -> Iterator[str]:
         yield "no rows"
         return
     for column in REQUIRED:
-        if blank := int(rows[column].str.strip().eq("").sum()):
+        if blank := int(rows[column].eq("").sum()):
             yield f"{blank} rows with empty {column}"
-    named = rows.utterance[rows.utterance.str.strip().ne("")]
+    for column in ("label", "speaker"):
+        if missing := sorted({name for name in rows[column] if name.casefold() in MISSING}):
+            yield f"{column} {missing[0]!r} means a missing one: fill it in or leave these rows out"
+    named = rows.utterance[rows.utterance.ne("")]
     if duplicates := sorted(set(named[named.duplicated()])):
         yield f"{len(duplicates)} duplicate utterances ({', '.join(duplicates[:3])})"
-    if absent := [name for name in rows.path if name.strip() and not (folder / name).is_file()]:
+    for column in ("utterance", "label", "speaker"):
+        for one, other in _near_equal(rows[column])[:3]:
+            yield f"{column} {one!r} and {other!r} look like the same: write it in one way, or give them other names"
+    if absent := [name for name in rows.path if name and not Path(name).is_file()]:
         yield f"{len(absent)} files not found ({', '.join(absent[:3])})"
     if rows.label.nunique() == 1:
         yield f"only one label ({rows.label.iloc[0]})"
+    for label, count in rows.label.value_counts().items():
+        if count < MIN_OF_CLASS:
+            yield (
+                f"{count} utterances of label {label!r}, at least {MIN_OF_CLASS} are needed: add some, join it with "
+                "another label or leave these rows out"
+            )
     if "split" in rows and set(rows.split) not in ({""}, set(PARTS)):
         found = ", ".join(repr(part) for part in sorted(set(rows.split))[:5])
         yield f"split must be empty in all rows, or train, dev or test in each and each used (found {found})"
-    if "seconds" in rows and (pd.to_numeric(rows.seconds, errors="coerce").isna() & rows.seconds.ne("")).any():
-        yield "seconds must be numbers or empty"
+    if "seconds" in rows:
+        yield from _wrong_seconds(rows)
+
+
+def _wrong_seconds(rows: pd.DataFrame) -> Iterator[str]:
+    seconds = pd.to_numeric(rows.seconds, errors="coerce")
+    possible = seconds.gt(0) & seconds.lt(np.inf)
+    if wrong := rows.seconds[~possible & rows.seconds.ne("")].tolist():
+        yield f"seconds must be numbers above 0 or empty (found {wrong[0]})"
+    header = rows.path.map(_header_seconds).where(possible)
+    if differing := rows.utterance[(seconds - header).abs() > 0.1 + 0.02 * header].tolist():
+        yield f"{len(differing)} seconds are not those of the sound ({', '.join(differing[:3])}): leave them empty"
+
+
+def _near_equal(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Pairs of names that differ in case, blanks or Unicode form only, or are the same number, as "03" and "3"."""
+    pairs, first = [], {}
+    for name in sorted(set(names)):
+        plain = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+        key = Decimal(plain) if re.fullmatch(r"\d+(\.\d+)?", plain) else plain
+        if first.setdefault(key, name) != name:
+            pairs.append((first[key], name))
+    return pairs
 
 
 MANIFEST = Source(
     name="manifest",
-    layout=f"a CSV file with the columns {', '.join(REQUIRED)} and, where known, {', '.join(COLUMNS[4:])}",
-    recognises=lambda root: root.is_file() and root.suffix.lower() == ".csv",
+    layout=f"a CSV or TSV file with the columns {', '.join(REQUIRED)} and, where known, {', '.join(COLUMNS[4:])}",
+    recognises=lambda root: root.is_file() and root.suffix.lower() in SUFFIXES,
     read=read,
     licence="not stated: the user's own data",
-    access="local: the files that the CSV file names",
+    access="local: the files that the table names",
     citation="not stated",
     classes=(),
 )

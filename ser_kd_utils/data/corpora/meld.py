@@ -16,7 +16,7 @@ NEEDED = ("Speaker", "Emotion", "Dialogue_ID", "Utterance_ID", "StartTime", "End
 
 # Faults of the release itself (declare-lab/MELD issues 39 and 52; 22 and 27), left out whatever lies on disk.
 FAULTS = {"train_dia125_utt3": "broken clip in the release", "dev_dia110_utt7": "no clip in the release"}
-MISSING_ALLOWED = 0.05  # share of clips; copies in circulation are known to be incomplete
+MISSING_ALLOWED = 0.05  # fraction of clips; copies in circulation are known to be incomplete
 
 
 def _places(root: Path, split: str) -> tuple[Path, ...]:
@@ -65,11 +65,11 @@ def _read_split(root: Path, split: str) -> tuple[pd.DataFrame, list[str]]:
     if not folders:
         raise FileNotFoundError(f"{root}: no {CLIP_FOLDERS[split]}/dia*_utt*.mp4; unpack MELD's {split}.tar.gz")
     try:
-        table = pd.read_csv(tables[0], usecols=list(NEEDED), encoding="utf-8-sig")
+        table = pd.read_csv(tables[0], usecols=list(NEEDED), dtype="str", keep_default_na=False, encoding="utf-8-sig")
         times = table[["StartTime", "EndTime"]].apply(lambda time: pd.to_timedelta(time.str.replace(",", ".")))
     except ValueError as error:  # columns, encoding, times
         raise ValueError(f"{tables[0]} is not MELD's table as published: {str(error).strip()}") from None
-    clips = "dia" + table.Dialogue_ID.astype(str) + "_utt" + table.Utterance_ID.astype(str)
+    clips = "dia" + table.Dialogue_ID + "_utt" + table.Utterance_ID
     rows = pd.DataFrame(
         {
             "utterance": f"{split}_" + clips,  # ids start anew in each split

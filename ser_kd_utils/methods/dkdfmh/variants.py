@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,7 +20,8 @@ def variants(settings: Mapping[str, Any]) -> dict[str, Variant]:
     """Main variants, components and those trained in noise. A component whose settings equal cnn-dkd's is left out."""
     own = settings["dkdfmh"]
     components = (each for each in _components(own) if own.replace(**each.overrides) != own)
-    return {each.name: each for each in (*_main(), *components, *_noise())}
+    both = (replace(each, protocols=("P1",)) if each.name in P1_VARIANTS else each for each in _main())
+    return {each.name: each for each in (*both, *components, *_noise())}
 
 
 def _main() -> Iterator[Variant]:
