@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,11 +19,9 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from ser_kd_utils.data.audio import AudioCache
-from ser_kd_utils.data.features import on_disk
+from ser_kd_utils.data.features import HOP, on_disk
 from ser_kd_utils.data.noise import NoiseBank, draw, keyed_rng, mix
-
-HOP = 320
-"""Samples from one frame of the teacher to the next, 20 ms."""
+from ser_kd_utils.records import replaced
 
 
 class KeyedSampler(torch.utils.data.Sampler):
@@ -239,11 +236,8 @@ def teacher_outputs(
     `folder` where they lie there, else put there, whole or not at all: its name stands for all the other arguments.
     """
     if not folder.is_dir():
-        scratch = folder.with_name(f"{folder.name}.writing")
-        shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
-        scratch.mkdir(parents=True)
-        _ask(model, prepare_inputs, audio, utterances, layers, scratch)
-        scratch.rename(folder)
+        with replaced(folder, folder.with_name(f"{folder.name}.writing")) as fresh:
+            _ask(model, prepare_inputs, audio, utterances, layers, fresh)
     told, states = load_file(folder / "outputs.safetensors"), {}
     if layers:
         counts = told["frames"].tolist()

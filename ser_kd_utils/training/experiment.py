@@ -32,8 +32,6 @@ from ser_kd_utils.training.dataset import SpeechDataset
 from ser_kd_utils.training.evaluation import CLEAN, dev_condition, grid, predict
 from ser_kd_utils.training.loop import Fitted, fit, processes
 
-COLUMNS = ["utterance", "fold", "seed", "condition", "snr_db", "checkpoint", "label", "logits"]
-
 
 class _Recordings(Sequence):
     """Utterances of a cache, each decoded when it is asked for."""
@@ -291,7 +289,8 @@ class Experiment:
             table = self._predict(model, self.test, lambda _, conditions=conditions: conditions, "test")
             tables.append(table.assign(checkpoint=checkpoint))
         table = pd.concat([*tables, *others], ignore_index=True)
-        return table.assign(fold=self.fold, seed=self.seed, label=table["utterance"].map(self.label_of))[COLUMNS]
+        table = table.assign(fold=self.fold, seed=self.seed, label=table["utterance"].map(self.label_of))
+        return table[list(records.COLUMNS)]
 
     def _info(self, name: str, fitted: Fitted, network: nn.Module) -> Mapping[str, Any]:
         variant = self.variants[name]

@@ -324,9 +324,7 @@ def test_a_class_that_the_quiz_uses_up_is_refused_by_name(make, tones, tmp_path)
             assert [own.label_of[name] for name in own.train + own.quiz].count("happy") == 2
             assert own.train != whole.train and own.prepared("mc-supcon")[1].class_weights.isfinite().all()
         else:
-            with pytest.raises(
-                ValueError, match="Fold 1 has no utterance of happy to train on, once those for the meta"
-            ):
+            with pytest.raises(ValueError, match="fold 1: .*happy"):
                 make(**given)
     with pytest.raises(ValueError, match="no utterance of angry, happy, neutral, sad to train on.*meta_fraction=1"):
         make(overrides="mckd.meta_fraction=1.0", results=str(tmp_path))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ser_kd_utils.data.audio import SAMPLE_RATE
+from ser_kd_utils.data.features import HOP
 from ser_kd_utils.data.noise import keyed_rng
 from ser_kd_utils.methods.mckd import model
 from ser_kd_utils.methods.mckd.loss import MetaCurriculum
@@ -20,7 +21,7 @@ from ser_kd_utils.methods.mckd.model import VariableTokenConfig, VariableTokenFo
 from ser_kd_utils.methods.mckd.temperature import Temperature
 from ser_kd_utils.methods.teacher import encoders
 from ser_kd_utils.methods.teacher.experiment import DEVICE, MethodExperiment
-from ser_kd_utils.training.dataset import HOP, PairedByClass, SpeechDataset
+from ser_kd_utils.training.dataset import PairedByClass, SpeechDataset
 
 
 def warm_restarts(epoch: float, first: int, lowest: float) -> float:
