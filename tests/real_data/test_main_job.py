@@ -9,10 +9,14 @@ import pandas as pd
 import pytest
 
 from ser_kd_utils.cli import main
+from ser_kd_utils.methods import METHODS, settings_of
+from ser_kd_utils.methods.dkdfmh.variants import P1_VARIANTS
 from ser_kd_utils.records import read_runs
-from ser_kd_utils.rows import CNN_ROWS, P1_ROWS, TOKEN_ROWS
+from ser_kd_utils.report.tables import mark_of
 
-METHODS = ("teacher", "mlkd", "dkd", "mckd")
+
+def main_variants(method: str) -> list[str]:
+    return [each.name for each in METHODS[method].variants(settings_of("tiny")).values() if each.kind == "main"]
 
 
 @pytest.fixture(scope="module")
@@ -36,43 +40,41 @@ def test_reproduce_on_recorded_speech_and_noise(small_emodb, shared_data, tmp_pa
     options = ["--data-root", str(small_emodb), "--noise-dir", str(shared_data / "noise"), "--results", str(tmp_path)]
     options += ["--speech-dir", str(speech)]
     options += ["--ablations", "unlabelled, e-unseen, cnn-kd-same-temperature, mc-taught-teacher"]
-    logits = shared_data / "metadata" / "teacher_logits_emodb_wavlm_base_plus.csv"
-    options += ["--teacher-logits", str(logits)]
-    changes = ["--changes", "epochs=1, teacher__epochs=1, dkd__epochs=1, mckd__epochs=1"]
-    assert main(["reproduce", "--corpus", "emodb", *options, "--folds", "2", *changes]) == 0
-    optimistic, folder = sorted(tmp_path.iterdir(), key=lambda path: "P1" not in path.name)
-    runs = read_runs(folder)
-    rows = {method: [run.info["row"] for run in runs if run.info["method"].startswith(method)] for method in METHODS}
-    assert rows["mlkd"] + rows["teacher"] == ["c-unseen", "e-unseen", "unlabelled", "d", "e", "c", "b", "a"]
-    assert set(rows["dkd"]) == {*CNN_ROWS, "cnn-kd-same-temperature"}
-    assert set(rows["mckd"]) == {*TOKEN_ROWS, "mc-taught-teacher"}
+    few = [part for method in METHODS for part in ("--set", f"{method}.epochs=1")]
+    assert main(["reproduce", "--corpus", "emodb", *options, "--folds", "2", *few]) == 0
+    (folder,) = tmp_path.iterdir()
+    runs = [run for run in read_runs(folder) if mark_of(run) != "P1"]
+    found = {method: {run.info["variant"] for run in runs if run.info["method"] == method} for method in METHODS}
+    assert found["teacher"] | found["mlkd"] == {"a", "b", "c", "d", "e", "c-unseen", "e-unseen", "unlabelled"}
+    assert found["dkdfmh"] == {*main_variants("dkdfmh"), "cnn-kd-same-temperature"}
+    assert found["mckd"] == {*main_variants("mckd"), "mc-taught-teacher"}
     for run in runs:
         table = run.predictions
         assert set(table["condition"]) == {"clean", "babble", "chainsaw", "helicopter", "rain", "street"}
         assert {name[:2] for name in table["utterance"]} == {"09", "10"}
         assert run.info["labels"] == ["angry", "happy", "neutral", "sad"]
         assert run.info["protocol"]["speaker_independent"]
-    sizes = {run.info["row"]: run.info["parameters"] for run in runs}
+    sizes = {run.info["variant"]: run.info["parameters"] for run in runs}
     assert sizes["c"] == sizes["d"] == sizes["e"] < sizes["b"] == sizes["a"]
     written = pd.read_csv(folder / "tables" / "mlkd.csv")
     assert list(written["row"]) == ["(a)", "(b)", "(c)", "(d)", "(e)"]
     assert {"UA clean", "UA noisy", "UA 0 dB", "UA -5 dB"} <= set(written)
-    likely = read_runs(optimistic)
-    assert {run.info["row"] for run in likely} == set(P1_ROWS)
+    likely = [run for run in read_runs(folder) if mark_of(run) == "P1"]
+    assert {run.info["variant"] for run in likely} == set(P1_VARIANTS)
     assert all(run.info["protocol"]["optimistic"] and not run.info["protocol"]["speaker_independent"] for run in likely)
     decoupled = pd.read_csv(folder / "tables" / "dkd.csv").set_index("row")
-    assert list(decoupled.index) == list(CNN_ROWS) and decoupled["WA P2"].notna().all()
-    assert set(decoupled.index[decoupled["WA P1"].notna()]) == set(P1_ROWS)
-    assert list(pd.read_csv(folder / "tables" / "mckd.csv")["row"]) == [*TOKEN_ROWS, "floor"]
-    heard = {run.info["row"]: run.info["train_noise"] for run in runs}
+    assert list(decoupled.index) == main_variants("dkdfmh") and decoupled["WA P2"].notna().all()
+    assert set(decoupled.index[decoupled["WA P1"].notna()]) == set(P1_VARIANTS)
+    assert list(pd.read_csv(folder / "tables" / "mckd.csv")["row"]) == [*main_variants("mckd"), "floor"]
+    heard = {run.info["variant"]: run.info["train_noise"] for run in runs}
     assert heard["a"] == []
     assert heard["e-unseen"] == ["babble", "helicopter", "rain", "street"]  # fold 2 leaves the second type out
     assert list(pd.read_csv(folder / "tables" / "mlkd_ablations.csv")["row"]) == ["+ unlabelled speech"]
     assert len(pd.read_csv(folder / "tables" / "mlkd_gains.csv")) == len(("(e) - (c)", "unseen"))
     assert list(pd.read_csv(folder / "tables" / "mlkd_unseen_noise.csv")["row"]) == ["(c)", "(e)"]
     assert (folder / "figures" / "snr_curves.png").stat().st_size > 10_000
-    account = json.loads((folder / "reproduce.json").read_text())
-    assert {step["status"] for step in account.values()} == {"done"}
+    receipts = [json.loads(path.read_text()) for path in (folder / "receipts").iterdir()]
+    assert len(receipts) == 9 and {receipt["status"] for receipt in receipts} == {"done"}
     assert "already recorded" not in capsys.readouterr().out
 
 
@@ -83,6 +85,6 @@ def test_a_silent_noise_folder_is_one_line(small_emodb, tmp_path, capsys):
 
     soundfile.write(tmp_path / "hum_1.wav", np.zeros(48_000), 16_000)
     options = ["--data-root", str(small_emodb), "--noise-dir", str(tmp_path), "--results", str(tmp_path / "results")]
-    assert main(["reproduce", "--corpus", "emodb", *options, "--folds", "1", "--only", "01"]) == 1
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("FAILED")]
-    assert len(lines) == 1 and "ValueError" in lines[0] and "silent" in lines[0]
+    assert main(["reproduce", "--corpus", "emodb", *options, "--folds", "1", "--only", "01"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()  # before any work
+    assert line.startswith("ser-kd: ") and "silent" in line

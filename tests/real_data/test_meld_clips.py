@@ -13,8 +13,8 @@ from ser_kd_utils.cli import main
 from ser_kd_utils.data.audio import cache_audio
 from ser_kd_utils.data.corpora import load_corpus, split
 from ser_kd_utils.data.corpora.meld import SEVEN_CLASSES
+from ser_kd_utils.methods import METHODS, settings_of
 from ser_kd_utils.records import read_runs
-from ser_kd_utils.rows import TOKEN_ROWS
 
 FOLDERS = {"train": "train_splits", "dev": "dev_splits_complete", "test": "output_repeated_splits_test"}
 ROWS, OF_CLASS = 70, 8  # the first of each published table, and the first of each class
@@ -77,12 +77,13 @@ def test_what_cannot_be_used_is_left_out_and_said(root):
 @pytest.mark.filterwarnings("ignore:meld differs from the published counts")
 def test_reproduce_from_clips_to_tables(root, tmp_path, capsys):
     """All methods on the official split and its seven classes, with one epoch each."""
-    changes = "epochs=1, teacher__epochs=1, dkd__epochs=1, mckd__epochs=1"
+    few = [part for method in METHODS for part in ("--set", f"{method}.epochs=1")]
     options = ["--corpus", "meld", "--data-root", str(root), "--results", str(tmp_path), "--ablations", "none"]
-    assert main(["reproduce", *options, "--changes", changes]) == 0, capsys.readouterr().err
-    (folder,) = (path for path in tmp_path.iterdir() if "P1" not in path.name)
+    assert main(["reproduce", *options, *few]) == 0, capsys.readouterr().err
+    (folder,) = tmp_path.iterdir()
     runs = [run for run in read_runs(folder) if run.info["method"] == "mckd"]
-    assert {run.info["row"] for run in runs} == TOKEN_ROWS.keys()
+    wanted = METHODS["mckd"].variants(settings_of("tiny")).values()
+    assert {run.info["variant"] for run in runs} == {each.name for each in wanted if each.kind == "main"}
     labels, trained = (pd.read_csv(root / f"{part}_sent_emo.csv")["Emotion"] for part in ("test", "train"))
     for run in runs:
         card = run.info["protocol"]
