@@ -31,13 +31,10 @@ class KeyedSampler(torch.utils.data.Sampler):
         self.data, self.batch_size = data, batch_size
 
     def __len__(self) -> int:
-        return len(self.indices())
+        return sum(1 for _ in self)
 
     def __iter__(self):
-        return iter(self.indices())
-
-    def indices(self) -> list[int]:
-        return self.order(keyed_rng("order", self.data.seed, self.data.epoch))
+        return iter(self.order(keyed_rng("order", self.data.seed, self.data.epoch)))
 
 
 class LengthGrouped(KeyedSampler):

@@ -55,6 +55,8 @@ class Experiment:
     """
 
     mark = ""  # of the protocol, where the method has more than one
+    split_protocol: str | None = None  # None: the corpus's own
+    parts_of: Mapping[str, str] = {}  # corpora of which only a part is loaded
 
     def __init__(
         self, corpus: str = "demo", profile: str = "tiny", fold: int = 1, seed: int = 0, data_root: str = "",
@@ -72,7 +74,8 @@ class Experiment:
         self.profile, self.fold, self.seed, self.overrides = profile, fold, seed, overrides
         self.all_settings = self.settings_by_group(profile, overrides)
         self.settings, self.noise_settings = self.all_settings[self.method], self.all_settings["noise"]
-        loaded, self.split = self._load(corpus, data_root)
+        loaded = load_corpus(self.parts_of.get(corpus, corpus), data_root or None)
+        self.split = split(loaded, self.split_protocol, fold, seed)
         if name and corpus != "manifest":
             raise ValueError(f"--name {name} is for a corpus of your own (--corpus manifest), not for {corpus}.")
         self.name = name or (Path(data_root).stem if corpus == "manifest" else corpus)
@@ -97,10 +100,6 @@ class Experiment:
             raise ValueError(f"No noise {', '.join(unknown)} to train on: choose among {', '.join(self.noise.types)}.")
         self.train_types = self.noise_settings.train_types or self.noise.types
         self.variants = self.available()
-
-    def _load(self, corpus: str, data_root: str):
-        loaded = load_corpus(corpus, data_root or None)
-        return loaded, split(loaded, None, self.fold, self.seed)
 
     def _claim_folder(self, manifest: str) -> None:
         """A corpus of one's own shares its folder of results with no other."""

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from ser_kd_utils.data.audio import SAMPLE_RATE
-from ser_kd_utils.data.corpora import load_corpus, split
 from ser_kd_utils.methods.dkdfmh import model
 from ser_kd_utils.methods.dkdfmh.loss import Decoupled
 from ser_kd_utils.methods.dkdfmh.model import HeadFusionConfig, HeadFusionForAudioClassification
@@ -56,17 +55,13 @@ class DKDFMHExperiment(MethodExperiment):
         if protocol not in PROTOCOLS:
             raise ValueError(f"No protocol {protocol!r}: choose one of {', '.join(PROTOCOLS)}.")
         self.mark = protocol
+        if protocol == "P1":
+            self.split_protocol, self.parts_of = "random", IMPROVISED
         super().__init__(*args, **options)
         self._clean: dict[str, Tensor] = {}
         if protocol == "P1":
             shortest, parts = round(self.settings.segment * SAMPLE_RATE), (self.train, self.dev, self.test)
             self.train, self.dev, self.test = ([u for u in part if len(self.audio[u]) >= shortest] for part in parts)
-
-    def _load(self, corpus: str, data_root: str):
-        if self.mark == "P2":
-            return super()._load(corpus, data_root)
-        loaded = load_corpus(IMPROVISED.get(corpus, corpus), data_root or None)
-        return loaded, split(loaded, "random", self.fold, self.seed)
 
     def available(self):
         """All under P2, under P1 the main ones of networks of one kind."""
