@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,11 +19,9 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from ser_kd_utils.data.audio import AudioCache
-from ser_kd_utils.data.features import on_disk
+from ser_kd_utils.data.features import HOP, on_disk
 from ser_kd_utils.data.noise import NoiseBank, draw, keyed_rng, mix
-
-HOP = 320
-"""Samples from one frame of the teacher to the next, 20 ms."""
+from ser_kd_utils.records import replaced
 
 
 class KeyedSampler(torch.utils.data.Sampler):
@@ -34,13 +31,10 @@ class KeyedSampler(torch.utils.data.Sampler):
         self.data, self.batch_size = data, batch_size
 
     def __len__(self) -> int:
-        return len(self.indices())
+        return sum(1 for _ in self)
 
     def __iter__(self):
-        return iter(self.indices())
-
-    def indices(self) -> list[int]:
-        return self.order(keyed_rng("order", self.data.seed, self.data.epoch))
+        return iter(self.order(keyed_rng("order", self.data.seed, self.data.epoch)))
 
 
 class LengthGrouped(KeyedSampler):
@@ -156,9 +150,7 @@ class SpeechDataset(torch.utils.data.Dataset):
             batch["teacher_states"] = pad_sequence(states, batch_first=True)
         return batch
 
-    def computed(
-        self, features_of: Callable[[Tensor], Tensor], speech_level: str, batch_size: int = 1
-    ) -> tuple[np.ndarray, list[int]]:
+    def computed(self, features_of: Callable[[Tensor], Tensor], speech_level: str, batch_size: int = 1):
         """Features of all windows as a network is given them in the first epoch, mapped from a file, one batch after
         the other, and the length of each. For its normalisation, which may see training speech only.
         """
@@ -241,11 +233,8 @@ def teacher_outputs(
     `folder` where they lie there, else put there, whole or not at all: its name stands for all the other arguments.
     """
     if not folder.is_dir():
-        scratch = folder.with_name(f"{folder.name}.writing")
-        shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
-        scratch.mkdir(parents=True)
-        _ask(model, prepare_inputs, audio, utterances, layers, scratch)
-        scratch.rename(folder)
+        with replaced(folder, folder.with_name(f"{folder.name}.writing")) as fresh:
+            _ask(model, prepare_inputs, audio, utterances, layers, fresh)
     told, states = load_file(folder / "outputs.safetensors"), {}
     if layers:
         counts = told["frames"].tolist()

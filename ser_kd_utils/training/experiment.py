@@ -32,8 +32,6 @@ from ser_kd_utils.training.dataset import SpeechDataset
 from ser_kd_utils.training.evaluation import CLEAN, dev_condition, grid, predict
 from ser_kd_utils.training.loop import Fitted, fit, processes
 
-COLUMNS = ["utterance", "fold", "seed", "condition", "snr_db", "checkpoint", "label", "logits"]
-
 
 class _Recordings(Sequence):
     """Utterances of a cache, each decoded when it is asked for."""
@@ -57,6 +55,8 @@ class Experiment:
     """
 
     mark = ""  # of the protocol, where the method has more than one
+    split_protocol: str | None = None  # None: the corpus's own
+    parts_of: Mapping[str, str] = {}  # corpora of which only a part is loaded
 
     def __init__(
         self, corpus: str = "demo", profile: str = "tiny", fold: int = 1, seed: int = 0, data_root: str = "",
@@ -74,7 +74,8 @@ class Experiment:
         self.profile, self.fold, self.seed, self.overrides = profile, fold, seed, overrides
         self.all_settings = self.settings_by_group(profile, overrides)
         self.settings, self.noise_settings = self.all_settings[self.method], self.all_settings["noise"]
-        loaded, self.split = self._load(corpus, data_root)
+        loaded = load_corpus(self.parts_of.get(corpus, corpus), data_root or None)
+        self.split = split(loaded, self.split_protocol, fold, seed)
         if name and corpus != "manifest":
             raise ValueError(f"--name {name} is for a corpus of your own (--corpus manifest), not for {corpus}.")
         self.name = name or (Path(data_root).stem if corpus == "manifest" else corpus)
@@ -100,10 +101,6 @@ class Experiment:
         self.train_types = self.noise_settings.train_types or self.noise.types
         self.variants = self.available()
 
-    def _load(self, corpus: str, data_root: str):
-        loaded = load_corpus(corpus, data_root or None)
-        return loaded, split(loaded, None, self.fold, self.seed)
-
     def _claim_folder(self, manifest: str) -> None:
         """A corpus of one's own shares its folder of results with no other."""
         if self.name in {*CORPORA} - {"manifest"}:
@@ -127,6 +124,7 @@ class Experiment:
         """The protocol in plain words: what must be known to compare a number with another."""
         return self.split.card() | {
             "mark": self.mark,
+            "sizes": {part: len(getattr(self, part)) for part in ("train", "dev", "test")},
             "selection": "epoch with the highest dev UA; those trained in noise choose on dev speech in training noise",
             "test": "whole utterances, one by one, clean and in every noise type at every SNR",
             "test noise": "the second half of every noise recording; training draws from the first",
@@ -214,8 +212,8 @@ class Experiment:
 
     def train_noise(self, name: str) -> list[str]:
         """The noise types the variant hears in training."""
-        heard = self.train_types if self.variants[name].noisy else ()
-        return [kind for kind in heard if kind != self.held_out_noise(name)]
+        types = self.train_types if self.variants[name].noisy else ()
+        return [kind for kind in types if kind != self.held_out_noise(name)]
 
     def command(self, name: str) -> str:
         """What trains the variant; DATA, NOISE and the like stand for places on the reader's machine."""
@@ -261,8 +259,8 @@ class Experiment:
         return fit(model, objective, data, dev, use, **given, **more)
 
     def _dev_scores(self, name: str) -> Callable[[nn.Module], dict[str, float]]:
-        heard = self.train_noise(name)
-        conditions = dev_condition(self.seed, heard, self.noise_settings.train_snr_db) if heard else lambda _: [CLEAN]
+        types = self.train_noise(name)
+        conditions = dev_condition(self.seed, types, self.noise_settings.train_snr_db) if types else lambda _: [CLEAN]
         return lambda model: self._scores(self._predict(model, self.dev, conditions, "train"))
 
     def _scores(self, table: pd.DataFrame) -> dict[str, float]:
@@ -290,7 +288,8 @@ class Experiment:
             table = self._predict(model, self.test, lambda _, conditions=conditions: conditions, "test")
             tables.append(table.assign(checkpoint=checkpoint))
         table = pd.concat([*tables, *others], ignore_index=True)
-        return table.assign(fold=self.fold, seed=self.seed, label=table["utterance"].map(self.label_of))[COLUMNS]
+        table = table.assign(fold=self.fold, seed=self.seed, label=table["utterance"].map(self.label_of))
+        return table[list(records.COLUMNS)]
 
     def _info(self, name: str, fitted: Fitted, network: nn.Module) -> Mapping[str, Any]:
         variant = self.variants[name]

@@ -15,7 +15,6 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForAudioClassification
 
 from ser_kd_utils.data.audio import decode
-from ser_kd_utils.methods.dkdfmh import experiment as dkdfmh
 from ser_kd_utils.methods.dkdfmh.experiment import DKDFMHExperiment
 from ser_kd_utils.methods.dkdfmh.loss import Decoupled, decoupled_kd
 from ser_kd_utils.methods.dkdfmh.model import features_of
@@ -226,7 +225,6 @@ def test_iemocap_is_its_improvised_part_under_p1(corpus, tmp_path, monkeypatch):
         return load("manifest", root)
 
     monkeypatch.setattr(base, "load_corpus", spy)
-    monkeypatch.setattr(dkdfmh, "load_corpus", spy)
     given = {"data_root": str(corpus), "results": str(tmp_path)}
     made = [DKDFMHExperiment("iemocap", protocol=protocol, **given) for protocol in ("P1", "P2")]
     assert asked == ["iemocap-improvised", "iemocap"]

@@ -17,6 +17,7 @@ from transformers import (
     pipeline,
 )
 
+from ser_kd_utils.data.features import HOP
 from ser_kd_utils.methods.mlkd.experiment import MLKDExperiment
 from ser_kd_utils.methods.mlkd.model import DistilledStudent, build_student, scale_cnn_gradient
 from ser_kd_utils.methods.mlkd.settings import MLKDSettings
@@ -24,7 +25,7 @@ from ser_kd_utils.methods.teacher import encoders
 from ser_kd_utils.methods.teacher.encoders import build_teacher, frame_mask
 from ser_kd_utils.methods.teacher.experiment import TeacherExperiment
 from ser_kd_utils.methods.teacher.settings import TeacherSettings
-from ser_kd_utils.training.dataset import HOP, hidden_states
+from ser_kd_utils.training.dataset import hidden_states
 
 LABELS = ("angry", "happy", "neutral", "sad")
 TINY = TeacherSettings.of("tiny")

@@ -57,6 +57,9 @@ SITUATED = {
 }
 
 
+NO_PREDICTIONS = pd.DataFrame({name: ["u"] for name in base.records.COLUMNS}).assign(snr_db=0.0, logits=[[1.0]])
+
+
 class Given(SimpleNamespace):
     """Named values that do not print their tensors when a test fails."""
 
@@ -111,7 +114,7 @@ def declared(tones, speech, tmp_path_factory):
         patch.setattr(teachers, "teacher_outputs", teacher_outputs)
         patch.setattr(mlkd, "scale_cnn_gradient", scale_cnn_gradient)
         patch.setattr(base.records, "environment", dict)
-        patch.setattr(base.Experiment, "_test", lambda *_: pd.DataFrame({"utterance": ["u"]}))
+        patch.setattr(base.Experiment, "_test", lambda *_: NO_PREDICTIONS)
         results = str(tmp_path_factory.mktemp("declared"))
         experiment = MLKDExperiment(
             "manifest", data_root=str(tones), speech_dir=str(speech), results=results, overrides=OVERRIDES

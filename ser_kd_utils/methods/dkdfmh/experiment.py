@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from ser_kd_utils.data.audio import SAMPLE_RATE
-from ser_kd_utils.data.corpora import load_corpus, split
 from ser_kd_utils.methods.dkdfmh import model
 from ser_kd_utils.methods.dkdfmh.loss import Decoupled
 from ser_kd_utils.methods.dkdfmh.model import HeadFusionConfig, HeadFusionForAudioClassification
@@ -28,10 +27,7 @@ PROTOCOLS = {
     "the epoch chosen by the test score; of the other four fifths a tenth of all is dev, to measure that choice",
     "P2": "the corpus's own; all utterances, short ones repeated up to a segment; the epoch chosen on dev speech",
 }
-SELECTION = {
-    "P1": "what is reported as P1: checkpoints test-UA and test-WA; `best` and the saved weights: highest dev UA",
-    "P2": "epoch with the highest dev UA; variants trained in noise choose on dev speech in training noise",
-}
+SELECTION = "what is reported as P1: checkpoints test-UA and test-WA; `best` and the saved weights: highest dev UA"
 IMPROVISED = {"iemocap": "iemocap-improvised"}  # P1 there: improvised speech, excitement instead of happiness
 ON_TEST = ("UA", "WA")
 """Scores by which an epoch is also chosen on the test speech itself, to measure what that is worth."""
@@ -59,17 +55,13 @@ class DKDFMHExperiment(MethodExperiment):
         if protocol not in PROTOCOLS:
             raise ValueError(f"No protocol {protocol!r}: choose one of {', '.join(PROTOCOLS)}.")
         self.mark = protocol
+        if protocol == "P1":
+            self.split_protocol, self.parts_of = "random", IMPROVISED
         super().__init__(*args, **options)
         self._clean: dict[str, Tensor] = {}
         if protocol == "P1":
             shortest, parts = round(self.settings.segment * SAMPLE_RATE), (self.train, self.dev, self.test)
             self.train, self.dev, self.test = ([u for u in part if len(self.audio[u]) >= shortest] for part in parts)
-
-    def _load(self, corpus: str, data_root: str):
-        if self.mark == "P2":
-            return super()._load(corpus, data_root)
-        loaded = load_corpus(IMPROVISED.get(corpus, corpus), data_root or None)
-        return loaded, split(loaded, "random", self.fold, self.seed)
 
     def available(self):
         """All under P2, under P1 the main ones of networks of one kind."""
@@ -77,10 +69,9 @@ class DKDFMHExperiment(MethodExperiment):
         return {name: every[name] for name in P1_VARIANTS} if self.mark == "P1" else every
 
     def card(self) -> dict[str, Any]:
-        return super().card() | {
+        card = super().card() | ({"selection": SELECTION} if self.mark == "P1" else {})
+        return card | {
             "name": f"{self.mark}: {PROTOCOLS[self.mark]}",
-            "selection": SELECTION[self.mark],
-            "sizes": {part: len(getattr(self, part)) for part in ("train", "dev", "test")},
             "test": "whole utterances, the mean of their segments' logits, clean and in every noise type at every SNR",
             "also": "checkpoints test-UA, test-WA: the epoch with the highest score on the clean test speech itself",
         }

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ser_kd_utils.data.audio import SAMPLE_RATE
+from ser_kd_utils.data.features import HOP
 from ser_kd_utils.data.noise import keyed_rng
 from ser_kd_utils.methods.mckd import model
 from ser_kd_utils.methods.mckd.loss import MetaCurriculum
@@ -20,7 +21,7 @@ from ser_kd_utils.methods.mckd.model import VariableTokenConfig, VariableTokenFo
 from ser_kd_utils.methods.mckd.temperature import Temperature
 from ser_kd_utils.methods.teacher import encoders
 from ser_kd_utils.methods.teacher.experiment import DEVICE, MethodExperiment
-from ser_kd_utils.training.dataset import HOP, PairedByClass, SpeechDataset
+from ser_kd_utils.training.dataset import PairedByClass, SpeechDataset
 
 
 def warm_restarts(epoch: float, first: int, lowest: float) -> float:
@@ -66,8 +67,8 @@ class MCKDExperiment(MethodExperiment):
         }
 
     def _decides(self, name: str) -> dict[str, Any]:
-        hears = self.settings_of(name).features == "encoder"
-        return {"quiz": self.quiz, "front": self.teachers.fingerprint("a") if hears else ""}
+        front = self.settings_of(name).features == "encoder"
+        return {"quiz": self.quiz, "front": self.teachers.fingerprint("a") if front else ""}
 
     def new_network(self, name: str) -> VariableTokenForAudioClassification:
         """The variant's network before training, with the teacher's CNN and projection where it hears through them."""

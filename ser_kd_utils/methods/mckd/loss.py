@@ -99,7 +99,7 @@ class MetaCurriculum(Objective):
     @property
     def extra_state(self) -> dict[str, Stateful]:
         """What a checkpoint keeps beside the network."""
-        kept = {"temperature": self.temperature, "head": self.head, "optimizer": self.optimizer}
+        kept = {"temperature": self.temperature, "teacher_head": self.head, "meta_optimizer": self.optimizer}
         return {name: each for name, each in kept.items() if each}
 
     def state(self):

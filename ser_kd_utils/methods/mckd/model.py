@@ -24,9 +24,8 @@ from transformers import (
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2FeatureEncoder, Wav2Vec2FeatureProjection
 
-from ser_kd_utils.data.features import FILTERS, FRAME, log_filter_bank
+from ser_kd_utils.data.features import FILTERS, FRAME, HOP, log_filter_bank
 from ser_kd_utils.methods.teacher.encoders import normalise
-from ser_kd_utils.training.dataset import HOP
 
 _FRONT = ("conv_dim", "conv_kernel", "conv_stride", "conv_bias", "feat_extract_norm", "feat_extract_activation")
 _FRONT += ("feat_proj_dropout", "layer_norm_eps", "hidden_size")

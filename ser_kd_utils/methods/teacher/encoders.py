@@ -10,8 +10,8 @@ from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForSequenceClassification
 
+from ser_kd_utils.data.features import HOP
 from ser_kd_utils.methods.teacher.settings import TeacherSettings
-from ser_kd_utils.training.dataset import HOP
 
 # layerdrop (0.1 by default) would drop the very layers that are distilled; SpecAugment fails under 3,280 samples;
 # wav2vec2-base on the hub asks for gradient checkpointing, which would slow the teacher down and not the students.
