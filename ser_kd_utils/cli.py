@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import argparse
+import math
+import os
 import sys
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any, NoReturn
 
 from ser_kd_utils import __version__
 
-CORPORA = "demo, iemocap, iemocap-improvised, meld, meld-4, emodb, ravdess, manifest"
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """As all other errors: one line, said by `main`."""
+        raise ValueError(f"{message} (see `{self.prog} --help`)")
 
 
 def _numbers(text: str) -> tuple[int, ...]:
     """`1,3-5` -> (1, 3, 4, 5)."""
-    numbers: list[int] = []
     try:
-        for part in text.split(","):
-            first, _, last = part.partition("-")
-            numbers += range(int(first), int(last or first) + 1)
+        ends = [part.partition("-")[::2] for part in text.split(",")]
+        numbers = [number for first, last in ends for number in range(int(first), int(last or first) + 1)]
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as 1,2 or 1-5") from None
+        numbers = []
+    if not numbers:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as 1,2 or 1-5")
     return tuple(dict.fromkeys(numbers))
 
 
@@ -26,102 +35,156 @@ def _folds(text: str) -> tuple[int, ...] | None:
     return None if text == "all" else _numbers(text)
 
 
-def _add_data(command: argparse.ArgumentParser) -> None:
-    """What is trained on, with which settings, and where records go."""
-    add = command.add_argument
-    add("--corpus", default="demo", help=f"one of {CORPORA} (default: demo, made on first use)")
-    add("--data-root", default="", metavar="DIR", help="where the corpus lies (manifest: its CSV file)")
-    add("--noise-dir", default="", metavar="DIR", help="noise recordings (default: generated noise)")
-    add("--speech-dir", default="", metavar="DIR", help="unlabelled speech, for the ablations that use it")
-    add("--teacher-logits", default="", metavar="FILE", help="CSV of a teacher's logits, for one row of 04")
-    add("--profile", default="tiny", help="tiny: small networks, CPU; paper: wav2vec2-base, GPU")
-    add("--results", default="", metavar="DIR", help="where to write (default: results/)")
-    add("--changes", default="", metavar="LIST", help="settings by name: 'epochs=2, teacher__epochs=2'")
+def _workers(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is below 1")
+    return number
 
 
-def _add_plan(command: argparse.ArgumentParser) -> None:
-    _add_data(command)
-    add = command.add_argument
-    add("--folds", type=_folds, default=(), metavar="LIST", help="1,3-5 or all (default: all; the demo: its first)")
-    add("--seeds", type=_numbers, default=(0,), metavar="LIST", help="0,1,2 or 0-4 (default: 0)")
-    add("--only", default="", metavar="LIST", help="notebook numbers, such as 01,09 (default: all)")
-    add(
-        "--ablations",
-        default="",
-        metavar="LIST",
-        help="rows of notebooks 03, 05 and 07 by name, or none (default: all; the demo: one each)",
-    )
+CORPORA = ("demo", "iemocap", "iemocap-improvised", "meld", "meld-4", "emodb", "ravdess", "manifest")
+SHARED = ("corpus", "name", "profile", "fold", "seed", "data_root", "noise_dir", "results", "overrides")
+"""What every experiment takes."""
+OPTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
+    "VARIANT": (None, "such as a, e, gamma-10, cnn-dkd, mc-full", {"nargs": "+"}),
+    "NAME": (None, "emodb, ravdess; access explained: iemocap, meld, noisex-92", {}),
+    "TABLE": (None, "such as mlkd, or a table's file", {}),
+    "ROW": ("", "such as '(e)' (default: list rows and columns)", {"nargs": "?"}),
+    "COLUMN": ("", "such as 'UA noisy' (default: all)", {"nargs": "?"}),
+    "FOLDER": ("", "your results (default: where reproduce wrote them)", {"nargs": "?"}),
+    "corpus": ("demo", f"one of {', '.join(CORPORA)} (default: demo, made on first use)", {}),
+    "name": ("", "what results of --corpus manifest are called (default: as its CSV file)", {}),
+    "profile": ("tiny", "tiny: small networks, CPU; paper: wav2vec2-base, GPU", {}),
+    "results": ("", "where results are written (default: results/local)", {"metavar": "DIR"}),
+    "set": ([], "a setting other than the profile's, such as mlkd.epochs=2; may be repeated",
+            {"action": "append", "dest": "overrides", "metavar": "METHOD.NAME=VALUE"}),
+    "data-root": ("", "where the corpus lies (manifest: its CSV file)", {"metavar": "DIR"}),
+    "noise-dir": ("", "noise recordings (default: generated noise)", {"metavar": "DIR"}),
+    "speech-dir": ("", "unlabelled speech, for the ablations that use it", {"metavar": "DIR"}),
+    "folds": ((), "1,3-5 or all (default: all; the demo: its first)", {"type": _folds, "metavar": "LIST"}),
+    "seeds": ((0,), "0,1,2 or 0-4 (default: 0)", {"type": _numbers, "metavar": "LIST"}),
+    "only": ("", "notebook numbers, such as 01,09 (default: all)", {"metavar": "LIST"}),
+    "ablations": ("", "variants by name, or none (default: all; the demo: one a method)", {"metavar": "LIST"}),
+    "workers": (1, "so many runs at a time on this machine (default: 1)", {"type": _workers, "metavar": "N"}),
+    "scheduler": ("", "spread the runs over a running Dask cluster", {"metavar": "ADDRESS"}),
+    "time-limit": (math.inf, "stop in time; the same command goes on", {"type": float, "metavar": "MINUTES"}),
+    "run-limit": (math.inf, "a notebook that takes longer has failed", {"type": float, "metavar": "MINUTES"}),
+    "force": (False, "run again what is already recorded", {"action": "store_true"}),
+    "dry-run": (False, "print the plan, an estimate of its cost, and stop", {"action": "store_true"}),
+    "fold": (1, "the one that is tested (default: 1)", {"type": int, "metavar": "N"}),
+    "seed": (0, "of everything random (default: 0)", {"type": int, "metavar": "N"}),
+    "protocol": ("", "another protocol of the method, such as DKDFMH's P1", {}),
+    "to": ("", "the folder it goes to", {"metavar": "DIR"}),
+    "url": ("", "another address of the same archive", {}),
+    "json": (False, "print JSON", {"action": "store_true"}),
+    "page": ("", "write the comparison as a page, too", {"metavar": "FILE"}),
+    "check": (False, "only say whether the README is up to date", {"action": "store_true"}),
+}  # fmt: skip
+"""Default, help and more of each option, and in capitals of what has its place in the command."""
+
+RESULTS = ("corpus", "name", "profile", "results", "set")
+DATA = (*RESULTS, "data-root", "noise-dir", "speech-dir")
+PLAN = (*DATA, "folds", "seeds", "only", "ablations")
+LIMITS = ("workers", "scheduler", "time-limit", "run-limit", "force", "dry-run")
+COMMANDS = {
+    "reproduce": ("run the notebooks and write records, tables and figures", (*PLAN, *LIMITS)),
+    "status": ("say what is done, running, failed, stale or published, and why", PLAN),
+    "train": ("train single variants; under torchrun, on several GPUs", ("VARIANT", *DATA, "fold", "seed", "protocol")),
+    "download": ("fetch an open corpus, or say how to get another", ("NAME", "to", "url")),
+    "explain": ("from a number in a table to the records behind it", ("TABLE", "ROW", "COLUMN", *RESULTS)),
+    "publish": ("copy your records to the committed evidence", (*RESULTS, "to")),
+    "compare": ("set your results beside the committed evidence", ("FOLDER", *RESULTS, "json", "page")),
+    "readme": ("put the tables of results/ between the README's markers", ("check",)),
+}
+"""Help and options of each command."""
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="ser-kd", description="Reproduce knowledge distillation for SER in noise.")
+    """Of the whole command line; raises ValueError for what it does not take."""
+    top = _Parser(prog="ser-kd", description="Reproduce knowledge distillation for speech emotion recognition.")
     top.add_argument("--version", action="version", version=f"ser-kd {__version__}")
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    run = commands.add_parser("reproduce", help="run the notebooks and write records, tables and figures")
-    _add_plan(run)
-    run.add_argument("--workers", type=int, default=0, metavar="N", help="so many runs at a time on this machine")
-    run.add_argument("--scheduler", default="", metavar="ADDRESS", help="spread the runs over a running Dask cluster")
-    run.add_argument(
-        "--time-limit", type=float, default=None, metavar="MINUTES", help="stop in time; run again to go on"
-    )
-    run.add_argument(
-        "--run-limit", type=float, default=None, metavar="MINUTES", help="a notebook that takes longer has failed"
-    )
-    run.add_argument("--force", action="store_true", help="run again what is already recorded")
-    run.add_argument("--dry-run", action="store_true", help="print the plan, an estimate of its cost, and stop")
-
-    _add_plan(commands.add_parser("status", help="say what is done, running, failed or stale, and why"))
-
-    train = commands.add_parser("train", help="train single rows; under torchrun, on several GPUs at once")
-    train.add_argument("rows", nargs="+", metavar="ROW", help="such as a, e, gamma-10, cnn-dkd, mc-full")
-    _add_data(train)
-    train.add_argument("--fold", type=int, default=1)
-    train.add_argument("--seed", type=int, default=0)
-    train.add_argument("--protocol", default="", metavar="P1", help="of DKDFMH: its likely, optimistic protocol")
-
-    fetch = commands.add_parser("download", help="fetch an open corpus, or say how to get another")
-    fetch.add_argument("name", metavar="NAME", help="emodb, ravdess; access explained: iemocap, meld, noisex-92")
-    fetch.add_argument("--to", default="", metavar="DIR", help="where to put it (default: corpora/NAME in the cache)")
-    fetch.add_argument("--url", default="", metavar="URL", help="another address of the same archive")
-
-    why = commands.add_parser("explain", help="from a number in a table to the records behind it")
-    why.add_argument("table", metavar="TABLE", help="such as mlkd, or a table's file")
-    why.add_argument("row", nargs="?", default="", metavar="ROW", help="such as '(e)' (default: list rows and columns)")
-    why.add_argument("column", nargs="?", default="", metavar="COLUMN", help="such as 'UA noisy' (default: all)")
-    for name, default in (("corpus", "demo"), ("profile", "tiny"), ("results", ""), ("changes", "")):
-        why.add_argument(f"--{name}", default=default, help="as for reproduce")
-
-    readme = commands.add_parser("readme", help="put the tables of results/ between the README's markers")
-    readme.add_argument("--check", action="store_true", help="only say whether the README is up to date")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND")
+    for name, (description, options) in COMMANDS.items():
+        command = commands.add_parser(name, help=description, description=description)
+        for option in options:
+            default, text, more = OPTIONS[option]
+            flag = option.lower() if option.isupper() else f"--{option}"
+            command.add_argument(flag, default=default, help=text, **more)
     return top
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
+    """Returns the exit code: 0, 2 for what cannot be done as asked, or what the command says."""
+    top = parser()
     try:
-        if options.command in ("reproduce", "status"):
-            from ser_kd_utils import reproduce
-
-            return getattr(reproduce, options.command)(options)
-        if options.command == "train":
-            from ser_kd_utils.train import train
-
-            return train(options)
-        if options.command == "download":
-            from ser_kd_utils.data.download import download
-
-            return download(options.name, options.to, options.url)
-        if options.command == "explain":
-            from ser_kd_utils.explain import explain
-
-            return explain(options)
-        from ser_kd_utils.tables import update_readme
-
-        return update_readme(check=options.check)
+        options = top.parse_args(arguments)
+        if not options.command:
+            top.print_help()
+            return 0
+        if "corpus" in options:
+            options.overrides, options.name = ", ".join(options.overrides), _name(options)
+        return _run(options)
     except (ValueError, OSError) as error:
         print(f"ser-kd: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("ser-kd: interrupted; the same command goes on from what was recorded.", file=sys.stderr, flush=True)
+        os._exit(130)  # kernels end with this process, for which threads may still wait
+
+
+def _name(options: argparse.Namespace) -> str:
+    """Of the results of a user's own corpus; "" for the others, which are called as the corpus."""
+    own = options.corpus == "manifest"
+    name = options.name or (Path(getattr(options, "data_root", "")).stem if own else "")
+    if name in CORPORA or (name and not own):
+        raise ValueError(f"--name {name}: a name is for --corpus manifest, and none of {', '.join(CORPORA)}")
+    return name
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.command in ("train", "explain"):
+        return {"train": _train, "explain": _explain}[options.command](options)
+    if options.command == "download":
+        from ser_kd_utils.data.download import download
+
+        return download(options.name, options.to, options.url)
+    if options.command == "readme":
+        from ser_kd_utils.report.write import update_readme
+
+        return update_readme(options.check)
+    module = "schedule" if options.command == "reproduce" else options.command
+    return resolve_name(f"ser_kd_utils.reproduce.{module}:{options.command}")(options)
+
+
+def _explain(options: argparse.Namespace) -> int:
+    """Of a table's file, which lies in tables/ of its results folder, or of a table of one's own results by name."""
+    from ser_kd_utils.methods import METHODS, settings_of, tables_of
+    from ser_kd_utils.records import read_runs, results_folder
+    from ser_kd_utils.report.explain import explain, find
+
+    path, about = Path(options.table), (options.name or options.corpus, options.profile, options.overrides)
+    folder = path.absolute().parents[1] if path.suffix else results_folder(options.results, *about)
+    runs = read_runs(folder)
+    known = {"runs": runs, "methods": METHODS, "settings": settings_of(runs[0].info["profile"])}
+    return explain(find(tables_of(runs), options.table, folder), options.row, options.column, folder=folder, **known)
+
+
+def _train(options: argparse.Namespace) -> int:
+    """Train the variants that are not recorded yet; notebooks then find their records."""
+    from ser_kd_utils.methods import METHODS, settings_of
+
+    settings = settings_of(options.profile, options.overrides)
+    methods = {name: method for method in METHODS.values() for name in method.variants(settings)}
+    if unknown := [name for name in options.variant if name not in methods]:
+        raise ValueError(f"No variant {', '.join(unknown)}: choose among {', '.join(methods)}.")
+    if lost := [name for name in options.variant if options.protocol not in ("", *methods[name].protocols)]:
+        raise ValueError(f"{', '.join(lost)}: not trained under --protocol {options.protocol}.")
+    for name in options.variant:
+        own = {each for notebook in methods[name].notebooks for each in notebook.parameters} - {"ablations"}
+        given = (*SHARED, *own, *["protocol"] * bool(options.protocol))
+        run = methods[name].experiment_class(**{each: getattr(options, each) for each in given}).run(name)
+        if os.environ.get("RANK", "0") == "0":  # of the processes of torchrun one says it
+            print(f"{name}: epoch {run.info['best_epoch']} in {run.folder}", flush=True)
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,10 +1,18 @@
 """What each trained model leaves behind: predictions and the conditions they were made under.
 
+A reader's own runs have a folder each:
+
     runs/<method>__<variant>__fold-K__seed-S/predictions.parquet   utterance, fold, seed, condition, snr_db, checkpoint,
                                                                    label, logits
                                              run.json              settings, protocol, fingerprints, versions, hardware
+                                             model/                the weights
 
-Tables and figures are computed from these files only.
+Published runs share two files, in which the name of a run's folder is its id:
+
+    predictions.parquet   the same columns after a column `run`, the id
+    runs.jsonl            one run a line: `run`, then what its run.json says
+
+Tables and figures are computed from these files only, and from either form alike.
 """
 
 from __future__ import annotations
@@ -16,9 +24,9 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -26,80 +34,38 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock, Timeout
 
-from ser_kd_utils.reach import PACKAGE
+from ser_kd_utils.files import PACKAGE, digest, sha256, unfinished
 
 VERSIONED = ("torch", "transformers", "accelerate", "datasets", "numpy", "scipy", "scikit-learn", "soundfile")
+IN_CLONE = (PACKAGE.parent / "pyproject.toml").is_file()
+COLUMNS = ("utterance", "fold", "seed", "condition", "snr_db", "checkpoint", "label", "logits")
+EVIDENCE = PACKAGE.parent / "results"
+"""Committed evidence, one folder for each corpus and profile."""
 
 
 def results_root(folder: str = "") -> Path:
-    """The folder given, else the environment's SER_KD_RESULTS, else results/ beside the package."""
-    return Path(folder or os.environ.get("SER_KD_RESULTS") or PACKAGE.parent / "results")
+    """The folder given, else $SER_KD_RESULTS, else results/local of the clone, or results/ where one stands."""
+    here = EVIDENCE / "local" if IN_CLONE else Path("results")
+    return Path(folder or os.environ.get("SER_KD_RESULTS") or here)
 
 
-def results_folder(folder: str, corpus: str, profile: str, protocol: str = "", changes: str = "") -> Path:
-    """<corpus>-<profile>/ below the results root; another protocol or changed settings are part of the name."""
-    name = "+".join(part for part in (f"{corpus}-{profile}", protocol, changes) if part)
-    name = re.sub(r"[^\w.,=+-]+", "_", name)
+def folder_name(corpus: str, profile: str, overrides: str = "") -> str:
+    """<corpus>-<profile>; changed settings are part of the name."""
+    name = re.sub(r"[^\w.,=+-]+", "_", "+".join(part for part in (f"{corpus}-{profile}", overrides) if part))
     if len(name.encode()) > 150:  # file systems take 255 bytes
-        name = f"{name[:60]}-{fingerprint([corpus, profile, protocol, changes])[:16]}"
-    return results_root(folder) / name
+        name = f"{name[:60]}-{digest([corpus, profile, overrides])[:16]}"
+    return name
 
 
-def run_name(method: str, variant: str, fold: int, seed: int) -> str:
-    return f"{method}__{variant}__fold-{fold}__seed-{seed}"
+def results_folder(folder: str, corpus: str, profile: str, overrides: str = "") -> Path:
+    """Where a reader's own runs of this corpus and profile lie, below the results root."""
+    return results_root(folder) / folder_name(corpus, profile, overrides)
 
 
-def fingerprint(parts: Any) -> str:
-    """SHA-256 of JSON-able parts, in a canonical order."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=list).encode()).hexdigest()
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def unfinished(results: Path) -> Path:
-    """Where checkpoints of trainings, records in the making and locks lie, beside the records."""
-    return results / "unfinished"
-
-
-def _lock_of(results: Path, name: str) -> Path:
-    return unfinished(results) / "locks" / f"{name}.lock"
-
-
-@contextmanager
-def only_one(results: Path, name: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Hold the lock `name`, which one process can have, on whatever machine of the same file system.
-
-    It goes with the process that holds it. waiting: called once where another process has it.
-    """
-    path = _lock_of(results, name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        waiting()
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def is_held(results: Path, name: str) -> bool:
-    """Whether some process holds the lock."""
-    path = _lock_of(results, name)
-    if not path.exists():
-        return False
-    try:
-        with FileLock(path, blocking=False):
-            return False
-    except Timeout:
-        return True
+def run_id(method: str, variant: str, fold: int | str, seed: int | str, protocol: str = "") -> str:
+    """The name of a record; a protocol that is not the method's usual one is part of it."""
+    return f"{method}__{variant}{f'+{protocol}' if protocol else ''}__fold-{fold}__seed-{seed}"
 
 
 def environment() -> dict[str, Any]:
@@ -112,10 +78,19 @@ def environment() -> dict[str, Any]:
         "commit": _commit(),
         "hardware": {
             "machine": platform.machine(),
+            "processor": _processor(),
+            "instruction_set": torch.backends.cpu.get_cpu_capability(),
             "cpu_threads": torch.get_num_threads(),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
     }
+
+
+def _processor() -> str:
+    """The processor's model: from Linux's list of processors, elsewhere what Python knows."""
+    listed = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*:\s*(.+)$", listed.read_text(), re.M) if listed.exists() else None
+    return found[1].strip() if found else platform.processor()
 
 
 def _commit() -> str | None:
@@ -132,29 +107,58 @@ def _commit() -> str | None:
         return None
 
 
+def content_sha256(predictions: pd.DataFrame) -> str:
+    """SHA-256 of what is predicted, in whatever file: the columns before the logits as CSV, then the logits' bytes."""
+    text = predictions[list(COLUMNS[:-1])].astype({"snr_db": float}).to_csv(index=False, lineterminator="\n")
+    return hashlib.sha256(text.encode() + np.stack(predictions["logits"]).astype("<f2").tobytes()).hexdigest()
+
+
+class _Published:
+    """The two files of a published folder, each read once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @cached_property
+    def lines(self) -> dict[str, dict[str, Any]]:
+        """Each run's record by id."""
+        text = (self.folder / "runs.jsonl").read_text(encoding="utf-8")
+        return {record.pop("run"): record for record in map(json.loads, text.splitlines())}
+
+    @cached_property
+    def predictions(self) -> dict[str, pd.DataFrame]:
+        """Each run's rows by id."""
+        return dict(iter(pd.read_parquet(self.folder / "predictions.parquet").groupby("run")))
+
+
 @dataclass(frozen=True)
 class Run:
-    """One trained model's record."""
+    """One trained model's record.
+
+    folder: runs/<id>, with the record's files and weights; of a published run nothing but its name.
+    """
 
     folder: Path
+    _published: _Published | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def id(self) -> str:
+        return self.folder.name
 
     @cached_property
     def info(self) -> dict[str, Any]:
-        """run.json. Raises ValueError where it is damaged."""
+        """run.json, or its line of runs.jsonl. Raises ValueError where run.json is damaged."""
+        if self._published:
+            return self._published.lines[self.id]
         try:
             return json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
         except ValueError:
-            raise self._damage("run.json") from None
+            raise self._damage("The record") from None
 
-    def _damage(self, name: str) -> ValueError:
+    def _damage(self, what: str) -> ValueError:
         return ValueError(
-            f"runs/{self.folder.name}/{name} is damaged: restore that folder, or delete it and reproduce it again."
+            f"{what} of {self.id} is damaged: restore its files, or delete runs/{self.id} and reproduce it again."
         )
-
-    def _is_as_written(self, name: str) -> bool:
-        """Where run.json has its checksum: older records have none."""
-        path, files = self.folder / name, self.info.get("files", {})
-        return path.is_file() and files.get(name) in (None, sha256(path))
 
     @cached_property
     def history(self) -> pd.DataFrame:
@@ -162,95 +166,133 @@ class Run:
         return pd.DataFrame(self.info["history"]).set_index("epoch")
 
     @cached_property
+    def stored(self) -> pd.DataFrame:
+        """The predictions as written, with the columns COLUMNS. Raises ValueError where they are not the record's."""
+        try:
+            if self._published:
+                table = self._published.predictions[self.id]
+            else:
+                table = pd.read_parquet(self.folder / "predictions.parquet")
+            if content_sha256(table) == self.info["predictions_sha256"]:
+                return table[list(COLUMNS)].reset_index(drop=True)
+        except (OSError, ValueError, KeyError):  # no such file, run or column, or a file cut short
+            pass
+        raise self._damage("predictions.parquet")
+
+    @cached_property
     def predictions(self) -> pd.DataFrame:
         """The stored rows with method, variant, the predicted class name (largest logit) and in_range.
 
-        in_range: clean, or at an SNR of the range that was trained on. Raises ValueError where the file is damaged.
+        in_range: clean, or at an SNR of the range that was trained on. Raises ValueError where they are damaged.
         """
-        if not self._is_as_written("predictions.parquet"):
-            raise self._damage("predictions.parquet")
-        table = pd.read_parquet(self.folder / "predictions.parquet")
+        table = self.stored
         best = np.stack(table["logits"]).argmax(1)
         names = {key: self.info[key] for key in ("method", "variant")}
-        low, high = self.info["settings"]["the noise"]["train_snr_db"]
+        low, high = self.info["settings"]["noise"]["train_snr_db"]
         in_range = table["snr_db"].between(low, high) | table["snr_db"].isna()
         return table.assign(prediction=np.array(self.info["labels"], dtype=object)[best], in_range=in_range, **names)
 
     def complete(self, wanted: str) -> bool:
         """Whether a record with this fingerprint is here, undamaged, and its weights too.
 
-        Records come with a clone of the project, weights do not: what somebody else trained is trained again.
+        Published records come without weights: what somebody else trained is trained again.
         """
+        if self._published or not (self.folder / "model").is_dir():
+            return False
         try:
-            names = {"predictions.parquet", *self.info.get("files", {})}
-            here = (self.folder / "model").is_dir() and self.info["fingerprint"] == wanted
-            return here and all(map(self._is_as_written, names))
-        except (FileNotFoundError, ValueError):
+            files = {self.folder / name: sha for name, sha in self.info["files"].items()}
+            whole = all(path.is_file() and sha256(path) == sha for path, sha in files.items())
+            return whole and self.info["fingerprint"] == wanted and self.stored is not None
+        except (OSError, ValueError):
             return False
 
 
-def write_run(
-    folder: Path, predictions: pd.DataFrame, info: Mapping[str, Any], save_model: Callable[[Path], None] | None = None
-) -> Run:
-    """Write both files into a new folder, then put it in the place of the old one: a record is whole or absent.
+@contextmanager
+def replaced(folder: Path, scratch: Path) -> Iterator[Path]:
+    """A new folder to write into, which takes the place of `folder` at the end: that one is whole or untouched.
 
-    save_model: writes the weights into the folder given to it; without it a `model/` that is there is kept. run.json
-    gets the checksums of the other files as `files`.
+    scratch: an unused folder on the same file system.
     """
-    scratch = unfinished(folder.parents[1]) / f"{folder.name}.writing"
     shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
     fresh = scratch / "new"
     fresh.mkdir(parents=True)
     try:
-        predictions.to_parquet(fresh / "predictions.parquet", compression="zstd", index=False)
-        if save_model:
-            save_model(fresh / "model")
-        elif (folder / "model").exists():
-            shutil.copytree(folder / "model", fresh / "model")
-        paths = sorted(path for path in fresh.rglob("*") if path.is_file())
-        files = {path.relative_to(fresh).as_posix(): sha256(path) for path in paths}
-        text = json.dumps({**info, "files": files}, indent=1, default=list) + "\n"
-        (fresh / "run.json").write_text(text, encoding="utf-8")
+        yield fresh
         folder.parent.mkdir(parents=True, exist_ok=True)
         if folder.exists():
             folder.rename(scratch / "old")
         fresh.rename(folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def write_run(
+    folder: Path, predictions: pd.DataFrame, info: Mapping[str, Any], save_model: Callable[[Path], None] | None = None
+) -> Run:
+    """Write a record into a new folder, then put it in the place of the old one: a record is whole or absent.
+
+    save_model: writes the weights into the folder given to it; without it a `model/` that is there is kept. run.json
+    gets the checksum of what is predicted as `predictions_sha256` and those of the weights as `files`.
+    """
+    with replaced(folder, unfinished(folder.parents[1]) / f"{folder.name}.writing") as fresh:
+        predictions.to_parquet(fresh / "predictions.parquet", compression="zstd", index=False)
+        if save_model:
+            save_model(fresh / "model")
+        elif (folder / "model").exists():
+            shutil.copytree(folder / "model", fresh / "model")
+        paths = sorted(path for path in fresh.glob("model/**/*") if path.is_file())
+        sums = {
+            "predictions_sha256": content_sha256(predictions),
+            "files": {path.relative_to(fresh).as_posix(): sha256(path) for path in paths},
+        }
+        text = json.dumps({**info, **sums}, indent=1, default=list) + "\n"
+        (fresh / "run.json").write_text(text, encoding="utf-8")
     return Run(folder)
 
 
 def read_runs(folder: Path) -> list[Run]:
-    """All records below results/<corpus>-<profile>/, by name.
+    """All records of a results folder by id: those in its runs/, or where it has none those published in it.
 
-    Raises FileNotFoundError when there are none, ValueError when they cannot stand in one table: another protocol,
-    noise, corpus content or, within a row, other settings.
+    Raises FileNotFoundError when there are none, ValueError when they cannot stand in one table: see `check_together`.
     """
     runs = [Run(path.parent) for path in sorted(folder.glob("runs/[!.]*/run.json"))]
+    if not runs and (folder / "runs.jsonl").is_file():
+        published = _Published(folder)
+        runs = [Run(folder / "runs" / run, published) for run in sorted(published.lines)]
     if not runs:
-        raise FileNotFoundError(f"No records under {folder.name}/runs: run notebooks 01 and 02, or `ser-kd reproduce`.")
-    for key in ("protocol", "noise", "speech level"):
-        _refuse_differences(folder, key, {_kind(run, key) for run in runs})
-    _refuse_differences(folder, "corpus content", {run.info["audio_fingerprint"][:8] for run in runs})
-    for row in {run.info["variant"] for run in runs}:
-        used = {fingerprint(run.info["settings"])[:8] for run in runs if run.info["variant"] == row}
-        _refuse_differences(folder, f"the settings of {row}", used)
+        raise FileNotFoundError(f"No records in {folder.name}: run notebooks 01 and 02, or `ser-kd reproduce`.")
+    check_together(folder.name, runs)
     return runs
 
 
-def _refuse_differences(folder: Path, what: str, found: set[str]) -> None:
-    if len(found) > 1:
-        raise ValueError(
-            f"The records in {folder.name} differ in {what} ({'; '.join(sorted(found))}): "
-            "one table cannot hold both, so run one kind again or write it to another --results folder."
-        )
+def check_together(name: str, runs: Sequence[Run]) -> None:
+    """Raise ValueError where these records of the folder `name` cannot stand in one table.
 
-
-def _kind(run: Run, key: str) -> str:
-    """An entry of the protocol; recorded noise also by its samples, generated noise differs from fold to fold."""
-    value = run.info["protocol"][key]
-    recorded = key == "noise" and value.startswith("folder")
-    return f"{value}, samples {run.info['noise_fingerprint'][:8]}" if recorded else value
+    They must share the corpus with its content and labels, noise and speech level, and a variant's records its
+    settings. An optimistic protocol with a mark of its own may stand beside the others, which share theirs.
+    """
+    found: dict[str, set[str]] = {}
+    for run in runs:
+        info, protocol = run.info, run.info["protocol"]
+        own = f" under {protocol['mark']}" if protocol["optimistic"] and protocol["mark"] else ""
+        # generated noise differs from fold to fold, recorded noise must be the same samples
+        samples = f", samples {info['noise_fingerprint'][:8]}" if protocol["noise"].startswith("folder") else ""
+        for what, value in {
+            "corpus": info["corpus"],
+            "corpus content": info["audio_fingerprint"][:8],
+            "labels": ", ".join(info["labels"]),
+            "noise": protocol["noise"] + samples,
+            "speech level": protocol["speech level"],
+            f"protocol{own}": protocol["protocol"],
+            f"the settings of {info['variant']}{own}": digest(info["settings"])[:8],
+        }.items():
+            found.setdefault(what, set()).add(value)
+    for what, values in found.items():
+        if len(values) > 1:
+            raise ValueError(
+                f"The records in {name} differ in {what} ({'; '.join(sorted(values))}): "
+                "one table cannot hold both, so run one kind again or write it to another folder of results."
+            )
 
 
 def predictions(runs: Iterable[Run], checkpoint: str = "best") -> pd.DataFrame:

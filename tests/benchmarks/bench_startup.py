@@ -1,4 +1,4 @@
-"""Seconds to import the package and to show `ser-kd --help`: median of fresh processes. Aim: under 1 s each."""
+"""Seconds to import the package and to show `ser-kd --help`: median of fresh processes. Aim: help under 0.3 s."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import time
 COMMANDS = {
     "python -c pass": ["-c", "pass"],
     "import ser_kd_utils": ["-c", "import ser_kd_utils"],
-    "ser-kd --help": ["-m", "ser_kd_utils.cli", "--help"],
+    "import ser_kd_utils.methods": ["-c", "import ser_kd_utils.methods"],
+    "ser-kd": ["-m", "ser_kd_utils.cli"],
     "ser-kd reproduce --help": ["-m", "ser_kd_utils.cli", "reproduce", "--help"],
     "import torch": ["-c", "import torch"],
 }

@@ -20,12 +20,12 @@ from pathlib import Path
 MEASURED = {"seconds", "test_seconds", "items_per_second", "peak_memory_mb", "finished", "at", "by"}
 
 
-def command(results: Path, workers: int = 0) -> list[str]:
-    each = ["--workers", str(workers)] if workers else []
-    return [sys.executable, "-m", "ser_kd_utils.cli", "reproduce", "--results", str(results), *each]
+def command(results: Path, workers: int = 1) -> list[str]:
+    each = ["--results", str(results), "--workers", str(workers)]
+    return [sys.executable, "-m", "ser_kd_utils.cli", "reproduce", *each]
 
 
-def run(results: Path, workers: int = 0) -> float:
+def run(results: Path, workers: int = 1) -> float:
     """To the end; returns the wall seconds."""
     started = time.monotonic()
     subprocess.run(command(results, workers), check=True)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import subprocess
 
 import pytest
-from stand_in import NAMES, Suite, write_corpus
+from stand_in import NOTEBOOKS, Suite, write_corpus
+
+from ser_kd_utils.reproduce.plan import FIRST, LAST
 
 
 @pytest.fixture
 def suite(tmp_path) -> Suite:
     suite = Suite(tmp_path)
     write_corpus(tmp_path)
-    for name in NAMES:
+    for name in (FIRST, *NOTEBOOKS, LAST):
         suite.notebook(name[:2])
     return suite
 

@@ -16,30 +16,50 @@ import psutil
 from nbformat.v4 import new_code_cell, new_notebook
 from scipy.io import wavfile
 
-from ser_kd_utils.reproduce import OWN_OPTIONS
-from ser_kd_utils.steps import EACH_FOLD_AND_SEED, LAST, ONCE
+from ser_kd_utils.methods import METHODS
+from ser_kd_utils.reproduce.plan import EACH, FIRST, LAST, READING
 
 RATE = 16_000
-EACH = """corpus: str = "demo"
-profile: str = "tiny"
-results: str = ""
-changes: str = ""
-data_root: str = ""
-noise_dir: str = ""
-fold: int = 1
-seed: int = 0"""
-NAMES = EACH_FOLD_AND_SEED | dict.fromkeys(ONCE + LAST, "")
+TYPES = {"fold": "int = 1", "seed": "int = 0"}
+NOTEBOOKS = {each.name: (method.name, each) for method in METHODS.values() for each in method.notebooks}
+VARIANT = {
+    "01": "a", "02": "e", "03": "two-stage", "04": "cnn-dkd", "05": "cnn-nckd", "06": "mc-full", "07": "mc-time-tokens",
+}  # fmt: skip
+"""The variant whose record a stand-in leaves."""
 RECORD = """from pathlib import Path
-run = Path(results, f"{{corpus}}-{{profile}}", "runs", f"{method}__x__fold-{{fold}}__seed-{{seed}}")
+folder = Path(results, f"{{name or corpus}}-{{profile}}" + (f"+{{overrides}}" if overrides else ""))
+run = folder / "runs" / f"{method}__{variant}__fold-{{fold}}__seed-{{seed}}"
 run.joinpath("model").mkdir(parents=True, exist_ok=True)
 run.joinpath("predictions.parquet").write_text(f"{method} {{fold}} {{seed}}")
 with Path(results, "executed.txt").open("a") as file:
-    print(f"{method} {{fold}} {{seed}}", file=file)"""
-TRAIN = """from ser_kd_utils.recipes import Experiment
-own = Experiment(corpus, profile, fold, seed, data_root, results=results, changes=changes)
-for row in {rows!r}:
-    own.run(row)"""
-FEW_EPOCHS = "epochs=4, teacher__epochs=4"
+    print(f"{variant} {{fold}} {{seed}}", file=file)"""
+TRAIN = """from ser_kd_utils.methods import METHODS
+given = dict(corpus=corpus, name=name, profile=profile, fold=fold, seed=seed, data_root=data_root, results=results)
+own = METHODS[{method!r}].experiment_class(**given, overrides=overrides)
+for variant in {variants!r}:
+    own.run(variant)"""
+FEW_EPOCHS = "mlkd.epochs=4, teacher.epochs=4"
+
+
+def parameters_of(notebook: str) -> str:
+    """The parameters cell that the plan asks for."""
+    own = NOTEBOOKS[notebook][1].parameters if notebook in NOTEBOOKS else ()
+    names = READING if notebook == LAST else (*EACH, *own)
+    return "\n".join(f"{name}: {TYPES.get(name, 'str = ' + repr(''))}" for name in names)
+
+
+def record(number: str) -> str:
+    """The code that leaves the record of a stand-in, and a line in executed.txt."""
+    (method,) = [method for name, (method, _) in NOTEBOOKS.items() if name.startswith(number)]
+    return RECORD.format(method=method, variant=VARIANT[number])
+
+
+def write_notebook(path: Path, *cells: str) -> None:
+    first = new_code_cell(parameters_of(path.stem), metadata={"tags": ["parameters"]})
+    book = new_notebook(cells=[first, *map(new_code_cell, cells)])
+    book.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    path.parent.mkdir(exist_ok=True)
+    nbformat.write(book, path)
 
 
 def wait_for(condition, seconds: float = 120) -> None:
@@ -62,23 +82,18 @@ class Suite:
 
     @property
     def folder(self) -> Path:
-        return self.results / "manifest-tiny"
+        return self.results / "corpus-tiny"
 
     def notebook(self, number: str, *cells: str) -> None:
         """Other cells for a notebook; without any it leaves a record and a line in executed.txt."""
-        (name,) = [name for name in NAMES if name.startswith(number)]
-        own = "".join(f'\n{option}: str = ""' for option in OWN_OPTIONS.get(name, ()))
-        first = EACH + own if number != "09" else "\n".join(EACH.splitlines()[:4])
-        cells = cells or ((RECORD.format(method=NAMES[name]),) if NAMES[name] else ("results",))
-        book = new_notebook(cells=[new_code_cell(first, metadata={"tags": ["parameters"]}), *map(new_code_cell, cells)])
-        book.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
-        (self.root / "notebooks").mkdir(exist_ok=True)
-        nbformat.write(book, self.root / "notebooks" / f"{name}.ipynb")
+        (name,) = [name for name in (FIRST, *NOTEBOOKS, LAST) if name.startswith(number)]
+        usual = record(number) if name in NOTEBOOKS else "results"
+        write_notebook(self.root / "notebooks" / f"{name}.ipynb", *(cells or (usual,)))
 
     def command(self, what: str, *extra: str) -> list[str]:
         code = (
-            "import sys; from pathlib import Path; from ser_kd_utils import steps; "
-            f"steps.NOTEBOOKS = Path({str(self.root / 'notebooks')!r}); "
+            "import sys; from pathlib import Path; from ser_kd_utils.reproduce import plan; "
+            f"plan.NOTEBOOKS = Path({str(self.root / 'notebooks')!r}); "
             "from ser_kd_utils.cli import main; sys.exit(main(sys.argv[1:]))"
         )
         place = ["--corpus", "manifest", "--data-root", str(self.root / "corpus.csv"), "--results", str(self.results)]
@@ -102,6 +117,11 @@ class Suite:
 
     def status(self, *extra: str) -> str:
         return self.run(*extra, what="status").stdout
+
+    def receipt(self, name: str) -> dict:
+        """{} where there is none yet."""
+        path = self.folder / "receipts" / f"{name}.json"
+        return json.loads(path.read_text()) if path.exists() else {}
 
     @property
     def executed(self) -> list[str]:

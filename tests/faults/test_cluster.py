@@ -1,4 +1,4 @@
-"""Runs on Dask workers: the same records, and what happens when a worker, the scheduler or the file system fails."""
+"""Several runs at a time, here and on Dask workers: the same records, whatever worker or scheduler fails."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 
 import pytest
-from stand_in import RECORD, wait_for
+from stand_in import record, wait_for
 
-from ser_kd_utils.settings import TeacherSettings
+from ser_kd_utils.methods.teacher.settings import TeacherSettings
 
 ROOT = Path(__file__).parents[2]
 ONCE_KILLED = """from pathlib import Path
@@ -51,35 +51,84 @@ def scheduler():
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def test_two_workers_leave_the_same_records_and_teachers_come_first(suite):
+@pytest.mark.parametrize("place", ["here", "on a cluster"])
+def test_two_at_a_time_leave_the_same_records_and_teachers_come_first(suite, scheduler, place):
     assert suite.run("--seeds", "0-1", "--ablations", "none").returncode == 0
     alone = {path.parent.name: path.read_bytes() for path in suite.folder.glob("runs/*/predictions.parquet")}
     shutil.rmtree(suite.results)
-    done = suite.run("--seeds", "0-1", "--ablations", "none", "--workers", "2")
+    spread = ("--workers", "2") if place == "here" else ("--scheduler", scheduler([], [])[0])
+    done = suite.run("--seeds", "0-1", "--ablations", "none", *spread)
     assert done.returncode == 0, done.stdout + done.stderr
     assert {path.parent.name: path.read_bytes() for path in suite.folder.glob("runs/*/predictions.parquet")} == alone
     for seed in "01":
-        first = suite.executed.index(f"teacher 1 {seed}")
-        assert all(first < suite.executed.index(f"{method} 1 {seed}") for method in ("mlkd", "dkd", "mckd"))
+        first = suite.executed.index(f"a 1 {seed}")
+        assert all(first < suite.executed.index(f"{variant} 1 {seed}") for variant in ("e", "cnn-dkd", "mc-full"))
     assert len(suite.executed) == 8 and "10 done" in done.stdout
-    assert len(re.findall(r"01_teacher_finetuning__fold-1__seed-0  running \.\.\. \(tcp://", done.stdout)) == 1
+    where = r"$" if place == "here" else r" \(tcp://"
+    running = re.findall(rf"01_teacher_finetuning__fold-1__seed-0  running \.\.\.{where}", done.stdout, re.MULTILINE)
+    assert len(running) == 1
     assert done.stderr == ""
 
 
-def test_a_run_whose_worker_is_killed_goes_to_another(suite):
-    suite.notebook("01", ONCE_KILLED, RECORD.format(method="teacher"))
-    done = suite.run("--only", "01,02", "--workers", "2")
+def test_two_at_a_time_run_at_the_same_time(suite):
+    """Each waits for the other to have begun."""
+    for number, other in (("04", "06"), ("06", "04")):
+        meet = f"""import time
+from pathlib import Path
+Path(results, "begun-{number}").touch()
+end = time.monotonic() + 60
+while not Path(results, "begun-{other}").exists():
+    assert time.monotonic() < end, "alone"
+    time.sleep(0.05)"""
+        suite.notebook(number, meet, record(number))
+    done = suite.run("--only", "04,06", "--workers", "2")
+    assert done.returncode == 0, done.stdout
+
+
+def test_each_of_several_runs_has_a_gpu_of_its_own(suite):
+    """With a stand-in for the two GPUs that the environment leaves visible."""
+    import torch
+
+    show = "import os, time\ntime.sleep(2)\nprint(os.environ['CUDA_VISIBLE_DEVICES'], file=open(results + '/{0}', 'w'))"
+    for number in ("04", "06"):
+        suite.notebook(number, show.format(number))
+    code = suite.command("reproduce", "--only", "04,06", "--workers", "2")
+    code[2] = f"import torch; torch.cuda.device_count = lambda: {2}; {code[2]}"
+    done = subprocess.run(
+        code, capture_output=True, text=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": "3,5"}, timeout=120
+    )
+    assert done.returncode == 0 and torch.cuda.device_count() == 0, done.stdout + done.stderr
+    assert {(suite.results / number).read_text().strip() for number in ("04", "06")} == {"3", "5"}
+    code[code.index("--workers") + 1] = "3"
+    done = subprocess.run(code, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and "--workers 3: this machine has 2 GPUs" in done.stderr
+
+
+def test_a_run_whose_worker_is_killed_goes_to_another(suite, scheduler):
+    suite.notebook("01", ONCE_KILLED, record("01"))
+    address, _ = scheduler([], [])
+    done = suite.run("--only", "01,02", "--scheduler", address)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert suite.executed == ["teacher 1 0", "mlkd 1 0"]
+    assert suite.executed == ["a 1 0", "e 1 0"]
     lines = [line for line in done.stdout.splitlines() if "01_teacher" in line and "running" in line]
     assert len({line.rpartition("(")[2] for line in lines}) == 2  # two workers
+
+
+def test_a_run_that_kills_each_worker_fails_alone(suite, scheduler):
+    suite.notebook("02", ONCE_KILLED.replace("if not", "if True or not"), record("02"))
+    address, _ = scheduler([], [])
+    done = suite.run("--only", "01,02,06", "--scheduler", address)
+    assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr
+    assert "02_noisy_student_distillation__fold-1__seed-0  FAILED: Attempted to run task" in done.stdout
+    assert "all those workers died while running it" in done.stdout and "2 done, 1 failed" in done.stdout
+    assert suite.executed == ["a 1 0", "mc-full 1 0"]
 
 
 def test_without_its_scheduler_it_says_so_and_the_next_goes_on(suite, scheduler):
     suite.notebook("02", "import time; time.sleep(120)")
     address, process = scheduler(["--resources", "GPU=1"])
     running = suite.start("--only", "01,02", "--scheduler", address)
-    wait_for(lambda: suite.executed == ["teacher 1 0"] and "running" in suite.status("--only", "02"))
+    wait_for(lambda: suite.executed == ["a 1 0"] and "running" in suite.status("--only", "02"))
     os.killpg(process.pid, signal.SIGKILL)
     started = time.monotonic()
     out, error = running.communicate(timeout=120)
@@ -88,7 +137,7 @@ def test_without_its_scheduler_it_says_so_and_the_next_goes_on(suite, scheduler)
     assert "ser-kd: the Dask scheduler is gone; what was recorded stays, and the same command" in error
     suite.notebook("02")
     done = suite.run("--only", "01,02")
-    assert done.returncode == 0 and suite.executed == ["teacher 1 0", "mlkd 1 0"]
+    assert done.returncode == 0 and suite.executed == ["a 1 0", "e 1 0"]
 
 
 def test_a_worker_that_does_not_see_the_results_is_refused(suite, scheduler):
@@ -104,13 +153,14 @@ def test_a_worker_that_does_not_see_the_results_is_refused(suite, scheduler):
     assert suite.executed == []
 
 
-def test_no_scheduler_is_one_clear_line(suite, monkeypatch):
-    from ser_kd_utils import cluster
+def test_no_scheduler_is_one_clear_line(tmp_path, monkeypatch):
+    from ser_kd_utils.reproduce import schedule
+    from ser_kd_utils.reproduce.run import Limits
 
-    monkeypatch.setattr(cluster, "SOON", 2)
+    monkeypatch.setattr(schedule, "SOON", 2)
     with (
         pytest.raises(ConnectionError, match="no Dask scheduler at tcp://127.0.0.1:9: "),
-        cluster.workers_of("tcp://127.0.0.1:9"),
+        schedule.on_cluster("tcp://127.0.0.1:9", tmp_path, Limits()),
     ):
         pass
 
@@ -120,7 +170,8 @@ def test_processes_of_torchrun_share_each_batch(suite):
     network = TeacherSettings.of("tiny").network
     still = {name: 0.0 if name.endswith("dropout") else value for name, value in network.items()}
     given = ["train", "a", "--corpus", "manifest", "--data-root", str(suite.root / "corpus.csv")]
-    given += ["--changes", f"teacher__epochs=2, teacher__network={still!r}, teacher__batch_size=12"]
+    for each in ("epochs=2", f"network={still!r}", "batch_size=12"):
+        given += ["--set", f"teacher.{each}"]
     plain = [sys.executable, "-m", "ser_kd_utils.cli"]
     spread = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "ser_kd_utils.cli"]
     found = {}
@@ -162,7 +213,7 @@ def test_the_slurm_example_submits_jobs_whose_workers_do_the_runs(suite, monkeyp
     command = [sys.executable, "-c", code, "--partition", "gpu", "--memory", "1GB", "--", *given]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert suite.executed == ["teacher 1 0", "mlkd 1 0"]
+    assert suite.executed == ["a 1 0", "e 1 0"]
     job = (tmp_path / "job.sh").read_text()
     assert "#SBATCH -p gpu" in job and "#SBATCH --gres=gpu:1" in job and "--resources GPU=1" in job
     assert "--nthreads 1" in job

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pandas as pd
@@ -17,23 +18,24 @@ def one_line(done) -> str:
     return lines[0]
 
 
-def test_a_full_disk_stops_with_one_line_and_goes_on_with_room(suite, small_disk):
+def test_a_full_disk_fails_the_runs_in_words_and_they_go_on_with_room(suite, small_disk):
     (suite.root / "results").symlink_to(small_disk.place)
     suite.notebook("02", "from pathlib import Path\nPath(results, 'filler').write_bytes(bytes(10**6))")
-    done = suite.run("--only", "01,02")
-    assert "No space left on device" in done.stdout + one_line(done)
-    assert suite.executed == ["teacher 1 0"]
+    done = suite.run("--only", "01,02,06")
+    assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr
+    assert "02_noisy_student_distillation__fold-1__seed-0: OSError: [Errno 28] No space left on device" in done.stdout
+    assert "1 done, 2 failed" in done.stdout and suite.executed == ["a 1 0"]
     (small_disk.place / "filler").unlink()
     small_disk("size=20m")
     suite.notebook("02")
     done = suite.run("--only", "01,02")
     assert done.returncode == 0 and "01_teacher_finetuning__fold-1__seed-0  already recorded, skipped" in done.stdout
-    assert suite.executed == ["teacher 1 0", "mlkd 1 0"]
+    assert suite.executed == ["a 1 0", "e 1 0"]
 
 
 def test_a_cache_on_a_full_disk_leaves_nothing_and_goes_on_with_room(suite, small_disk):
     suite.environment["SER_KD_CACHE"] = str(small_disk.place)
-    suite.notebook("01", TRAIN.format(rows=[]))
+    suite.notebook("01", TRAIN.format(method="teacher", variants=[]))
     done = suite.run("--only", "01")
     assert done.returncode == 1 and "No space left on device" in done.stdout
     assert not [path for path in (small_disk.place / "audio").iterdir() if path.suffix != ".lock"]
@@ -50,20 +52,17 @@ def test_read_only_results_are_refused_before_anything_runs(suite, small_disk):
 
 
 def test_a_damaged_record_is_said_and_only_its_training_is_run_again(suite):
-    suite.notebook("01", TRAIN.format(rows=["a"]))
-    suite.notebook("09", "from pathlib import Path\nfrom ser_kd_utils.records import predictions, read_runs",
-                   "folder = Path(results, f'{corpus}-{profile}+{changes}'.replace(', ', ',_'))",
-                   "len(predictions(read_runs(folder)))")  # fmt: skip
-    options = ("--only", "01,09", "--changes", FEW_EPOCHS)
+    suite.notebook("01", TRAIN.format(method="teacher", variants=["a"]))
+    read = "from ser_kd_utils.records import predictions, read_runs, results_folder"
+    folder = "folder = results_folder(results, name, profile, overrides)"
+    suite.notebook("09", read, folder, "len(predictions(read_runs(folder)))")
+    options = ("--only", "01,09", "--set", FEW_EPOCHS)
     assert suite.run(*options).returncode == 0
     (run,) = suite.results.glob("*/runs/*")
     before = (run / "predictions.parquet").read_bytes()
     (run / "predictions.parquet").write_bytes(before[:-100])
-    assert (
-        f"stale        01_teacher_finetuning__fold-1__seed-0  ({run.parents[1].name}/runs/{run.name} is damaged)"
-        in (suite.status(*options))
-    )
-    only_tables = suite.run("--only", "09", "--changes", FEW_EPOCHS)
+    assert f"stale        01_teacher_finetuning__fold-1__seed-0  ({run.name} is damaged)" in (suite.status(*options))
+    only_tables = suite.run("--only", "09", "--set", FEW_EPOCHS)
     said = (
         f"ValueError: runs/{run.name}/predictions.parquet is damaged: restore that folder, or delete it and reproduce"
     )
@@ -76,14 +75,20 @@ def test_a_damaged_record_is_said_and_only_its_training_is_run_again(suite):
     assert (run / "model" / "model.safetensors").stat().st_size > 10**5
 
 
-def test_a_damaged_run_json_or_account_is_one_clear_line(suite, tmp_path):
+def test_a_damaged_run_json_or_receipt_is_said_and_only_its_run_is_done_again(suite, tmp_path):
     folder = tmp_path / "results" / "demo-tiny" / "runs" / "mlkd__x__fold-1__seed-0"
     run = write_run(folder, pd.DataFrame({"x": [1.0]}), {"fingerprint": "f"}, lambda to: to.mkdir())
     assert run.complete("f")
     (folder / "run.json").write_text('{"fingerprint": "f", ')
     assert not Run(folder).complete("f")
-    done = suite.run("--only", "01")
-    assert done.returncode == 0, done.stdout
-    (suite.folder / "reproduce.json").write_text('{"01_tea')
-    line = one_line(suite.run("--only", "01"))
-    assert "reproduce.json is damaged: restore it, or delete it; records and weights are kept" in line
+    name = "01_teacher_finetuning__fold-1__seed-0"
+    assert suite.run("--only", "01,02").returncode == 0
+    receipt = suite.folder / "receipts" / f"{name}.json"
+    whole = json.loads(receipt.read_text())
+    receipt.write_text('{"status": "do')
+    assert f"damaged      {name}  (its receipt cannot be read" in suite.status()
+    done = suite.run("--only", "01,02")
+    assert done.returncode == 0 and done.stdout.count("already recorded, skipped") == 1
+    again = json.loads(receipt.read_text())
+    assert again["status"] == "done" and again["provenance"] == whole["provenance"]
+    assert again["records"] == whole["records"] != {}

@@ -15,29 +15,29 @@ from ser_kd_utils.data.corpora import load_corpus
 from ser_kd_utils.files import cache_root
 from ser_kd_utils.records import Run, read_runs, write_run
 
-TRAINED = ("--only", "01,02", "--changes", FEW_EPOCHS)
+TRAINED = ("--only", "01,02", "--set", FEW_EPOCHS)
 
 
 def training_suite(root) -> Suite:
     root.mkdir(exist_ok=True)
     write_corpus(root)
     suite = Suite(root)
-    suite.notebook("01", TRAIN.format(rows=["a"]))
-    suite.notebook("02", TRAIN.format(rows=["c", "e"]))
+    suite.notebook("01", TRAIN.format(method="teacher", variants=["a"]))
+    suite.notebook("02", TRAIN.format(method="mlkd", variants=["c", "e"]))
     return suite
 
 
 def folder_of(suite):
-    (folder,) = [path.parent for path in suite.results.glob("*/reproduce.json")]
+    (folder,) = [path.parent for path in suite.results.glob("*/receipts")]
     return folder
 
 
 def test_trainings_killed_twice_end_as_if_undisturbed(tmp_path):
     whole, killed = training_suite(tmp_path / "whole"), training_suite(tmp_path / "Größe und 日本")
     assert whole.run(*TRAINED).returncode == 0
-    for training, epoch in (("teacher__clean", 2), ("mlkd__student-multi-level", 3)):
+    for training, epoch in (("teacher__a", 2), ("mlkd__e", 3)):
         process = killed.start(*TRAINED)
-        wait_for(lambda t=training, e=epoch: len(list(killed.results.glob(f"*/unfinished/{t}*/*/seal.json"))) >= e - 1)
+        wait_for(lambda t=training, e=epoch: list(killed.results.glob(f"*/unfinished/{t}__*@*/epoch-{e:05}-*.pt")))
         kill(process)
         assert "interrupted" in killed.status(*TRAINED) and "is kept)" in killed.status(*TRAINED)
     last = killed.run(*TRAINED)

@@ -10,15 +10,19 @@ import pytest
 import torch
 from torch import nn
 
-from ser_kd_utils import evaluation
 from ser_kd_utils.data.noise import NoiseBank
-from ser_kd_utils.evaluation import CLEAN, dev_condition, grid, noisy_views, predict
-from ser_kd_utils.models import wav2vec2
-from ser_kd_utils.settings import TeacherSettings
+from ser_kd_utils.methods.teacher import encoders
+from ser_kd_utils.methods.teacher.settings import TeacherSettings
+from ser_kd_utils.training import evaluation
+from ser_kd_utils.training.evaluation import CLEAN, dev_condition, grid, noisy_views
 
 RATE = 16_000
 TYPES = ("one", "two")
 SNRS = (20, 0, -5)
+
+
+def predict(*given, **named):
+    return evaluation.predict(*given, prepare_inputs=encoders.prepare_inputs, **named)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +43,7 @@ def noise():
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    model = wav2vec2.build_teacher(TeacherSettings.of("tiny"), ("angry", "sad"))
+    model = encoders.build_teacher(TeacherSettings.of("tiny"), ("angry", "sad"))
     with torch.no_grad():
         model.classifier.weight.mul_(100)  # so that logits differ beyond their 16 bits
     return model
@@ -48,7 +52,9 @@ def model():
 @pytest.fixture
 def score(model, audio, noise):
     def score(utterances, conditions, seed=0, part="test"):
-        return predict(model, audio, utterances, lambda _: conditions, noise, part=part, seed=seed, level="overall")
+        return predict(
+            model, audio, utterances, lambda _: conditions, noise, part=part, seed=seed, speech_level="overall"
+        )
 
     return score
 
@@ -135,7 +141,7 @@ class Spy(nn.Module):
 def test_a_network_hears_the_normalised_view(audio, noise):
     loud = {"u2": audio["u2"] * 3 + 0.2}
     conditions = [CLEAN, ("two", 0.0)]
-    table = predict(Spy(), loud, ["u2"], lambda _: conditions, noise, part="test", seed=0, level="overall")
+    table = predict(Spy(), loud, ["u2"], lambda _: conditions, noise, part="test", seed=0, speech_level="overall")
     views = noisy_views(loud["u2"], "u2", conditions, noise, "test", 0, "overall").double().numpy()
     wanted = (views - views.mean(1, keepdims=True)) / views.std(1, keepdims=True)
     np.testing.assert_allclose(np.stack(table["logits"]).astype(float), wanted[:, :2], rtol=2e-3)
@@ -144,10 +150,12 @@ def test_a_network_hears_the_normalised_view(audio, noise):
 def test_a_pass_holds_no_more_audio_than_the_limit(audio, noise, monkeypatch):
     monkeypatch.setattr(evaluation, "SECONDS_PER_BATCH", 1)
     spy, conditions, one = Spy(), grid(TYPES, SNRS), len(audio["u1"])
-    predict(spy, audio, ["u1"], lambda _: conditions, noise, part="test", seed=0, level="overall")
+    predict(spy, audio, ["u1"], lambda _: conditions, noise, part="test", seed=0, speech_level="overall")
     assert spy.samples == [2 * one, 2 * one, 2 * one, one] and 2 * one <= RATE < 3 * one
     spy.samples.clear()
-    predict(spy, {"u": np.tile(audio["u1"], 3)}, ["u"], lambda _: [CLEAN], None, part="test", seed=0, level="overall")
+    predict(
+        spy, {"u": np.tile(audio["u1"], 3)}, ["u"], lambda _: [CLEAN], None, part="test", seed=0, speech_level="overall"
+    )
     assert spy.samples == [3 * one]  # a longer utterance is still whole
 
 
@@ -163,5 +171,15 @@ def test_the_table_has_a_row_for_each_utterance_and_condition_in_order(score):
 @pytest.mark.parametrize("training", [True, False])
 def test_a_network_is_scored_in_eval_mode_and_left_as_it_was(audio, training):
     spy = Spy().train(training)
-    predict(spy, audio, ["u0"], lambda _: [CLEAN], None, part="test", seed=0, level="active")
+    predict(spy, audio, ["u0"], lambda _: [CLEAN], None, part="test", seed=0, speech_level="active")
     assert spy.modes == [(False, False)] and spy.training == training
+
+
+@pytest.mark.parametrize(("factor", "part"), [(math.nan, "test"), (math.inf, "train"), (1e9, "test")])
+def test_logits_that_are_not_finite_are_no_predictions(audio, factor, part):
+    """1e9 is finite, but not in the 16 bits that are kept."""
+    spy = Spy()
+    with torch.no_grad():
+        spy.weight.mul_(factor)
+    with pytest.raises(ValueError, match="logits of u1 are not finite"):
+        predict(spy, audio, ["u1"], lambda _: [CLEAN], None, part=part, seed=0, speech_level="active")

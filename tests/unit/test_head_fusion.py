@@ -10,19 +10,19 @@ import torch
 from torch.nn.functional import batch_norm, conv2d, cross_entropy, linear, max_pool2d, relu, softmax
 from transformers import AutoModelForAudioClassification, pipeline
 
-from ser_kd_utils.models import head_fusion
-from ser_kd_utils.models.head_fusion import (
+from ser_kd_utils.methods.dkdfmh.experiment import DKDFMHExperiment
+from ser_kd_utils.methods.dkdfmh.model import (
     HeadFusionConfig,
     HeadFusionForAudioClassification,
     features_of,
-    hear,
-    segments,
+    prepare_inputs,
+    segments_of,
 )
 
 LABELS = ("neutral", "happy", "sad", "angry")
 FEATURES = ("log filter bank", "mfcc")
 ATTENTIONS = ("code", "text")
-SMALL = {"channels": (2, 4, 6, 8, 10), "heads": 3, "size": 5, "segment": 4000, "hop": 1600}
+SMALL = {"channels": (2, 4, 6, 8, 10), "num_attention_heads": 3, "head_dim": 5, "segment": 4000, "hop": 1600}
 CLASSES = {"id2label": dict(enumerate(LABELS)), "label2id": {label: i for i, label in enumerate(LABELS)}}
 
 
@@ -57,7 +57,7 @@ def close(actual, wanted):
 @pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize(("heads", "size", "count"), [(4, 64, 155_636), (4, 32, 124_404), (8, 256, 591_860)])
 def test_parameter_counts(heads, size, count, attention):
-    model = network(heads=heads, size=size, attention=attention)
+    model = network(num_attention_heads=heads, head_dim=size, attention=attention)
     assert sum(p.numel() for p in model.parameters()) == count
 
 
@@ -95,8 +95,8 @@ def layers_by_hand(model, image):
 
 def heads_by_hand(model, maps):
     """Query, key and value of one head after the other, (batch, size, positions) each, by its own convolutions."""
-    size = model.config.size
-    for head in range(model.config.heads):
+    size = model.config.head_dim
+    for head in range(model.config.num_attention_heads):
         parts = []
         for part in range(3):
             own = slice((3 * head + part) * size, (3 * head + part + 1) * size)
@@ -116,7 +116,7 @@ def test_the_network_is_the_one_of_the_table(attention, features):
         if attention == "code":
             heads.append(softmax(query * key, 1) * value)
         else:
-            weights = softmax(query.mT @ key / math.sqrt(model.config.size), -1)  # (batch, positions, positions)
+            weights = softmax(query.mT @ key / math.sqrt(model.config.head_dim), -1)  # (batch, positions, positions)
             heads.append((weights @ value.mT).mT)
     joined = torch.cat(heads, 2) if attention == "code" else sum(heads) / len(heads)
     logits = linear(relu(joined).mean(2), model.output.weight, model.output.bias)
@@ -129,7 +129,7 @@ def test_the_network_is_the_one_of_the_table(attention, features):
 )
 def test_segments_of_four_and_a_half_seconds(hop, starts):
     wave = torch.arange(72_000.0)
-    pieces = segments(torch.stack([wave, -wave]), 32_000, hop)
+    pieces = segments_of(torch.stack([wave, -wave]), 32_000, hop)
     for sign, item in zip((1, -1), pieces, strict=True):
         assert (sign * item[:, 0]).tolist() == starts
         assert torch.equal(sign * item, torch.stack([wave[start : start + 32_000] for start in starts]))
@@ -137,7 +137,7 @@ def test_segments_of_four_and_a_half_seconds(hop, starts):
 
 @pytest.mark.parametrize("samples", [1, 12_000, 31_999, 32_000])
 def test_a_short_wave_is_repeated_to_one_segment(samples):
-    (piece,) = segments(torch.arange(float(samples))[None], 32_000, 6_400)[0]
+    (piece,) = segments_of(torch.arange(float(samples))[None], 32_000, 6_400)[0]
     assert torch.equal(piece, torch.arange(32_000) % samples)
 
 
@@ -198,7 +198,7 @@ def test_bfloat16(attention, features):
 @torch.no_grad()
 def test_a_saved_model_is_the_same_when_loaded(features, tmp_path):
     model, waves = trained(features=features, attention="text", frame_step=200), noise(2, 6000)
-    head_fusion.save(model, tmp_path)
+    DKDFMHExperiment.save(model, tmp_path)
     loaded = AutoModelForAudioClassification.from_pretrained(tmp_path)
     assert type(loaded) is HeadFusionForAudioClassification and not loaded.training
     state = loaded.state_dict()
@@ -211,7 +211,7 @@ def test_a_saved_model_is_the_same_when_loaded(features, tmp_path):
 @torch.no_grad()
 def test_a_saved_model_works_in_transformers_pipeline(tmp_path):
     model = trained()
-    head_fusion.save(model, tmp_path)
+    DKDFMHExperiment.save(model, tmp_path)
     raw = (0.2 + 0.01 * noise(1, 9000)[0]).numpy()
     scores = pipeline("audio-classification", str(tmp_path))(raw)
     wanted = softmax(model(input_values=torch.from_numpy(raw)[None]).logits[0], -1).tolist()
@@ -221,7 +221,7 @@ def test_a_saved_model_works_in_transformers_pipeline(tmp_path):
 def test_weights_begin_as_torchs_own(tmp_path):
     network(**SMALL).save_pretrained(tmp_path)
     other = HeadFusionForAudioClassification.from_pretrained(tmp_path, num_labels=7, ignore_mismatched_sizes=True)
-    assert other.output.weight.shape == (7, SMALL["size"])
+    assert other.output.weight.shape == (7, SMALL["head_dim"])
     for model in (network(), other):
         layers = [module for module in model.modules() if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear))]
         assert len(layers) == 8
@@ -235,7 +235,8 @@ def test_it_hears_levels():
     model, waves = trained(), noise(2, 6000)
     lengths = torch.tensor([6000, 6000])
     logits, louder, masked = (
-        model(**hear(*some)).logits for some in ((waves, lengths), (10 * waves, lengths), (waves, lengths, waves > 0))
+        model(**prepare_inputs(*some)).logits
+        for some in ((waves, lengths), (10 * waves, lengths), (waves, lengths, waves > 0))
     )
     assert torch.equal(logits, model(input_values=waves).logits) and torch.equal(logits, masked)
     assert (logits - louder).abs().max() > 1e-3

@@ -17,15 +17,16 @@ import torch
 from safetensors.torch import load_file
 from transformers import Wav2Vec2Model
 
-from ser_kd_utils.models.wav2vec2 import build_teacher
-from ser_kd_utils.settings import TeacherSettings, settings_of
+from ser_kd_utils.methods import settings_of
+from ser_kd_utils.methods.teacher.encoders import build_teacher
+from ser_kd_utils.methods.teacher.settings import TeacherSettings
 
 LABELS = ("angry", "happy", "neutral", "sad")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LOADS = """
 import json, sys
-from ser_kd_utils.models.wav2vec2 import build_teacher
-from ser_kd_utils.settings import TeacherSettings
+from ser_kd_utils.methods.teacher.encoders import build_teacher
+from ser_kd_utils.methods.teacher.settings import TeacherSettings
 from safetensors.torch import save_file
 for name, commit, kept in json.loads(sys.argv[1]):
     try:
@@ -142,30 +143,30 @@ def test_a_repository_with_only_a_pickle_is_refused_with_what_to_do(visit):
     said = visit.printed["lab/pickled"]
     assert said.startswith("ValueError lab/pickled holds no weights in safetensors")
     assert f"M.from_pretrained('lab/pickled', revision='{COMMIT}').save_pretrained('folder')" in said
-    assert said.endswith("then pass teacher__checkpoint='folder'.")
+    assert said.endswith("then pass teacher.checkpoint='folder'.")
 
 
 def test_a_commit_the_hub_does_not_have_is_one_line(visit):
     said = visit.printed["another commit"]
     assert said.startswith("FileNotFoundError lab/plain is no folder here, and the hub does not give its commit")
-    assert said.endswith("pass a folder with teacher__checkpoint='folder'.")
+    assert said.endswith("pass a folder with teacher.checkpoint='folder'.")
 
 
 @pytest.mark.parametrize("revision", ["", "main", "v1.0", "0123abc", COMMIT.upper(), f"{COMMIT}\n"])
 def test_a_hub_name_without_a_whole_commit_is_refused_at_the_door(revision):
     for make in (
         lambda: TeacherSettings.of("tiny", checkpoint="lab/plain", revision=revision),
-        lambda: settings_of("tiny", f"teacher__checkpoint='lab/plain', teacher__revision={revision!r}"),
+        lambda: settings_of("tiny", f"teacher.checkpoint='lab/plain', teacher.revision={revision!r}"),
     ):
         with pytest.raises(ValueError) as caught:
             make()
-        assert str(caught.value).startswith(f"checkpoint='lab/plain', revision={revision!r}: ")
+        assert str(caught.value).startswith(f"teacher.checkpoint='lab/plain', revision={revision!r}: ")
         assert "40 hex digits of a commit" in str(caught.value)
 
 
 def test_a_folder_needs_no_commit_and_takes_the_profiles(encoder):
     for profile in ("tiny", "paper"):
-        teacher = build_teacher(TeacherSettings.of(profile, checkpoint=str(encoder), layers=3), LABELS)
+        teacher = build_teacher(TeacherSettings.of(profile, checkpoint=str(encoder), num_hidden_layers=3), LABELS)
         weights = load_file(encoder / "model.safetensors")
         assert all(torch.equal(value, weights[name]) for name, value in teacher.wav2vec2.state_dict().items())
 

@@ -9,7 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ser_kd_utils.losses import decoupled_kd, feature_loss, kd_loss, multi_level_loss, supervised_contrastive
+from ser_kd_utils.methods.dkdfmh.loss import decoupled_kd
+from ser_kd_utils.methods.mckd.loss import supervised_contrastive
+from ser_kd_utils.methods.mlkd.loss import feature_loss, multi_level_loss
+from ser_kd_utils.training.losses import kd_loss
 
 MASK = torch.tensor([[True, True, True, True], [True, True, False, False], [True, False, False, False]])
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from ser_kd_utils.pieces import UNLABELLED
-from ser_kd_utils.settings import MLKDSettings
-from ser_kd_utils.training import MultiLevel, cross_entropy
+from ser_kd_utils.methods.mlkd.loss import MultiLevel
+from ser_kd_utils.methods.mlkd.settings import MLKDSettings
+from ser_kd_utils.training.losses import UNLABELLED, cross_entropy
 
 
 def test_cross_entropy_is_the_mean_over_labelled_items():
@@ -36,12 +36,12 @@ def test_a_batch_without_labels_has_no_cross_entropy_and_a_gradient_of_zero():
 
 @pytest.fixture
 def given():
-    """A batch of two, the student's output for levels 1 and 2 of 2, and the teacher's at this step."""
+    """A batch of two, the student's output for layers 1 and 2 of 2, and the teacher's at this step."""
     torch.manual_seed(0)
     states = tuple(torch.randn(2, 5, 4) for _ in range(5))
     student = SimpleNamespace(logits=torch.randn(2, 2), hidden_states=states[:2])
     teacher = SimpleNamespace(logits=torch.randn(2, 2), hidden_states=states[2:])
-    return {"labels": torch.tensor([0, 1]), "attention_mask": torch.ones(2, 5)}, student, teacher
+    return {"labels": torch.tensor([0, 1]), "lengths": torch.tensor([1600, 1600])}, student, teacher
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def terms(given):
     mask = torch.ones(2, 5, dtype=torch.bool)
 
     def terms(progress=0.0, **changes) -> dict[str, float]:
-        objective = MultiLevel(MLKDSettings.of("tiny", **changes), (1, 2), 2, lambda *_: mask)
+        objective = MultiLevel(MLKDSettings.of("tiny", teacher_layers=(1, 2), **changes), 2, lambda *_: mask)
         return {name: value.item() for name, value in objective(*given, progress).items()}
 
     return terms
@@ -86,6 +86,11 @@ def test_two_stages_are_the_teacher_first_and_then_the_labels(terms, progress):
 
 
 def test_a_teacher_that_dropped_a_layer_is_an_error():
-    objective = MultiLevel(MLKDSettings.of("tiny"), (1,), 3, lambda *_: None)
+    objective = MultiLevel(MLKDSettings.of("tiny", teacher_layers=(1,)), 3, lambda *_: None)
     with pytest.raises(RuntimeError, match="Expected 4 hidden states, the network returned 3"):
-        objective({}, None, SimpleNamespace(hidden_states=(torch.zeros(2, 5, 4),) * 3, logits=None), 0.0)
+        objective(
+            {},
+            SimpleNamespace(hidden_states=()),
+            SimpleNamespace(hidden_states=(torch.zeros(2, 5, 4),) * 3, logits=None),
+            0.0,
+        )

@@ -9,11 +9,19 @@ import pytest
 from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex
 
-from ser_kd_utils import plots
+from ser_kd_utils.methods.base import Variant
+from ser_kd_utils.report import plots
+from ser_kd_utils.report.tables import Cell, Selection, Table, word
 
 matplotlib.use("agg")
 LABELS = ("angry", "sad")
 SNRS = (20.0, 0.0, -5.0)
+VARIANTS = {
+    "a": Variant("a", "teacher", "teacher, clean", "", noisy=False),
+    "c": Variant("c", "mlkd", "student, noisy", ""),
+    "e": Variant("e", "mlkd", "student + levels", ""),
+}
+STYLES = {"a": ("#000000", "o", "-"), "c": ("#E69F00", "^", "-"), "e": ("#D55E00", "D", "--")}
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +56,10 @@ def tables():
     }
 
 
+def curves(predictions, **more):
+    return plots.snr_curves(predictions, VARIANTS, STYLES, chance=0.5, **more)
+
+
 def texts(axis) -> list[str]:
     return [text.get_text() for text in axis.texts]
 
@@ -63,7 +75,7 @@ def lines(axis) -> dict[str, np.ndarray]:
 
 
 def test_a_curve_goes_from_the_lowest_snr_to_clean_speech(tables):
-    (axis,) = plots.snr_curves(tables, chance=0.5).axes
+    (axis,) = curves(tables).axes
     assert ticks(axis.get_xticklabels()) == ["-5", "0", "20", "clean"]
     assert axis.get_title() == "mean of the noise types"
     drawn = lines(axis)
@@ -74,7 +86,7 @@ def test_a_curve_goes_from_the_lowest_snr_to_clean_speech(tables):
 
 
 def test_curves_by_type_have_a_panel_each_and_clean_speech_in_all(tables):
-    buzz, hum = plots.snr_curves(tables, chance=0.5, per_type=True).axes
+    buzz, hum = curves(tables, per_type=True).axes
     assert (buzz.get_title(), hum.get_title()) == ("buzz", "hum")
     np.testing.assert_allclose(lines(buzz)["(c) student, noisy"], [60, 80, 100, 100])
     np.testing.assert_allclose(lines(hum)["(c) student, noisy"], [50, 80, 90, 100])
@@ -82,16 +94,16 @@ def test_curves_by_type_have_a_panel_each_and_clean_speech_in_all(tables):
 
 
 def test_the_snr_below_training_is_marked_and_no_other(tables):
-    (axis,) = plots.snr_curves(tables, chance=0.5).axes
+    (axis,) = curves(tables).axes
     assert texts(axis) == ["not trained"]
     assert [(patch.get_x(), patch.get_x() + patch.get_width()) for patch in axis.patches] == [(-0.5, 0.5)]
     inside = {row: table.assign(in_range=True) for row, table in tables.items()}
-    (axis,) = plots.snr_curves(inside, chance=0.5).axes
+    (axis,) = curves(inside).axes
     assert not axis.texts and not axis.patches
 
 
 def test_nothing_is_marked_for_a_teacher_that_never_heard_noise(tables):
-    (axis,) = plots.snr_curves({"a": tables["c"]}, chance=0.5).axes
+    (axis,) = curves({"a": tables["c"]}).axes
     assert not axis.texts and not axis.patches
 
 
@@ -186,15 +198,15 @@ def test_there_is_a_marker_for_each_of_eight_classes():
     assert len({to_hex(line.get_color()) for line in axis.lines}) == 8
 
 
+def difference(value: float, low: float, high: float) -> Cell:
+    return Cell(value, str(value), low, high, selection=Selection(("x", "y"), difference=True))
+
+
 def test_ablations_are_dots_with_their_intervals_in_the_order_given():
-    table = pd.DataFrame(
-        {
-            "row": ["no cosine", "gamma 10", "two stages"],
-            "gain": [-2.0, 0.5, 1.0],
-            "95 % interval": ["[-3.5, -1.0]", "[-1.0, 2.0]", "[0.2, 1.5]"],
-        }
-    )
-    (axis,) = plots.ablation_points(table, "row", "gain", "UA noisy less that of (e), points").axes
+    found = {"no cosine": (-2.0, -3.5, -1.0), "gamma 10": (0.5, -1.0, 2.0), "two stages": (1.0, 0.2, 1.5)}
+    lines = [{"row": word(name), "gain, points": difference(*ends)} for name, ends in found.items()]
+    table = Table("some", ("row",), lambda: lines)
+    (axis,) = plots.ablation_points(table, "UA noisy less that of (e), points").axes
     (dots,) = axis.containers
     assert dots.lines[0].get_xydata().tolist() == [[-2, 0], [0.5, 1], [1, 2]]
     bars = [segment[:, 0].tolist() for segment in dots.lines[2][0].get_segments()]
@@ -203,6 +215,33 @@ def test_ablations_are_dots_with_their_intervals_in_the_order_given():
     assert axis.yaxis_inverted()  # the first on top
     assert [line.get_xdata() for line in axis.lines if line.get_color() == "black"] == [[0, 0]]
     assert axis.get_xlabel() == "UA noisy less that of (e), points"
+
+
+def test_learning_curves_have_the_looks_of_their_variants():
+    history = pd.DataFrame({"loss": [2.0, 1.0], "dev_UA": [0.25, 0.5]}, index=[1, 2])
+    left, right = plots.learning_curves({"c": history, "e": history / 2}, VARIANTS, STYLES).axes
+    assert left.lines[0].get_ydata().tolist() == [2, 1] and right.lines[1].get_ydata().tolist() == [12.5, 25]
+    assert [(line.get_color(), line.get_linestyle()) for line in right.lines] == [("#E69F00", "-"), ("#D55E00", "--")]
+    assert ticks(right.legend_.get_texts()) == ["(c) student, noisy", "(e) student + levels"]
+
+
+def test_dollar_signs_in_the_names_of_classes_and_noise_are_no_mathematics(tables, tmp_path):
+    renamed = {"angry": "$an_{gry$", "sad": "s$a$d"}
+    table = tables["c"].replace({"label": renamed, "prediction": renamed}).replace({"condition": {"hum": "$h_{um$"}})
+    labels = list(renamed.values())
+    figures = [
+        plots.confusions({"$one_{$": table}, labels),
+        plots.confusion_changes({"$one_{$": table}, table, labels),
+        curves({"c": table}, per_type=True),
+        plots.gain_map(table, table),
+        plots.embedding_map({"$one_{$": np.zeros((2, 2))}, labels, 1),
+        plots.noise_spectra({"$h_{um$": np.random.default_rng(0).normal(size=2048)}),
+        plots.views({"$h_{um$": np.random.default_rng(0).normal(size=2048)}),
+    ]
+    for number, figure in enumerate(figures):
+        plots.save_figure(figure, tmp_path, str(number))  # matplotlib would refuse "$an_{gry$" as a formula
+    drawn = figures[0].axes[0].get_xticklabels()[0].get_text()
+    assert drawn.replace(r"\$", "$") == "$an_{gry$"
 
 
 def test_a_figure_is_saved_as_png_below_the_records(tmp_path):

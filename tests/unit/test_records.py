@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from ser_kd_utils import records
-from ser_kd_utils.records import Run, fingerprint, predictions, read_runs, run_name, write_run
+from ser_kd_utils.files import digest
+from ser_kd_utils.records import Run, content_sha256, predictions, read_runs, run_id, write_run
 
 LABELS = ("angry", "sad")
-SETTINGS = {"the noise": {"train_snr_db": [0.0, 20.0]}}
-PROTOCOL = {"protocol": "speaker-groups", "noise": "generated: pink, white", "speech level": "active"}
+SETTINGS = {"noise": {"train_snr_db": [0.0, 20.0]}}
+PROTOCOL = {
+    "protocol": "speaker-groups",
+    "mark": "",
+    "optimistic": False,
+    "noise": "generated: pink, white",
+    "speech level": "active",
+}
+P1 = PROTOCOL | {"mark": "P1", "optimistic": True, "protocol": "random"}
+P2 = PROTOCOL | {"mark": "P2"}
 
 
 def table(checkpoints=("best", "last"), angry=1.0) -> pd.DataFrame:
@@ -30,12 +40,23 @@ def table(checkpoints=("best", "last"), angry=1.0) -> pd.DataFrame:
 def info(**changes) -> dict:
     history = [{"epoch": 1, "loss": 1.5, "dev_UA": 0.5}, {"epoch": 2, "loss": 1.0, "dev_UA": 0.6}]
     about = {"method": "mlkd", "variant": "v", "labels": LABELS, "fingerprint": "abc", "history": history}
-    return about | {"protocol": PROTOCOL, "audio_fingerprint": "cc", "settings": SETTINGS} | changes
+    about |= {"corpus": "demo", "protocol": PROTOCOL, "audio_fingerprint": "cc", "noise_fingerprint": "dd"}
+    return about | {"settings": SETTINGS} | changes
+
+
+def published(folder: Path, *runs: Run) -> Path:
+    """The folder with these runs in its two files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tables = [run.stored.assign(run=run.id) for run in runs]
+    pd.concat(tables, ignore_index=True).to_parquet(folder / "predictions.parquet", index=False)
+    lines = [json.dumps({"run": run.id, **run.info}) for run in runs]
+    (folder / "runs.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
 
 
 @pytest.fixture
 def folder(tmp_path):
-    return tmp_path / "demo-tiny" / "runs" / run_name("mlkd", "v", 1, 0)
+    return tmp_path / "demo-tiny" / "runs" / run_id("mlkd", "v", 1, 0)
 
 
 def test_a_record_comes_back_as_written(folder):
@@ -47,6 +68,7 @@ def test_a_record_comes_back_as_written(folder):
     assert set(read["method"]) == {"mlkd"} and set(read["variant"]) == {"v"}
     assert read["logits"][0].dtype == np.float16 and read["logits"][1].tolist() == [1.0, 1.5]
     assert read["snr_db"].isna().all() and read["label"].tolist() == ["sad"] * 4
+    assert run.id == folder.name
     assert run.history.loc[2, "dev_UA"] == 0.6 and list(run.history.index) == [1, 2]
     assert run.info["labels"] == list(LABELS)
 
@@ -81,8 +103,10 @@ def test_weights_are_part_of_the_record_and_replace_the_old(folder):
         (model / "weights").write_text("w")
 
     run = write_run(folder, table(), info(), save)
-    assert run.complete("abc")
+    assert run.complete("abc") and list(run.info["files"]) == ["model/weights"]
     assert [path.name for path in (folder / "model").iterdir()] == ["weights"]
+    (folder / "model" / "weights").write_text("v")
+    assert not Run(folder).complete("abc")
 
 
 @pytest.mark.parametrize("step", ["predictions", "info", "weights"])
@@ -107,14 +131,74 @@ def test_a_failed_write_leaves_the_old_record_whole(folder, step, monkeypatch):
 def test_read_runs_takes_complete_records_by_name(tmp_path):
     runs = tmp_path / "demo-tiny" / "runs"
     for variant in ("b", "a"):
-        write_run(runs / run_name("mlkd", variant, 1, 0), table(), info(variant=variant))
+        write_run(runs / run_id("mlkd", variant, 1, 0), table(), info(variant=variant))
     (runs / "mlkd__c__fold-1__seed-0" / "checkpoints").mkdir(parents=True)
     write_run(runs / ".writing-x", table(), info(variant="killed while it was written"))
     assert [run.info["variant"] for run in read_runs(tmp_path / "demo-tiny")] == ["a", "b"]
 
 
+def test_published_runs_are_read_as_those_in_folders(tmp_path):
+    """Whatever order the file has, with an id's rows together and in their order."""
+    runs = [
+        write_run(tmp_path / "x" / "runs" / run_id("mlkd", variant, 1, 0), table(angry=angry), info(variant=variant))
+        for variant, angry in (("b", 1.0), ("a", 2.0))
+    ]
+    read = read_runs(published(tmp_path / "demo-tiny", *runs))
+    assert [run.id for run in read] == [runs[1].id, runs[0].id] and read == [Run(run.folder) for run in read]
+    for run, local in zip(read, reversed(runs), strict=True):
+        assert run.info == local.info
+        pd.testing.assert_frame_equal(run.predictions, local.predictions)
+        pd.testing.assert_frame_equal(run.history, local.history)
+        assert not run.folder.exists() and not run.complete("abc")  # without weights
+
+
+def test_runs_of_ones_own_come_before_published_ones(tmp_path):
+    old = write_run(tmp_path / "x" / "runs" / run_id("mlkd", "old", 1, 0), table(), info())
+    own = write_run(tmp_path / "demo-tiny" / "runs" / run_id("mlkd", "own", 1, 0), table(), info())
+    assert read_runs(published(tmp_path / "demo-tiny", old)) == [own]
+
+
+@pytest.mark.parametrize("form", ["local", "published"])
+@pytest.mark.parametrize("damage", ["a logit", "a class", "a row", "half a file"])
+def test_predictions_that_are_not_their_records_are_refused_by_name(folder, form, damage):
+    run = write_run(folder, table(), info())
+    path = folder / "predictions.parquet"
+    if form == "published":
+        published(folder.parents[1], run)
+        path = folder.parents[1] / "predictions.parquet"
+        (folder / "run.json").unlink()
+    rows = pd.read_parquet(path)
+    if damage == "a logit":
+        rows.at[3, "logits"] = np.nextafter(rows.at[3, "logits"], np.float16(9))
+    rows.loc[0, "label"] = "angry" if damage == "a class" else rows.loc[0, "label"]
+    (rows[1:] if damage == "a row" else rows).to_parquet(path, index=False)
+    if damage == "half a file":
+        path.write_bytes(path.read_bytes()[:-500])
+    (run,) = read_runs(folder.parents[1])
+    with pytest.raises(ValueError, match=rf"predictions.parquet of {folder.name} is damaged"):
+        _ = run.predictions
+    (folder / "model").mkdir(exist_ok=True)
+    assert not run.complete("abc")
+
+
+def test_the_checksum_is_of_what_is_predicted_not_of_its_file():
+    rows = table()
+    known = "e5e3483ee723dbdd1b5876414cff62f524258b2efd3e092773ed67dd02a0093c"
+    assert content_sha256(rows) == known  # stands in published records: never to change
+    assert content_sha256(rows.assign(run="x", snr_db=rows["snr_db"].astype(object))[rows.columns[::-1]]) == known
+    changes = [{"fold": 2}, {"snr_db": 0.0}, {"checkpoint": "last"}, {"utterance": ["u1", "u2", "u2", "u1"]}]
+    assert len({content_sha256(rows.assign(**change)) for change in changes} | {known}) == 5
+
+
+def test_a_damaged_record_is_named(folder):
+    write_run(folder, table(), info())
+    (folder / "run.json").write_text("{")
+    with pytest.raises(ValueError, match=f"record of {folder.name} is damaged"):
+        read_runs(folder.parents[1])
+
+
 def test_no_records_is_one_error_that_says_what_to_run(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"No records under demo-tiny.*ser-kd reproduce"):
+    with pytest.raises(FileNotFoundError, match=r"No records in demo-tiny.*ser-kd reproduce"):
         read_runs(tmp_path / "demo-tiny")
 
 
@@ -124,7 +208,7 @@ def test_no_records_is_one_error_that_says_what_to_run(tmp_path):
 )
 def test_records_that_cannot_share_a_table_are_one_error(tmp_path, key, other):
     for variant, value in (("a", PROTOCOL[key]), ("b", other), ("c", other)):
-        name = run_name("mlkd", variant, 1, 0)
+        name = run_id("mlkd", variant, 1, 0)
         write_run(tmp_path / "demo-tiny" / "runs" / name, table(), info(protocol=PROTOCOL | {key: value}))
     both = "; ".join(sorted((PROTOCOL[key], other)))
     with pytest.raises(ValueError, match=re.escape(f"records in demo-tiny differ in {key} ({both})")):
@@ -135,7 +219,7 @@ def test_folders_of_noise_are_told_apart_by_their_samples(tmp_path):
     protocol = PROTOCOL | {"noise": "folder: babble"}
     for fold, samples in ((1, "aa"), (2, "bb")):
         about = info(protocol=protocol, noise_fingerprint=samples)
-        write_run(tmp_path / "demo-tiny" / "runs" / run_name("mlkd", "v", fold, 0), table(), about)
+        write_run(tmp_path / "demo-tiny" / "runs" / run_id("mlkd", "v", fold, 0), table(), about)
     with pytest.raises(ValueError, match="differ in noise .*samples aa; .*samples bb"):
         read_runs(tmp_path / "demo-tiny")
 
@@ -144,12 +228,14 @@ def test_folders_of_noise_are_told_apart_by_their_samples(tmp_path):
     ("change", "what"),
     [
         ({"audio_fingerprint": "dd"}, "corpus content"),
+        ({"corpus": "other"}, "corpus"),
+        ({"labels": ["angry", "happy"]}, "labels"),
         ({"settings": SETTINGS | {"MLKD": {"epochs": 2}}}, "settings of v"),
     ],
 )
 def test_other_sound_or_settings_cannot_stand_in_one_table(tmp_path, change, what):
     for fold, about in ((1, info()), (2, info(**change))):
-        write_run(tmp_path / "demo-tiny" / "runs" / run_name("mlkd", "v", fold, 0), table(), about)
+        write_run(tmp_path / "demo-tiny" / "runs" / run_id("mlkd", "v", fold, 0), table(), about)
     with pytest.raises(ValueError, match=f"differ in .*{what}"):
         read_runs(tmp_path / "demo-tiny")
 
@@ -157,8 +243,34 @@ def test_other_sound_or_settings_cannot_stand_in_one_table(tmp_path, change, wha
 def test_records_may_differ_in_what_a_fold_changes(tmp_path):
     for fold in (1, 2):
         about = info(protocol=PROTOCOL | {"fold": fold, "speakers": {"test": [f"s{fold}"]}})
-        write_run(tmp_path / "demo-tiny" / "runs" / run_name("mlkd", "v", fold, 0), table(), about)
+        write_run(tmp_path / "demo-tiny" / "runs" / run_id("mlkd", "v", fold, 0), table(), about)
     assert len(read_runs(tmp_path / "demo-tiny")) == 2
+
+
+def test_a_protocol_of_its_own_stands_beside_the_others(tmp_path):
+    runs = tmp_path / "demo-tiny" / "runs"
+    write_run(runs / run_id("mlkd", "e", 1, 0), table(), info())
+    write_run(runs / run_id("dkdfmh", "v", 1, 0), table(), info(protocol=P2))
+    optimistic = write_run(runs / run_id("dkdfmh", "v", 1, 0, "P1"), table(), info(protocol=P1))
+    assert optimistic.id == "dkdfmh__v+P1__fold-1__seed-0" and len(read_runs(tmp_path / "demo-tiny")) == 3
+
+
+@pytest.mark.parametrize(
+    ("protocol", "settings", "what"),
+    [
+        (P1 | {"protocol": "dialogues"}, SETTINGS, "protocol under P1 (dialogues; random)"),
+        (P1, SETTINGS | {"dkdfmh": {"epochs": 2}}, "the settings of v under P1"),
+        (P1 | {"noise": "generated: babble"}, SETTINGS, "noise (generated: babble; generated: pink, white)"),
+        (P2 | {"protocol": "leave-one-out"}, SETTINGS, "protocol (leave-one-out; speaker-groups)"),
+    ],
+)
+def test_records_of_each_protocol_must_stand_in_one_table(tmp_path, protocol, settings, what):
+    runs = tmp_path / "demo-tiny" / "runs"
+    write_run(runs / run_id("mlkd", "e", 1, 0), table(), info(variant="e"))
+    write_run(runs / run_id("dkdfmh", "v", 1, 0, "P1"), table(), info(protocol=P1))
+    write_run(runs / run_id("dkdfmh", "v", 2, 0, "x"), table(), info(protocol=protocol, settings=settings))
+    with pytest.raises(ValueError, match=re.escape(f"differ in {what}")):
+        read_runs(tmp_path / "demo-tiny")
 
 
 def test_predictions_joins_runs_and_takes_one_checkpoint(tmp_path):
@@ -180,7 +292,7 @@ def test_the_snrs_that_were_trained_on_and_clean_speech_are_in_range(folder, tra
     snrs = [np.nan, 20.0, 10.0, 0.0, -5.0, 25.0]
     conditions = ["clean", *["babble"] * 5]
     rows = pd.concat([table(("best",))[:1]] * 6, ignore_index=True).assign(condition=conditions, snr_db=snrs)
-    run = write_run(folder, rows, info(settings={"the noise": {"train_snr_db": trained}}))
+    run = write_run(folder, rows, info(settings={"noise": {"train_snr_db": trained}}))
     assert run.predictions["in_range"].tolist() == wanted and predictions([run])["in_range"].dtype == bool
 
 
@@ -192,25 +304,21 @@ def test_a_record_is_small(folder):
     assert (folder / "predictions.parquet").stat().st_size < 12 * len(rows)  # 8 bytes of logits and little else
 
 
-def test_a_fingerprint_ignores_order_and_notices_every_value():
-    parts = {"settings": {"lr": 1e-3, "levels": (2, 4)}, "seed": 0}
-    again = {"seed": 0, "settings": {"levels": [2, 4], "lr": 1e-3}}
-    assert fingerprint(parts) == fingerprint(again)
-    changes = [
-        parts | {"seed": 1},
-        parts | {"more": None},
-        parts | {"settings": {"lr": 1e-3, "levels": (4, 2)}},
-        parts | {"settings": {"lr": 1.0001e-3, "levels": (2, 4)}},
-    ]
-    assert len({fingerprint(each) for each in [parts, *changes]}) == 5
-
-
 def test_results_go_where_the_argument_or_the_environment_says(monkeypatch, tmp_path):
     monkeypatch.setenv("SER_KD_RESULTS", str(tmp_path / "env"))
     assert records.results_root(str(tmp_path / "asked")) == tmp_path / "asked"
     assert records.results_root() == tmp_path / "env"
     monkeypatch.delenv("SER_KD_RESULTS")
-    assert records.results_root() == records.PACKAGE.parent / "results"
+    assert records.results_root() == records.PACKAGE.parent / "results" / "local"
+    monkeypatch.setattr(records, "IN_CLONE", False)
+    assert records.results_root() == Path("results")
+
+
+def test_a_folders_name_says_corpus_profile_and_changed_settings():
+    assert records.folder_name("demo", "tiny") == "demo-tiny"
+    assert records.folder_name("demo", "tiny", "mlkd.epochs=2, mlkd.lr=1") == "demo-tiny+mlkd.epochs=2,_mlkd.lr=1"
+    long = records.folder_name("demo", "tiny", "x" * 300)
+    assert len(long) < 150 and long != records.folder_name("demo", "tiny", "x" * 299 + "y")
 
 
 def test_the_environment_says_versions_commit_and_hardware():
@@ -219,3 +327,17 @@ def test_the_environment_says_versions_commit_and_hardware():
     assert set(records.VERSIONED) == found["versions"].keys()
     assert found["commit"] is None or len(found["commit"].split()[0]) == 40
     assert found["hardware"]["cpu_threads"] >= 1
+    assert found["hardware"]["processor"] and found["hardware"]["instruction_set"]
+
+
+def test_a_digest_ignores_order_and_notices_every_value():
+    parts = {"settings": {"lr": 1e-3, "teacher_layers": (2, 4)}, "seed": 0}
+    again = {"seed": 0, "settings": {"teacher_layers": [2, 4], "lr": 1e-3}}
+    assert digest(parts) == digest(again)
+    changes = [
+        parts | {"seed": 1},
+        parts | {"more": None},
+        parts | {"settings": {"lr": 1e-3, "teacher_layers": (4, 2)}},
+        parts | {"settings": {"lr": 1.0001e-3, "teacher_layers": (2, 4)}},
+    ]
+    assert len({digest(each) for each in [parts, *changes]}) == 5

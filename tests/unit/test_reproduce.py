@@ -1,12 +1,15 @@
-"""Plans, strict parameters, the account of runs and the command line, with stand-in notebooks that take a second."""
+"""Plans, strict parameters, receipts, status and the command line, with stand-in notebooks that take a second."""
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 import time
+import types
+from argparse import Namespace
 
 import nbformat
 import numpy as np
@@ -14,48 +17,59 @@ import pytest
 import soundfile
 from nbformat.v4 import new_code_cell, new_notebook
 
-from ser_kd_utils import reproduce, steps
+from ser_kd_utils import records
 from ser_kd_utils.cli import main, parser
-from ser_kd_utils.data.corpora import load_corpus
+from ser_kd_utils.methods import METHODS
+from ser_kd_utils.methods.base import Method, Notebook
+from ser_kd_utils.reproduce import compare, plan
+from ser_kd_utils.reproduce import run as run_module
 
-PARAMETERS = 'corpus: str = "demo"\nprofile: str = "tiny"\nresults: str = ""\nchanges: str = ""'
-RECORD = """from pathlib import Path
-runs = Path(results, f"{{corpus}}-{{profile}}", "runs")
-run = runs.joinpath(f"{method}__x__fold-{{fold}}__seed-{{seed}}")
+TYPES = {"fold": "int = 1", "seed": "int = 0"}
+OF = {"01": "teacher a", "02": "mlkd e", "03": "mlkd two-stage", "04": "dkdfmh cnn-dkd", "05": "dkdfmh cnn-nckd",
+      "06": "mckd mc-full", "07": "mckd mc-time-tokens"}  # fmt: skip
+"""Method and variant whose record the stand-in for a notebook leaves."""
+NAMES = (
+    "01_teacher_finetuning",
+    "02_noisy_student_distillation",
+    "03_mlkd_ablations",
+    "04_decoupled_distillation",
+    "05_decoupled_ablations",
+    "06_curriculum_meta_distillation",
+    "07_curriculum_meta_ablations",
+)
+TEACHER, MLKD, ABLATIONS = (f"{name}__fold-1__seed-0" for name in NAMES[:3])
+RUN = """from pathlib import Path
+run = Path(results, f"{{name or corpus}}-{{profile}}", "runs", f"{}__{}__fold-{{fold}}__seed-{{seed}}")
 run.joinpath("model").mkdir(parents=True, exist_ok=True)
 run.joinpath("predictions.parquet").write_text("predictions")"""
-EACH = PARAMETERS + '\ndata_root: str = ""\nnoise_dir: str = ""\nfold: int = 1\nseed: int = 0'
-SPEECH, ABLATIONS, LOGITS = (f'\n{name}: str = ""' for name in ("speech_dir", "ablations", "teacher_logits"))
 
 
-def write_notebook(path, *cells, parameters=EACH):
-    steps._code_of.cache_clear()  # a process reads a notebook once
-    reproduce._declared.cache_clear()
-    first = new_code_cell(parameters, metadata={"tags": ["parameters"]})
-    book = new_notebook(cells=[first, *map(new_code_cell, cells)])
+def record(number: str) -> str:
+    return RUN.format(*OF[number].split())
+
+
+def parameters(names) -> str:
+    return "\n".join(f"{name}: {TYPES.get(name, 'str = ' + repr(''))}" for name in names)
+
+
+def write_notebook(path, *cells, first=None):
+    run_module._code_of.cache_clear()  # a process reads a notebook once
+    own = {"03": ("speech_dir", "ablations"), "05": ("ablations",), "07": ("ablations",)}.get(path.name[:2], ())
+    names = plan.READING if path.stem == plan.LAST else (*plan.EACH, *own)
+    tagged = new_code_cell(parameters(names) if first is None else first, metadata={"tags": ["parameters"]})
+    book = new_notebook(cells=[tagged, *map(new_code_cell, cells)])
     book.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(book, path)
 
 
 @pytest.fixture
 def notebooks(tmp_path, monkeypatch):
-    steps._code_of.cache_clear()
-    reproduce._declared.cache_clear()
     folder = tmp_path / "notebooks"
     folder.mkdir()
-    write_notebook(folder / "00_corpora_and_noise.ipynb", "corpus")
-    write_notebook(folder / "01_teacher_finetuning.ipynb", RECORD.format(method="teacher"))
-    write_notebook(folder / "02_noisy_student_distillation.ipynb", RECORD.format(method="mlkd"))
-    for name, method, own in (
-        ("03_mlkd_ablations", "mlkd-ablation", SPEECH + ABLATIONS),
-        ("04_decoupled_distillation", "dkd", LOGITS),
-        ("05_decoupled_ablations", "dkd-ablation", ABLATIONS),
-        ("06_curriculum_meta_distillation", "mckd", ""),
-        ("07_curriculum_meta_ablations", "mckd-ablation", ABLATIONS),
-    ):
-        write_notebook(folder / f"{name}.ipynb", RECORD.format(method=method), parameters=EACH + own)
-    write_notebook(folder / "09_paper_tables.ipynb", "results", parameters=PARAMETERS)
-    monkeypatch.setattr(steps, "NOTEBOOKS", folder)
+    for name in (plan.FIRST, *NAMES, plan.LAST):
+        write_notebook(folder / f"{name}.ipynb", record(name[:2]) if name in NAMES else "corpus")
+    monkeypatch.setattr(plan, "NOTEBOOKS", folder)
+    monkeypatch.setattr(records, "EVIDENCE", tmp_path / "evidence")
     return folder
 
 
@@ -82,28 +96,54 @@ def run(corpus, tmp_path):
 
 
 @pytest.fixture
-def account(tmp_path):
-    return lambda: json.loads((tmp_path / "results" / "manifest-tiny" / "reproduce.json").read_text())
+def folder(tmp_path):
+    return tmp_path / "results" / "corpus-tiny"
+
+
+@pytest.fixture
+def receipts(folder):
+    return lambda: {path.stem: json.loads(path.read_text()) for path in folder.glob("receipts/*.json")}
+
+
+@pytest.fixture
+def status(corpus, tmp_path, capsys):
+    """The state of each run, by its notebook's number, and of each unfinished training, by its id."""
+
+    def found(*extra) -> dict[str, str]:
+        capsys.readouterr()
+        given = ["--corpus", "manifest", "--data-root", str(corpus), "--results", str(tmp_path / "results")]
+        assert main(["status", *given, *extra]) == 0
+        lines = [re.split(r"  +", line) for line in capsys.readouterr().out.splitlines()[:-1]]
+        return {re.sub(r"^(\d\d)_.*", r"\1", name): " ".join([state, *why]) for state, name, *why in lines}
+
+    return found
+
+
+@pytest.fixture
+def request_of(corpus, tmp_path):
+    def options(*extra):
+        given = ["--corpus", "manifest", "--data-root", str(corpus), "--results", str(tmp_path / "results"), *extra]
+        return Namespace(**vars(parser().parse_args(["reproduce", *given])) | {"name": "corpus", "overrides": ""})
+
+    return options
+
+
+@pytest.fixture
+def noise(tmp_path):
+    """A folder of one type of noise, in two recordings."""
+    folder = tmp_path / "noise"
+    folder.mkdir()
+    for number in (1, 2):
+        samples = np.random.default_rng(number).normal(0, 0.1, 32_000)
+        soundfile.write(folder / f"hum_{number}.wav", samples, 16_000)
+    return folder
 
 
 def test_plan_is_notebook_by_fold_by_seed(run, notebooks, capsys):
     assert run("--folds", "1-2", "--seeds", "0,3", "--dry-run") == 0
     lines = [line.split()[1] for line in capsys.readouterr().out.splitlines() if "would run" in line]
-    each = [
-        f"{name}__fold-{fold}__seed-{seed}"
-        for fold in (1, 2)
-        for seed in (0, 3)
-        for name in (
-            "01_teacher_finetuning",
-            "02_noisy_student_distillation",
-            "03_mlkd_ablations",
-            "04_decoupled_distillation",
-            "05_decoupled_ablations",
-            "06_curriculum_meta_distillation",
-            "07_curriculum_meta_ablations",
-        )
-    ]
-    assert lines == ["00_corpora_and_noise", *each, "09_paper_tables"]
+    each = [f"{name}__fold-{fold}__seed-{seed}" for fold in (1, 2) for seed in (0, 3) for name in NAMES]
+    assert lines == [plan.FIRST, *each, plan.LAST]
 
 
 @pytest.mark.parametrize(
@@ -118,13 +158,43 @@ def test_plan_is_notebook_by_fold_by_seed(run, notebooks, capsys):
         ("cnn-dkd-noisy, e-unseen", {"03": "c-unseen,e-unseen", "05": "cnn-alone-noisy,cnn-dkd-noisy"}),
     ],
 )
-def test_ablations_go_to_the_notebook_that_knows_them(corpus, notebooks, asked, wanted):
-    options = parser().parse_args(["reproduce", "--folds", "1", "--ablations", asked, "--teacher-logits", "a.csv"])
-    steps = reproduce.plan(options, load_corpus("manifest", str(corpus)))
-    assert [step.notebook[:2] for step in steps] == sorted({"00", "01", "02", "04", "06", "09"} | wanted.keys())
-    assert {s.notebook[:2]: s.parameters["ablations"] for s in steps if "ablations" in s.parameters} == wanted
-    logits = {s.notebook[:2]: s.parameters["teacher_logits"] for s in steps if "teacher_logits" in s.parameters}
-    assert logits == {"04": "a.csv"}
+def test_ablations_go_to_the_notebook_that_knows_them(request_of, notebooks, asked, wanted):
+    runs = plan.plan(request_of("--folds", "1", "--ablations", asked))
+    assert [run.name[:2] for run in runs] == sorted({"00", "01", "02", "04", "06", "09"} | wanted.keys())
+    assert {run.name[:2]: run.parameters["ablations"] for run in runs if "ablations" in run.parameters} == wanted
+    for run in runs:
+        if wanted.get(run.name[:2]):
+            assert [name.split("__")[1] for name in run.records] == wanted[run.name[:2]].split(",")
+
+
+def test_a_run_knows_its_parameters_needs_and_records(request_of, notebooks, corpus, tmp_path):
+    runs = {run.name[:2]: run for run in plan.plan(request_of("--folds", "2", "--seeds", "3"))}
+    shared = {"corpus": "manifest", "name": "corpus", "profile": "tiny", "overrides": "", "noise_dir": ""}
+    shared |= {"data_root": str(corpus), "results": str(tmp_path / "results"), "fold": 2, "seed": 3}
+    assert runs["00"].parameters == runs["04"].parameters == shared
+    assert runs["05"].parameters == shared | {"ablations": ""}
+    assert runs["09"].parameters.keys() == {"corpus", "name", "profile", "results", "overrides"}
+    assert runs["03"].needs == tuple(f"{name}__fold-2__seed-3" for name in NAMES[:2])
+    assert runs["09"].needs == (plan.FIRST, *(f"{name}__fold-2__seed-3" for name in NAMES)) and runs["09"].last
+    names = {name.removesuffix("__fold-2__seed-3") for name in runs["04"].records}
+    assert names == {f"dkdfmh__cnn-{name}" for name in ("teacher", "alone", "kd", "dkd", "wav2vec2")} | {
+        f"dkdfmh__cnn-{name}+P1" for name in ("teacher", "alone", "kd", "dkd")
+    }
+    assert all("+P1" not in name for name in runs["05"].records) and len(runs["05"].records) > 10
+
+
+def test_a_users_corpus_is_called_as_its_file_or_as_told(run, notebooks, tmp_path):
+    assert run("--folds", "1", "--only", "00") == run("--folds", "1", "--only", "00", "--name", "Gespräche") == 0
+    assert {path.name for path in (tmp_path / "results").iterdir()} == {"corpus-tiny", "Gespräche-tiny"}
+
+
+def test_settings_are_one_text_for_notebooks_and_part_of_the_folders_name(run, notebooks, tmp_path):
+    write_notebook(notebooks / "00_corpora_and_noise.ipynb", "assert overrides == 'mlkd.epochs=2, teacher.epochs=4'")
+    assert run("--folds", "1", "--only", "00", "--set", "mlkd.epochs=2", "--set", "teacher.epochs=4") == 0
+    (made,) = (tmp_path / "results").iterdir()
+    assert made == records.results_folder(
+        str(tmp_path / "results"), "corpus", "tiny", "mlkd.epochs=2, teacher.epochs=4"
+    )
 
 
 def test_other_ablations_or_other_speech_run_notebook_03_again(run, notebooks, tmp_path, capsys):
@@ -140,39 +210,39 @@ def test_other_ablations_or_other_speech_run_notebook_03_again(run, notebooks, t
     assert capsys.readouterr().out.count("already recorded, skipped") == 2
 
 
-def test_other_ablations_of_one_notebook_leave_the_other_alone(run, notebooks, account, capsys):
+def test_other_ablations_of_one_notebook_leave_the_other_alone(run, notebooks, receipts, capsys):
     options = ("--folds", "1", "--only", "03,05", "--ablations")
     assert run(*options, "gamma-10,cnn-nckd") == run(*options, "gamma-10,cnn-tckd") == 0
     out = capsys.readouterr().out
     assert "03_mlkd_ablations__fold-1__seed-0  already recorded, skipped" in out and out.count("skipped") == 1
-    asked = {name[:2]: step["made_from"]["parameters"]["ablations"] for name, step in account().items()}
+    asked = {name[:2]: receipt["provenance"]["parameter ablations"] for name, receipt in receipts().items()}
     assert asked == {"03": "gamma-10", "05": "cnn-tckd"}
 
 
-def test_other_stored_logits_run_notebook_04_again(run, notebooks, account, tmp_path, capsys):
-    record = RECORD.format(method="dkd")
-    write_notebook(
-        notebooks / "04_decoupled_distillation.ipynb", record, "open(teacher_logits)", parameters=EACH + LOGITS
-    )
-    first, copy = tmp_path / "first.csv", tmp_path / "copy.csv"
-    first.write_text("file,angry,neutral,sad\nA0,1,0,0\n")
-    copy.write_text(first.read_text())
-
-    def runs(path) -> bool:
-        assert run("--folds", "1", "--only", "04", "--teacher-logits", str(path)) == 0
-        return "04_decoupled_distillation__fold-1__seed-0  running" in capsys.readouterr().out
-
-    assert runs(first) and not runs(first) and not runs(copy)  # wherever it lies
-    first.write_text(first.read_text().replace("1,0,0", "0,1,0"))
-    assert runs(first)
-    assert str(tmp_path) not in json.dumps(account())
+def test_a_receipt_names_no_place_of_this_machine(run, notebooks, receipts, tmp_path):
+    soundfile.write(tmp_path / "speech.wav", np.zeros(16_000), 16_000)
+    assert run("--folds", "1", "--only", "02,03", "--speech-dir", str(tmp_path)) == 0
+    (done,) = (receipt for name, receipt in receipts().items() if name == ABLATIONS)
+    assert done.keys() == {"status", "by", "at", "seconds", "error", "provenance", "records"}
+    assert {"the manifest", "the speech", "the noise", "parameter fold"} <= done["provenance"].keys()
+    assert str(tmp_path) not in json.dumps(receipts())
 
 
-def test_forcing_the_ablations_keeps_the_weights_of_the_main_rows(run, notebooks, tmp_path):
-    folder = tmp_path / "results" / "manifest-tiny" / "runs"
-    kept = ["teacher__clean", "mlkd__student-noisy", "dkd__cnn-dkd"]
-    dropped = ["mlkd-ablation__gamma-10", "dkd-ablation__cnn-nckd"]
-    weights = [folder / f"{name}__fold-1__seed-0" / "model" for name in (*kept, *dropped)]
+def test_other_noise_runs_again_but_not_the_same_elsewhere(run, notebooks, noise, tmp_path, capsys):
+    def runs(folder) -> bool:
+        assert run("--folds", "1", "--only", "01", "--noise-dir", str(folder)) == 0
+        return "running" in capsys.readouterr().out
+
+    copy = shutil.copytree(noise, tmp_path / "copy")
+    assert runs(noise) and not runs(noise) and not runs(copy)  # wherever it lies
+    soundfile.write(noise / "hum_1.wav", np.random.default_rng(1).normal(0, 0.1, 40_000), 16_000)
+    assert runs(noise)
+
+
+def test_forcing_the_ablations_keeps_the_weights_of_the_main_variants(run, notebooks, folder):
+    kept = ["teacher__a", "mlkd__e", "dkdfmh__cnn-dkd"]
+    dropped = ["mlkd__gamma-10", "dkdfmh__cnn-tckd"]
+    weights = [folder / "runs" / f"{name}__fold-1__seed-0" / "model" for name in (*kept, *dropped)]
     for path in weights:
         path.mkdir(parents=True)
     assert run("--folds", "1", "--only", "03,05", "--force") == 0
@@ -186,117 +256,139 @@ def test_all_folds_by_default_but_one_of_the_demo(run, notebooks, capsys):
     assert capsys.readouterr().out.count("would run") == 1
 
 
-def test_what_is_recorded_is_skipped_until_something_changes(run, notebooks, account, corpus, tmp_path, capsys):
+def test_what_is_recorded_is_skipped_until_something_changes(run, notebooks, receipts, corpus, folder, capsys):
     options = ("--folds", "1", "--only", "01,02")
-    assert run(*options) == 0
-    first = account()
-    assert {step["status"] for step in first.values()} == {"done"}
-    capsys.readouterr()
-    assert run(*options) == 0
-    assert capsys.readouterr().out.count("already recorded, skipped") == 2
-    write_notebook(notebooks / "02_noisy_student_distillation.ipynb", RECORD.format(method="mlkd") + "\n1")
-    assert run(*options) == 0
-    assert capsys.readouterr().out.count("already recorded, skipped") == 1
-    shutil.rmtree(tmp_path / "results" / "manifest-tiny" / "runs" / "teacher__x__fold-1__seed-0")
-    assert run(*options) == 0
-    assert capsys.readouterr().out.count("already recorded, skipped") == 1
+
+    def skipped(*extra) -> int:
+        capsys.readouterr()
+        assert run(*options, *extra) == 0
+        return capsys.readouterr().out.count("already recorded, skipped")
+
+    assert skipped() == 0
+    assert {receipt["status"] for receipt in receipts().values()} == {"done"}
+    assert [list(receipt["records"]) for _, receipt in sorted(receipts().items())] == [
+        ["teacher__a__fold-1__seed-0"], ["mlkd__e__fold-1__seed-0"],
+    ]  # fmt: skip
+    assert skipped() == 2
+    write_notebook(notebooks / "02_noisy_student_distillation.ipynb", record("02") + "\n1")
+    assert skipped() == 1
+    shutil.rmtree(folder / "runs" / "teacher__a__fold-1__seed-0")
+    assert skipped() == 1
     corpus.write_text(corpus.read_text().replace("A0.wav,angry", "A0.wav,sad"))
-    assert run(*options) == 0
-    assert "skipped" not in capsys.readouterr().out
-    assert run(*options, "--force") == 0
-    assert "skipped" not in capsys.readouterr().out
+    assert skipped() == 0
+    assert skipped("--force") == 0
 
 
-def test_force_drops_the_weights_but_not_the_record(run, notebooks, tmp_path):
-    record = tmp_path / "results" / "manifest-tiny" / "runs" / "teacher__clean__fold-1__seed-0"
-    other = record.with_name("teacher__clean__fold-2__seed-0")
-    for folder in (record, other):
-        (folder / "model").mkdir(parents=True)
-        (folder / "run.json").write_text("{}")
+def test_force_drops_the_weights_but_not_the_record(run, notebooks, folder):
+    record = folder / "runs" / "teacher__a__fold-1__seed-0"
+    other = record.with_name("teacher__a__fold-2__seed-0")
+    write_notebook(notebooks / "01_teacher_finetuning.ipynb", "1")
+    for each in (record, other):
+        (each / "model").mkdir(parents=True)
+        (each / "run.json").write_text("{}")
     assert run("--folds", "1", "--only", "01", "--force") == 0
     assert not (record / "model").exists() and (record / "run.json").exists() and (other / "model").exists()
 
 
-def test_of_a_failing_notebook_one_line_is_said_and_the_others_go_on(run, notebooks, account, capsys):
+def test_of_a_failing_notebook_one_line_is_said_and_the_others_go_on(run, notebooks, receipts, capsys):
     write_notebook(notebooks / "02_noisy_student_distillation.ipynb", "raise ValueError('the noise folder is silent')")
     assert run("--folds", "1") == 1
     out, error = capsys.readouterr()
-    said = "02_noisy_student_distillation__fold-1__seed-0  FAILED: cell 2: ValueError: the noise folder is silent"
-    assert said in out and "FAILED 02_noisy_student_distillation__fold-1__seed-0: cell 2" in out
-    assert "03_mlkd_ablations__fold-1__seed-0  not run: needs 02_noisy_student_distillation__fold-1__seed-0, wh" in out
+    said = f"{MLKD}  FAILED: cell 2: ValueError: the noise folder is silent"
+    assert said in out and f"FAILED {MLKD}: cell 2" in out
+    assert f"{ABLATIONS}  not run: needs {MLKD}, wh" in out
     assert "7 done, 1 failed, 1 blocked" in out and "Traceback" not in out + error
-    assert {name[:2]: step["status"] for name, step in account().items()} == {
+    assert {name[:2]: receipt["status"] for name, receipt in receipts().items()} == {
         **dict.fromkeys(("00", "01", "04", "05", "06", "07", "09"), "done"), "02": "failed"}  # fmt: skip
 
 
-def test_status_says_what_is_done_and_what_is_not_and_why(run, notebooks, tmp_path, corpus, capsys, monkeypatch):
-    write_notebook(notebooks / "04_decoupled_distillation.ipynb", "1 / 0", parameters=EACH + LOGITS)
+def test_status_says_what_is_done_and_what_is_not_and_why(run, notebooks, folder, corpus, status, monkeypatch):
+    write_notebook(notebooks / "04_decoupled_distillation.ipynb", "1 / 0")
     options = ("--folds", "1", "--ablations", "none")
     run(*options)
-
-    def said(*extra) -> dict[str, str]:
-        capsys.readouterr()
-        given = ["--corpus", "manifest", "--data-root", str(corpus), "--results", str(tmp_path / "results")]
-        assert main(["status", *given, *options, *extra]) == 0
-        lines = [line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines()[:-1]]
-        return {line[1][:2] if line[0] != "not" else line[2][:2]: " ".join([line[0], *line[2:]]) for line in lines}
-
-    assert said() == {
+    assert status(*options) == {
         **dict.fromkeys(("00", "01", "02", "06", "09"), "done"),
         "04": "failed (cell 2: ZeroDivisionError: division by zero)",
     }
-    runs = tmp_path / "results" / "manifest-tiny" / "runs"
-    (runs / "teacher__x__fold-1__seed-0" / "predictions.parquet").write_text("others")
-    shutil.rmtree(runs / "mlkd__x__fold-1__seed-0" / "model")
+    runs = folder / "runs"
+    (runs / "teacher__a__fold-1__seed-0" / "predictions.parquet").write_text("others")
+    shutil.rmtree(runs / "mlkd__e__fold-1__seed-0" / "model")
     write_notebook(notebooks / "06_curriculum_meta_distillation.ipynb", "other = 1")
-    steps._code_of.cache_clear()
-    found = said()
-    assert found["01"] == "stale (manifest-tiny/runs/teacher__x__fold-1__seed-0 is damaged)"
-    assert found["02"].startswith("elsewhere (the weights of manifest-tiny/runs/mlkd__x")
+    found = status(*options)
+    assert found["01"] == "stale (teacher__a__fold-1__seed-0 is damaged)"
+    assert found["02"] == "elsewhere (the weights of mlkd__e__fold-1__seed-0 are not on this machine)"
     assert found["06"] == "stale (the notebook's code changed)"
     corpus.write_text(corpus.read_text().replace("A0.wav,angry", "A0.wav,sad"))
-    assert said()["00"] == "stale (the manifest changed)"
-    monkeypatch.setattr(steps, "by_module", lambda found: {"losses": "other"})
-    steps._code_of.cache_clear()
-    assert "losses.py" in said()["00"]
-    (runs.parent / "unfinished" / "mckd__x__fold-1__seed-0@abc" / "checkpoint-8").mkdir(parents=True)
-    state = {"global_step": 8, "epoch": 2.0, "num_train_epochs": 5}
-    next(runs.parent.glob("unfinished/*@*/*")).joinpath("trainer_state.json").write_text(json.dumps(state))
-    assert said()["mc"] == "training (epoch 2 of 5 is kept)"
-    other = tmp_path / "results" / "manifest-tiny+P1" / "unfinished" / "dkd__x__fold-1__seed-0@abc"
-    other.mkdir(parents=True)
-    assert said()["dk"] == "training (in its first epoch)"
+    assert status(*options)["00"] == "stale (the manifest changed)"
+    monkeypatch.setattr(run_module, "code_of_source", lambda text: {"ser_kd_utils.training.losses": "other"})
+    run_module._code_of.cache_clear()
+    assert "ser_kd_utils.training.losses" in status(*options)["00"]
+    kept = folder / "unfinished" / "mckd__mc-full__fold-1__seed-0@abc"
+    kept.mkdir()
+    assert status(*options)["mckd__mc-full__fold-1__seed-0"] == "training (in its first epoch)"
+    for epoch in (2, 11):
+        (kept / f"epoch-{epoch:05}-{64 * 'a'}.pt").touch()
+    assert status(*options)["mckd__mc-full__fold-1__seed-0"] == "training (epoch 11 is kept)"
 
 
-def test_the_plan_says_what_it_will_cost_from_recorded_durations(run, notebooks, tmp_path, capsys):
-    runs = tmp_path / "results" / "manifest-tiny" / "runs"
-    for method, row, seconds in (("teacher", "a", 600), ("mlkd", "c", 1200), ("mlkd", "e", 1800), ("mckd", "mc", 60)):
+def committed(tmp_path, *names, commit="0123456789abcdef") -> None:
+    """Evidence in which these records are."""
+    for name in names:
+        method, variant, fold, seed = name.split("__")
+        info = {"method": method, "variant": variant, "seconds": 60, "test_seconds": 60, "commit": commit}
+        info |= {"fold": int(fold[5:]), "seed": int(seed[5:]), "audio_fingerprint": "a", "settings": {}}
+        info |= {"protocol": {"protocol": "speaker-groups", "noise": "generated", "speech level": "active"}}
+        folder = tmp_path / "evidence" / "corpus-tiny" / "runs" / name
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text(json.dumps(info))
+
+
+def test_what_is_committed_is_published_and_what_nobody_has_is_not_run(run, notebooks, tmp_path, status, capsys):
+    main_variants = ("teacher__a", "mlkd__b", "mlkd__c", "mlkd__d", "mlkd__e")
+    committed(tmp_path, *(f"{name}__fold-1__seed-0" for name in main_variants), "mlkd__e__fold-2__seed-0")
+    options = ("--only", "01,02", "--folds")
+    said = "published (not run here; committed evidence, trained at commit 0123456789)"
+    assert status(*options, "1") == {"01": said, "02": said}
+    assert status(*options, "2") == {"01": "not run", "02": "not run"}  # (e) alone is not the notebook
+    assert status(*options, "1", "--seeds", "1") == {"01": "not run", "02": "not run"}
+    assert run(*options, "2", "--dry-run") == 0
+    assert "02_noisy_student_distillation__fold-2__seed-0  would run, about 8.0 min" in capsys.readouterr().out
+    assert run(*options, "1") == 0
+    assert status(*options, "1") == {"01": "done", "02": "done"}
+
+
+def test_the_plan_says_what_it_will_cost_from_recorded_durations(run, notebooks, folder, capsys):
+    def recorded(name: str, seconds: float) -> None:
+        (folder / "runs" / name).mkdir(parents=True)
+        info = {"seconds": seconds, "test_seconds": 120}
+        (folder / "runs" / name / "run.json").write_text(json.dumps(info))
+
+    for name, seconds in (("teacher__a", 600), ("mlkd__c", 1200), ("mlkd__e", 1800), ("mckd__mc-full", 60)):
         for fold in (1, 2):  # as long on average
-            folder = runs / f"{method}__{row}__fold-{fold}__seed-0"
-            folder.mkdir(parents=True)
-            info = {"method": method, "row": row, "seconds": seconds + 60 * (2 * fold - 3), "test_seconds": 120}
-            (folder / "run.json").write_text(json.dumps(info))
+            recorded(f"{name}__fold-{fold}__seed-0", seconds + 60 * (2 * fold - 3))
     assert run("--folds", "1-2", "--only", "01,02,06", "--ablations", "none", "--dry-run", "--workers", "2") == 0
     out = capsys.readouterr().out
     assert "02_noisy_student_distillation__fold-2__seed-0  would run, about 54.0 min" in out
-    # 12 + 54 + 3 minutes a fold; on two workers 01, 01, then 02, 02 at once, then 06, 06
+    # 12 + 54 + 3 minutes a fold, shared by two
     assert "about 2.30 hours of training and tests, 1.15 with 2 at a time" in out
     assert "durations of 8 recorded trainings" in out
-    folder = tmp_path / "results" / "manifest-tiny+P1+gamma=2.0" / "runs" / "dkd__cnn-dkd__fold-1__seed-0"
-    folder.mkdir(parents=True)
-    (folder / "run.json").write_text(json.dumps({"method": "dkd", "row": "cnn-dkd", "seconds": 180}))
-    assert run("--folds", "1", "--only", "04", "--dry-run", "--changes", "gamma=2.0") == 0
-    assert "04_decoupled_distillation__fold-1__seed-0  would run, about 3.0 min" in capsys.readouterr().out
+    assert run("--folds", "1", "--only", "01,02,06", "--ablations", "none", "--dry-run", "--workers", "2") == 0
+    assert ", 1.10 with 2 at a time" in capsys.readouterr().out  # 02 waits for 01
+    recorded("dkdfmh__cnn-dkd+P1__fold-1__seed-0", 60)
+    assert run("--folds", "2", "--only", "04,07", "--dry-run") == 0
+    out = capsys.readouterr().out
+    assert "04_decoupled_distillation__fold-2__seed-0  would run, about 3.0 min" in out
+    assert "no durations recorded yet for 07_curriculum_meta_ablations: run one fold to know more" in out
 
 
-def test_time_limit_stops_and_the_same_command_goes_on(run, notebooks, account, capsys):
+def test_time_limit_stops_and_the_same_command_goes_on(run, notebooks, receipts, capsys):
     assert run("--folds", "1", "--only", "00") == 0
     # no cell is as long as the limit of 3 s, all of them are
     write_notebook(notebooks / "01_teacher_finetuning.ipynb", *["import time; time.sleep(1)"] * 30)
     started = time.monotonic()
     assert run("--folds", "1", "--only", "00,01,02", "--time-limit", "0.05") == 3
     assert time.monotonic() - started < 20
-    assert account()["01_teacher_finetuning__fold-1__seed-0"]["status"] == "out of time"
+    assert receipts()[TEACHER]["status"] == "out of time"
     write_notebook(notebooks / "01_teacher_finetuning.ipynb", "print('quick')")
     capsys.readouterr()
     assert run("--folds", "1", "--only", "00,01,02") == 0
@@ -305,14 +397,19 @@ def test_time_limit_stops_and_the_same_command_goes_on(run, notebooks, account, 
 
 
 def test_a_parameter_the_notebook_does_not_declare_is_refused(run, notebooks, capsys):
-    write_notebook(notebooks / "01_teacher_finetuning.ipynb", "1", parameters=PARAMETERS)
+    write_notebook(notebooks / "01_teacher_finetuning.ipynb", "1", first=parameters(plan.READING))
     assert run("--folds", "1") == 2
     assert "01_teacher_finetuning has no parameter" in capsys.readouterr().err
-    write_notebook(notebooks / "01_teacher_finetuning.ipynb", "1", parameters=EACH.replace("fold: int", "fold: str"))
+    other = parameters(plan.EACH).replace("fold: int", "fold: str")
+    write_notebook(notebooks / "01_teacher_finetuning.ipynb", "1", first=other)
     assert run("--folds", "1") == 2
     assert "fold is declared str, got 1" in capsys.readouterr().err
+    write_notebook(notebooks / "01_teacher_finetuning.ipynb", "1", first="corpus: str = ")
+    assert run("--folds", "1") == 2
+    assert "its cell tagged `parameters` is no Python" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("what", ["run", "dry run", "status"])
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
@@ -321,26 +418,143 @@ def test_a_parameter_the_notebook_does_not_declare_is_refused(run, notebooks, ca
         (("--only", "42"), "No notebook 42 in the plan"),
         (("--ablations", "gamma-11"), "No ablation gamma-11: choose among levels-ends, gamma-0.1"),
         (("--ablations", "cnn-nckd,cnn-nkcd"), "No ablation cnn-nkcd: choose among levels-ends"),
-        (("--ablations", "cnn-nkcd"), "e-unseen, cnn-tckd, cnn-nckd"),  # of both notebooks
+        (("--ablations", "cnn-nkcd"), "e-unseen, cnn-tckd, cnn-nckd"),  # of all notebooks
         (("--ablations", "cnn-nckd", "--only", "03"), "No notebook 03 in the plan"),
-        (("--teacher-logits", "/nowhere.csv"), "no file at /nowhere.csv"),
-        (("--changes", "dkd__gama=1"), "Unknown setting gama for DKDFMH"),
-        (("--ablations", "unlabelled"), "more with --speech-dir"),
+        (("--set", "dkdfmh.gama=1"), "Unknown setting dkdfmh.gama"),
+        (("--set", "mlkd.epochs='two'"), "mlkd.epochs='two'"),
+        (("--set", "mlkd.epochs=2", "--set", "mlkd.epochs=3"), "mlkd.epochs is given twice"),
+        (("--ablations", "unlabelled"), "No ablation unlabelled"),
         (("--speech-dir", "nowhere"), "pass with --speech-dir"),
+        (("--noise-dir", "nowhere"), "no recordings"),
+        (("--set", "noise.train_types=('babel',)"), "no noise babel; choose among babble, white"),
+        (("--noise-dir", "NOISE", "--set", "noise.train_types=('hum', 'babble')"), "no noise babble; choose among hum"),
+        (("--results", "/proc/nothing"), "cannot write to /proc/nothing/corpus-tiny"),
+        (("--name", "emodb"), "--name emodb: a name is for --corpus manifest, and none of demo"),
+        (("--corpus", "demo", "--name", "mine"), "--name mine: a name is for --corpus manifest"),
+        (("--seeds", "3-1"), "'3-1' is not a list of numbers"),
+        (("--folds", "one"), "'one' is not a list of numbers such as 1,2 or 1-5 (see `ser-kd"),
+        (("--nonsense", "1"), "unrecognized arguments: --nonsense 1"),
+        (("--changes", "epochs=2"), "unrecognized arguments: --changes epochs=2"),
     ],
 )
-def test_bad_options_are_one_clear_line(run, notebooks, capsys, extra, message):
-    assert run(*extra) == 2
+def test_bad_options_are_one_clear_line_before_any_work(
+    notebooks, corpus, noise, tmp_path, capsys, extra, message, what
+):
+    extra = [str(noise) if each == "NOISE" else each for each in extra]
+    given = ["--corpus", "manifest", "--data-root", str(corpus), "--results", str(tmp_path / "results"), *extra]
+    assert main(["status" if what == "status" else "reproduce", *given, *["--dry-run"] * (what == "dry run")]) == 2
     captured = capsys.readouterr()
-    assert "running" not in captured.out
+    assert captured.out == ""
     assert captured.err.startswith("ser-kd: ") and message in captured.err and captured.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments", [["reproduce", "--folds", "one"], ["reproduce", "--nonsense", "1"]])
-def test_unknown_options_are_usage_errors(arguments, capsys):
-    with pytest.raises(SystemExit) as stop:
-        parser().parse_args(arguments)
-    assert stop.value.code == 2 and "usage: ser-kd" in capsys.readouterr().err
+@pytest.mark.parametrize("number", ["0", "-1", "two"])
+def test_there_is_no_number_of_workers_below_one(run, notebooks, capsys, number):
+    assert run("--workers", number, "--dry-run") == 2
+    assert "ser-kd: argument --workers: " in capsys.readouterr().err
+
+
+def test_without_a_clone_the_error_says_where_notebooks_come_from(run, notebooks, capsys, monkeypatch):
+    monkeypatch.setattr(plan, "NOTEBOOKS", notebooks / "nowhere")
+    assert run("--dry-run") == 2
+    assert "clone the project and `pip install -e .` the clone" in capsys.readouterr().err
+
+
+def test_checking_leaves_nothing_behind(run, notebooks, status, tmp_path):
+    assert run("--folds", "1", "--dry-run") == 0
+    assert status("--folds", "1")["01"] == "not run"
+    assert not (tmp_path / "results").exists()
+
+
+# --- another method
+
+
+@pytest.fixture
+def toy(notebooks, tmp_path, monkeypatch):
+    """A fourth method: a room of settings and variants, one line in METHODS and a pair of notebooks."""
+    room = tmp_path / "rooms" / "toy_room"
+    room.mkdir(parents=True)
+    (room / "__init__.py").touch()
+    (room / "settings.py").write_text(
+        "from pydantic.dataclasses import dataclass\n"
+        "from ser_kd_utils.settings import ASSUMED, STRICT, Settings, setting\n"
+        "@dataclass(frozen=True, config=STRICT)\nclass ToySettings(Settings):\n    group = 'toy'\n"
+        "    epochs: int = setting(2, 20, ASSUMED, '')\n"
+    )
+    (room / "variants.py").write_text(
+        "from ser_kd_utils.methods.base import Variant\n"
+        "def variants(settings):\n"
+        "    more = Variant('toy-wide', 'toy', 'wide', '?', kind='component', baseline='toy')\n"
+        "    return {'toy': Variant('toy', 'toy', 'toy', '?', teacher='a'), 'toy-wide': more}\n"
+    )
+    monkeypatch.syspath_prepend(room.parent)
+    main_notebook = Notebook("10_toy", kinds=("main",), needs=(NAMES[0],))
+    more = Notebook("11_toy", ("component",), needs=(NAMES[0], "10_toy"), parameters=("ablations",), chosen=True)
+    method = Method("toy", "Toy", "toy_room", (main_notebook, more), "ToySettings", "ToyExperiment")
+    monkeypatch.setitem(METHODS, "toy", method)
+    write_notebook(notebooks / "10_toy.ipynb", RUN.format("toy", "toy"))
+    names = (*plan.EACH, "ablations")
+    write_notebook(notebooks / "11_toy.ipynb", RUN.format("toy", "toy-wide"), first=parameters(names))
+    yield
+    for name in [name for name in sys.modules if name.startswith("toy_room")]:
+        del sys.modules[name]
+
+
+def test_a_fourth_method_is_planned_run_and_listed_without_another_line(toy, run, status, tmp_path, capsys):
+    options = ("--folds", "1", "--only", "01,10,11")
+    assert run(*options, "--dry-run", "--set", "toy.epochs=3") == 0
+    assert "[2/3] 10_toy__fold-1__seed-0  would run" in capsys.readouterr().out
+    assert run(*options) == 0
+    assert status(*options) == {"01": "done", "10": "done", "11": "done"}
+    committed(tmp_path, "toy__toy__fold-2__seed-0")
+    assert status("--folds", "2", "--only", "10,11")["10"].startswith("published")
+    assert run(*options, "--ablations", "toy-wide", "--dry-run") == 0
+    assert run(*options, "--ablations", "toy-high") == 2 and "toy-wide" in capsys.readouterr().err
+    assert run(*options, "--set", "toy.epoch=3") == 2 and "Unknown setting toy.epoch" in capsys.readouterr().err
+    assert main(["train", "toi"]) == 2 and "mc-full-noisy, toy, toy-wide" in capsys.readouterr().err
+
+
+# --- the command line
+
+
+def test_the_command_alone_prints_its_help(capsys):
+    assert main([]) == 0
+    listed = re.findall(r"^    (\w+)", capsys.readouterr().out, re.MULTILINE)
+    assert listed == ["reproduce", "status", "train", "download", "explain", "publish", "compare", "readme"]
+
+
+def test_an_unknown_variant_or_protocol_is_refused_before_anything_is_trained(capsys):
+    assert main(["train", "a", "cnn-dkt"]) == 2
+    assert capsys.readouterr().err.startswith("ser-kd: No variant cnn-dkt: choose among a, b, c, d, e, levels-ends")
+    assert main(["train", "cnn-dkd", "mc-full", "--protocol", "P1"]) == 2
+    assert capsys.readouterr().err == "ser-kd: mc-full: not trained under --protocol P1.\n"
+
+
+@pytest.mark.parametrize(("what", "module"), [("publish", "publish"), ("compare", "compare")])
+def test_publish_and_compare_get_their_options(what, module, monkeypatch):
+    given = []
+    stand_in = types.ModuleType(module)
+    setattr(stand_in, what, lambda options: given.append(vars(options)) or 7)
+    monkeypatch.setitem(sys.modules, f"ser_kd_utils.reproduce.{module}", stand_in)
+    own = ["--to", "there"] if what == "publish" else ["here", "--json", "--page", "page.md"]
+    about = ["--corpus", "manifest", "--name", "mine", "--set", "mlkd.epochs=2", "--set", "teacher.epochs=4"]
+    assert main([what, *own, *about]) == 7
+    shared = {"command": what, "corpus": "manifest", "name": "mine", "profile": "tiny", "results": ""}
+    shared |= {"overrides": "mlkd.epochs=2, teacher.epochs=4"}
+    more = {"to": "there"} if what == "publish" else {"folder": "here", "json": True, "page": "page.md"}
+    assert given == [shared | more]
+
+
+@pytest.mark.parametrize("verdict", [0, 1])
+def test_the_last_words_of_a_reproduction_compare_it_with_the_committed_evidence(
+    run, notebooks, tmp_path, folder, capsys, monkeypatch, verdict
+):
+    monkeypatch.setattr(compare, "summary", lambda found: (verdict, f"compared {found.name}"))
+    assert run("--folds", "1", "--only", "00") == 0
+    assert "compared" not in capsys.readouterr().out  # nothing is committed
+    committed(tmp_path, "teacher__a__fold-1__seed-0")
+    assert run("--folds", "1", "--only", "00") == 0
+    assert capsys.readouterr().out.endswith("compared corpus-tiny\n")
 
 
 def test_help_needs_no_heavy_import():

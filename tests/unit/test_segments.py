@@ -1,4 +1,4 @@
-"""Segments: where they lie, their features, their noise, their batches and the order of an epoch."""
+"""Windows at a hop, the segments of a CNN: where they lie, their features, noise, batches and order."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from ser_kd_utils import segments
 from ser_kd_utils.data.noise import NoiseBank, active_power, draw, overall_power
-from ser_kd_utils.models.head_fusion import HeadFusionConfig, features_of
-from ser_kd_utils.segments import Segments, at_least
+from ser_kd_utils.methods.dkdfmh.model import HeadFusionConfig, features_of, segments_of
+from ser_kd_utils.training.dataset import Shuffled, SpeechDataset
 
 RATE = 16_000
 LONG, HOP = 1600, 800  # samples of a segment and from one to the next in training
@@ -37,13 +36,18 @@ def noise():
 
 @pytest.fixture
 def cut(audio):
-    def cut(labels=LABELS, seed=0, features="log filter bank", epoch=0, **options) -> Segments:
-        config = HeadFusionConfig(features=features, segment=LONG, hop=300)  # the hop of tests is another
-        made = Segments(audio, labels, config, HOP, seed=seed, **options)
+    def cut(labels=LABELS, seed=0, epoch=0, **options) -> SpeechDataset:
+        more = {"longest": LONG, "hop": HOP, "order": Shuffled} | options
+        types = () if options.get("noise") is None else ("one", "two")
+        made = SpeechDataset(audio=audio, classes=labels, seed=seed, **{"types": types} | more)
         made.set_epoch(epoch)
         return made
 
     return cut
+
+
+def computed(data: SpeechDataset, config: HeadFusionConfig, level: str = "active", batch_size: int = 4) -> torch.Tensor:
+    return torch.from_numpy(data.computed(lambda waves: features_of(waves, config), level, batch_size)[0])
 
 
 def waves(audio) -> np.ndarray:
@@ -53,10 +57,7 @@ def waves(audio) -> np.ndarray:
 
 
 def same(one: dict, other: dict) -> bool:
-    flat = [
-        {name: value for name, value in (batch | batch.get("given", {})).items() if name != "given"}
-        for batch in (one, other)
-    ]
+    flat = [{**batch, **batch.get("inputs", {}), "inputs": torch.ones(1)} for batch in (one, other)]
     return flat[0].keys() == flat[1].keys() and all(map(torch.equal, flat[0].values(), flat[1].values()))
 
 
@@ -66,51 +67,46 @@ def same(one: dict, other: dict) -> bool:
 def test_segments_follow_each_other_at_the_hop_of_training_and_short_utterances_are_repeated(cut, audio, noise):
     clean, noisy = cut(), cut(noise=noise)
     for training in (clean, noisy):
-        assert training.utterances == [name for name, count in COUNTS.items() for _ in range(count)]
-        assert training.places == [0, 0, 0, 0, 0, 1, 0, 1, 2, 3] and len(training) == 10
-        assert training.labels.tolist() == [LABELS[name] for name in training.utterances]
-    heard = noisy.__getitems__(range(10))["clean"]
-    assert torch.equal(heard, torch.from_numpy(waves(audio)))
-    assert np.array_equal(heard[0, 1400:], audio["short"][:200])
+        assert training.windows == [(name, place) for name, count in COUNTS.items() for place in range(count)]
+        assert training.labels.tolist() == [LABELS[name] for name, _ in training.windows] and len(training) == 10
+        batch = training.__getitems__(range(10))
+        assert torch.equal(batch["clean"], torch.from_numpy(waves(audio))) and batch["lengths"].tolist() == [LONG] * 10
+        assert np.array_equal(batch["clean"][0, 1400:], audio["short"][:200])
+    assert training.lengths == [700, LONG - 1, *[LONG] * 8]
+
+
+def test_the_network_cuts_a_test_utterance_as_training_does(cut, audio):
+    for name, count in COUNTS.items():
+        found = cut({name: 0}).__getitems__(range(count))["clean"]
+        assert torch.equal(found, segments_of(torch.from_numpy(audio[name])[None], LONG, HOP)[0])
 
 
 @pytest.mark.parametrize(("features", "shape"), [("log filter bank", (7, 40)), ("mfcc", (26, 4))])
-def test_a_clean_batch_holds_features_of_the_segments_and_their_labels(cut, audio, features, shape):
-    training = cut(features=features)
+@pytest.mark.parametrize("batch_size", [1, 4, 256])
+def test_a_clean_batch_holds_features_of_the_segments_and_their_labels(cut, audio, features, shape, batch_size):
+    training, config = cut(), HeadFusionConfig(features=features, segment=LONG, hop=300)  # the hop of tests is another
+    training.features = computed(training, config, batch_size=batch_size)
     batch = training.__getitems__(INDICES)
-    assert batch.keys() == {"labels", "given"} and batch["given"]["features"].shape == (4, *shape)
-    wanted = features_of(torch.from_numpy(waves(audio)[INDICES]), training.config)
-    torch.testing.assert_close(batch["given"]["features"], wanted)
+    assert batch.keys() == {"labels", "inputs"} and batch["inputs"]["features"].shape == (4, *shape)
+    wanted = features_of(torch.from_numpy(waves(audio)[INDICES]), config)
+    torch.testing.assert_close(batch["inputs"]["features"], wanted)
     assert batch["labels"].tolist() == [LABELS[name] for name in ("four", "short", "two", "one")]
-    assert training.heard("active") is training.features
 
 
 def test_what_the_teacher_says_comes_with_its_segment(cut, noise):
     for training in (cut(), cut(noise=noise)):
-        training.teacher_logits = torch.arange(40.0).view(10, 4)
+        training.targets = {"teacher_logits": torch.arange(40.0).view(10, 4)}
         assert training.__getitems__(INDICES)["teacher_logits"][:, 0].tolist() == [4.0 * i for i in INDICES]
-
-
-def test_no_utterance_to_train_on_is_an_error_that_names_the_setting(cut):
-    with pytest.raises(ValueError, match="No utterance to train on: all are shorter than a segment .dkd__segment"):
-        cut(labels={})
-
-
-@pytest.mark.parametrize("longer", [0, 1])
-def test_utterances_as_long_as_asked_are_kept(audio, longer):
-    kept = at_least(audio, list(audio), (LONG + longer) / RATE)
-    assert kept == ["exactly", "one", "two", "four"][longer:]
-    assert at_least(audio, ["four", "short", "two"], 0.1) == ["four", "two"]  # in their order
 
 
 # --- in noise
 
 
-def by_name(training: Segments, indices) -> dict:
+def by_name(training: SpeechDataset, indices) -> dict:
     """Noise and SNR of each segment, by utterance and place."""
     batch = training.__getitems__(indices)
     found = zip(batch["noise"].numpy(), batch["snr_db"].tolist(), strict=True)
-    return {(training.utterances[i], training.places[i]): each for i, each in zip(indices, found, strict=True)}
+    return {training.windows[i]: each for i, each in zip(indices, found, strict=True)}
 
 
 def test_noise_is_a_function_of_utterance_place_seed_and_epoch(cut, noise):
@@ -138,7 +134,7 @@ def test_noise_is_drawn_from_the_types_and_levels_asked_for_and_from_the_half_fo
         lambda self, kind, part, *key: asked.append((kind, part)) or segment(self, kind, part, *key),
     )
     every = range(10)
-    for types, heard in (((), {"one", "two"}), (("two",), {"two"})):
+    for types, heard in ((("one", "two"), {"one", "two"}), (("two",), {"two"})):
         asked.clear()
         levels = [
             snr
@@ -150,9 +146,8 @@ def test_noise_is_drawn_from_the_types_and_levels_asked_for_and_from_the_half_fo
 
 
 @pytest.mark.parametrize("level", ["active", "overall"])
-def test_a_segment_is_heard_at_the_snr_drawn_for_the_first_epoch(cut, noise, audio, monkeypatch, level):
-    monkeypatch.setattr(segments, "_BATCH", 4)
-    training = cut(noise=noise)
+def test_noisy_features_are_of_the_snr_drawn_for_the_first_epoch(cut, noise, audio, level):
+    training, config = cut(noise=noise), HeadFusionConfig(segment=LONG, hop=300)
     given = training.__getitems__(range(10))
     assert (
         given.keys() == {"labels", "clean", "noise", "lengths", "snr_db"} and given["lengths"].tolist() == [LONG] * 10
@@ -162,9 +157,9 @@ def test_a_segment_is_heard_at_the_snr_drawn_for_the_first_epoch(cut, noise, aud
     assert given["snr_db"].tolist() == wanted
     power = {"active": active_power, "overall": overall_power}[level](clean)
     gain = (power / overall_power(given["noise"]) / 10 ** (torch.tensor(wanted).double() / 10)).sqrt()
-    heard = clean + gain[:, None].float() * given["noise"]
-    torch.testing.assert_close(10 * (power / overall_power(heard - clean)).log10(), given["snr_db"], atol=1e-4, rtol=0)
-    torch.testing.assert_close(training.heard(level), features_of(heard, training.config), atol=1e-3, rtol=0)
+    noisy = clean + gain[:, None].float() * given["noise"]
+    torch.testing.assert_close(10 * (power / overall_power(noisy - clean)).log10(), given["snr_db"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(computed(training, config, level), features_of(noisy, config), atol=1e-3, rtol=0)
 
 
 # --- batches and their order
@@ -173,6 +168,8 @@ def test_a_segment_is_heard_at_the_snr_drawn_for_the_first_epoch(cut, noise, aud
 @pytest.mark.parametrize("noisy", [False, True], ids=["clean", "noisy"])
 def test_a_loader_gives_whole_batches_in_the_epochs_order_whatever_its_workers(cut, noise, noisy):
     training = cut(noise=noise if noisy else None, epoch=2)
+    if not noisy:
+        training.features = computed(training, HeadFusionConfig(segment=LONG, hop=300))
     order = list(training.sampler(3))
     for workers in (0, 2):
         loader = DataLoader(
@@ -191,4 +188,4 @@ def test_the_order_is_a_permutation_that_depends_on_seed_and_epoch_alone(cut, no
 
     orders = {(seed, epoch): order(seed=seed, epoch=epoch) for seed in (0, 1) for epoch in range(3)}
     assert len(set(orders.values())) == 6 and all(sorted(each) == list(range(10)) for each in orders.values())
-    assert orders[1, 2] == order(seed=1, epoch=2, noise=noise) == order(seed=1, epoch=2, features="mfcc")
+    assert orders[1, 2] == order(seed=1, epoch=2, noise=noise)

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from ser_kd_utils import ablation_tables, tables
-from ser_kd_utils.records import run_name, write_run
-from ser_kd_utils.rows import ROWS
+from ser_kd_utils.methods import METHODS, settings_of, tables_of
+from ser_kd_utils.methods.mlkd import tables as mlkd
+from ser_kd_utils.metrics import score
+from ser_kd_utils.records import run_id, write_run
+from ser_kd_utils.report import tables, write
+from ser_kd_utils.report.tables import BLANK, BY_RUN, Cell, Comparison, Score, Selection, Table, word
 
 LABELS = ["angry", "sad"]
 TRUTH = ["angry"] * 6 + ["sad"] * 2
 SNR = [10.0, 0.0, -5.0]
 BEST = [("clean", np.nan), *((kind, snr_db) for kind in ("buzz", "hum") for snr_db in SNR)]
+TITLES = {
+    name: each.title
+    for room in ("teacher", "mlkd")
+    for name, each in METHODS[room].variants(settings_of("tiny")).items()
+}
 LAST = [("clean", np.nan), ("buzz", 10.0), ("hum", 10.0)]
 
 
-def record(folder, row, wrong, fold=1, seed=0, last=None, **about):
+def record(folder, variant, wrong, fold=1, seed=0, last=None, **about):
     """A run that errs on the first angry utterances in noise: `wrong` of the six, or as many as it says by noise type
     or by SNR; on all six at -5 dB, below the range of training; on none in clean speech.
 
@@ -38,18 +48,24 @@ def record(folder, row, wrong, fold=1, seed=0, last=None, **about):
                 logits = np.eye(2, dtype=np.float16)[LABELS.index(label) ^ int(number < missed)]
                 rows.append((f"f{fold}u{number}", fold, seed, condition, snr_db, checkpoint, label, logits))
     names = ["utterance", "fold", "seed", "condition", "snr_db", "checkpoint", "label", "logits"]
-    method, variant = (ROWS[row].method, ROWS[row].variant) if row in ROWS else ("mlkd-ablation", row)
-    info = {"method": method, "variant": variant, "fold": fold, "seed": seed, "labels": LABELS}
-    info |= {"corpus": "emodb", "profile": "tiny", "parameters": 1_500_000, "row": row}
-    info |= {"title": row, "question": f"why {row}?", "group": "", "against": "", "situation": "", "held_out": ""}
-    info["settings"] = {"the noise": {"train_snr_db": [0.0, 20.0], "test_snr_db": SNR}}
+    method, main = "teacher" if variant == "a" else "mlkd", variant in list("abcde")
+    info = {"method": method, "variant": variant, "fold": fold, "seed": seed, "labels": LABELS, "overrides": ""}
+    info |= {"corpus": "emodb", "profile": "tiny", "parameters": 1_500_000, "kind": "main" if main else "control"}
+    info |= {"title": TITLES[variant] if main else variant, "question": f"why {variant}?", "baseline": ""}
+    info |= {"situation": "", "held_out_noise": ""}
+    info["settings"] = {"noise": {"train_snr_db": [0.0, 20.0], "test_snr_db": SNR}}
     info["protocol"] = {"protocol": "speaker-groups", "optimistic": False, "noise": "folder: buzz, hum"}
     info["protocol"] |= {"synthetic": False, "speaker_independent": True, "rule": "test: one group", "test": "all"}
     info["protocol"] |= {"sizes": {"train": 90 + fold, "test": 8}, "selection": "best on dev", "speech level": "active"}
-    info["protocol"] |= {"test noise": "other halves"}
+    info["protocol"] |= {"test noise": "other halves", "mark": ""}
     info["commit"] = f"{fold}" * 40
-    name = run_name(method, variant, fold, seed)
-    return write_run(folder / "runs" / name, pd.DataFrame(rows, columns=names), info | about)
+    info |= about
+    name = run_id(info["method"], variant, fold, seed, info["protocol"].get("mark", ""))
+    return write_run(folder / "runs" / name, pd.DataFrame(rows, columns=names), info)
+
+
+def made(runs, name) -> pd.DataFrame:
+    return tables_of(runs)[name].frame
 
 
 @pytest.fixture
@@ -60,7 +76,7 @@ def runs(tmp_path):
 
 
 def test_rows_come_in_order_with_hand_counted_scores(runs):
-    table = tables.mlkd_table(runs).set_index("row")
+    table = made(runs, "mlkd").set_index("row")
     assert list(table.index) == ["(a)", "(b)", "(c)", "(e)"]
     # (e) misses 3 of 6 angry and none of 2 sad utterances: UA (50 + 100) / 2, WA 5 of 8
     assert table.loc["(e)", "UA clean"].startswith("100.0 [")
@@ -76,7 +92,7 @@ def test_rows_come_in_order_with_hand_counted_scores(runs):
 
 
 def test_comparisons_give_points_and_refuse_to_decide_without_evidence(runs):
-    table = tables.comparison_table(runs).set_index("rows")
+    table = made(runs, "mlkd_comparisons").set_index("rows")
     assert table.loc["(e) - (c)", "UA noisy, points"] == 25.0
     assert table.loc["(b) - (a)", "UA noisy, points"] == 0.0
     assert table.loc["(b) - (a)", "p"] == 1.0 and table.loc["(b) - (a)", "reading"] == "undecided"
@@ -84,46 +100,47 @@ def test_comparisons_give_points_and_refuse_to_decide_without_evidence(runs):
 
 
 def test_the_caption_says_which_snr_was_not_trained_on(tmp_path):
-    caption = tables.about([record(tmp_path, "a", 0)])
+    caption = tables.about([record(tmp_path, "c", 0)])
     assert "; noisy: 0 to 20 dB, the range of training (-5 dB was not trained on); " in caption
     noise = {"train_snr_db": [-5.0, 20.0], "test_snr_db": SNR}
-    run = record(tmp_path, "a", 0, settings={"the noise": noise})
+    run = record(tmp_path, "c", 0, settings={"noise": noise})
     assert "; noisy: -5 to 20 dB, the range of training; " in tables.about([run])
-    assert [name for name in tables.mlkd_table([run]) if name.endswith(" dB")] == ["UA -5 dB"]
+    assert [name for name in made([run], "mlkd") if name.endswith(" dB")] == ["UA -5 dB"]
+    assert tables_of([run])["mlkd_conditions_WA"].caption.startswith("WA in percent; emodb, profile tiny")
 
 
 def test_comparisons_by_run_give_mean_interval_and_what_could_be_seen(tmp_path):
     some = [
         record(tmp_path, row, wrong, fold) for fold, row, wrong in ((1, "c", 6), (1, "e", 3), (2, "c", 6), (2, "e", 0))
     ]
-    table = tables.comparison_table(some)
+    table = made(some, "mlkd_comparisons")
     # 25 and 50 points: mean 37.5, standard error 12.5; t of one degree of freedom 12.706 at 97.5 %, 1.376 at 80 %
     assert table["by run, points"].tolist() == [37.5]
     assert table["95 % interval by run"].tolist() == ["[-121.3, 196.3]"]
     assert table["smallest detectable"].tolist() == [176.0]
     assert table["reading"].tolist() == ["first is better"]  # nine of sixteen utterances, all to one side
-    one = tables.comparison_table(some[:2])
-    assert one[tables.BY_RUN].values.tolist() == [["", "", ""]] and one["UA noisy, points"].tolist() == [25.0]
+    one = made(some[:2], "mlkd_comparisons")
+    assert one[BY_RUN].values.tolist() == [["", "", ""]] and one["UA noisy, points"].tolist() == [25.0]
 
 
 def test_conditions_are_by_noise_and_snr(runs):
-    table = tables.condition_table(runs, "WA")
+    table = made(runs, "mlkd_conditions_WA")
     assert list(table.columns) == ["noise", "SNR", "(a)", "(b)", "(c)", "(e)"]
     assert table["noise"].tolist() == ["clean", *["buzz"] * 3, *["hum"] * 3] and table["SNR"].tolist()[1:] == SNR * 2
     assert table.iloc[1].tolist()[2:] == [25.0, 25.0, 25.0, 62.5]
 
 
 def test_only_folds_that_all_main_rows_have_are_compared(runs, tmp_path):
-    part = record(tmp_path, "gamma-10", 0, fold=7, group="part", against="e")
+    part = record(tmp_path, "gamma-10", 0, fold=7, kind="component", baseline="e")
     more = [*runs, record(tmp_path, "e", 0, fold=3), part]
-    whole, left_out = tables.complete(more)
-    assert whole == runs and [run.info["fold"] for run in left_out] == [3]
-    assert tables.comparison_table([run for run in runs if run.info["row"] == "a"]).empty
+    assert mlkd.complete(more) == runs
+    assert tables_of(more)["mlkd"].runs == sorted(runs, key=lambda run: run.id)
+    assert tables_of([run for run in runs if run.info["variant"] == "b"])["mlkd_comparisons"].lines == []
 
 
 def test_the_last_epoch_is_compared_where_both_epochs_were_tested(tmp_path):
     run = record(tmp_path, "e", {10.0: 3, 0.0: 6}, last=0)
-    table = tables.selection_table([run]).set_index("speech")
+    table = made([run], "mlkd_selection").set_index("speech")
     assert table.loc["noisy", "chosen on dev"].startswith("75.0 [")  # at 10 dB; 62.5 with 0 dB
     assert table.loc["noisy", "last epoch"].startswith("100.0 [")
     assert table.loc["clean", "chosen on dev"] == "100.0 [100.0, 100.0]"
@@ -131,7 +148,7 @@ def test_the_last_epoch_is_compared_where_both_epochs_were_tested(tmp_path):
 
 def test_ablations_are_compared_with_e_on_the_folds_both_have(tmp_path):
     main = [record(tmp_path, "e", wrong, fold) for fold, wrong in ((1, 3), (2, 6), (3, 0), (4, 0))]
-    about = {"group": "part", "against": "e"}
+    about = {"kind": "component", "baseline": "e"}
     parts = [
         record(tmp_path, row, wrong, fold, **about)
         for row, wrong, folds in (("l1-only", 0, (1, 2)), ("gamma-10", 6, (1, 9)), ("untuned", 6, (3, 4)))
@@ -140,9 +157,9 @@ def test_ablations_are_compared_with_e_on_the_folds_both_have(tmp_path):
     others = [
         record(tmp_path, "depth-1", 0, 9, **about),  # shares no fold with (e)
         record(tmp_path, "c-long", 6),
-        record(tmp_path, "e-long", 0, group="gain", against="c-long"),
+        record(tmp_path, "e-long", 0, kind="situation", baseline="c-long"),
     ]
-    table = ablation_tables.ablation_table([*main, *parts, *others]).set_index("row")
+    table = made([*main, *parts, *others], "mlkd_ablations").set_index("row")
     assert list(table.index) == ["gamma-10", "l1-only", "untuned"]  # as notebook 03 lists them, others last
     table = table.loc[["l1-only", "gamma-10", "untuned"]]
     assert table["question"].tolist() == ["why l1-only?", "why gamma-10?", "why untuned?"]
@@ -160,24 +177,24 @@ def test_ablations_are_compared_with_e_on_the_folds_both_have(tmp_path):
 
 def unseen(folder, row, heard, held_out, **about):
     """A row trained without one noise type: errs on `heard` utterances in the other, on those given in this one."""
-    about |= {"group": "gain", "against": "c-unseen", "situation": "a new noise"} if row == "e-unseen" else {}
+    about |= {"kind": "situation", "baseline": "c-unseen", "situation": "a new noise"} if row == "e-unseen" else {}
     return [
-        record(folder, row, {"buzz": heard, "hum": heard, kind: wrong}, fold, held_out=kind, **about)
+        record(folder, row, {"buzz": heard, "hum": heard, kind: wrong}, fold, held_out_noise=kind, **about)
         for fold, (kind, wrong) in held_out.items()
     ]
 
 
 def test_the_gain_is_by_situation_with_the_main_pair_first(tmp_path):
-    few = {"group": "gain", "against": "c-few-labels", "situation": "a quarter of the labels"}
+    few = {"kind": "situation", "baseline": "c-few-labels", "situation": "a quarter of the labels"}
     runs = [
         *(record(tmp_path, "e-few-labels", 4, fold, **few) for fold in (1, 2)),
         *(record(tmp_path, "c-few-labels", wrong, fold) for fold, wrong in ((2, 2), (3, 6))),
         *unseen(tmp_path, "c-unseen", 0, {1: ("hum", 6), 2: ("buzz", 6)}),
         *unseen(tmp_path, "e-unseen", 6, {1: ("hum", 3), 2: ("buzz", 0)}),
         *(record(tmp_path, row, wrong, fold) for row, wrong in (("c", 6), ("e", 3)) for fold in (1, 2, 3)),
-        record(tmp_path, "gamma-10", 0, group="part", against="e"),
+        record(tmp_path, "gamma-10", 0, kind="component", baseline="e"),
     ]
-    table = ablation_tables.gain_table(runs)
+    table = made(runs, "mlkd_gains")
     assert table["situation"].tolist() == [
         "as in the main table",
         "a quarter of the labels",
@@ -203,9 +220,9 @@ def test_unseen_noise_is_judged_on_the_type_and_the_folds_that_all_four_share(tm
         *unseen(tmp_path, "c-unseen", 0, {1: ("hum", 4), 2: ("buzz", 5), 3: ("hum", 6)}),
         *unseen(tmp_path, "e-unseen", 0, {1: ("hum", 3), 2: ("buzz", 1)}),
     ]
-    table = ablation_tables.unseen_table(runs)
+    table = made(runs, "mlkd_unseen_noise")
     # of twelve angry utterances, c misses 2 + 4 and 4 + 5 unheard, e misses 1 + 1 and 3 + 1
-    assert table["row"].tolist() == ["(c)", "(e)"] and table["model"].tolist() == [ROWS["c"].title, ROWS["e"].title]
+    assert table["row"].tolist() == ["(c)", "(e)"] and table["model"].tolist() == [TITLES["c"], TITLES["e"]]
     assert table["UA heard"].tolist() == [75.0, 91.7]
     assert table["UA not heard"].tolist() == [62.5, 83.3]
     assert table["cost, points"].tolist() == [12.5, 8.3]
@@ -215,20 +232,27 @@ def test_unseen_noise_is_judged_on_the_type_and_the_folds_that_all_four_share(tm
     assert table["by run, points"].tolist() == [12.5, 8.3] and set(table["folds x seeds"]) == {"2 x 1"}
 
 
-@pytest.mark.parametrize("name", ["ablation_table", "gain_table", "unseen_table"])
-def test_a_table_without_its_records_is_empty_and_can_be_written(runs, tmp_path, name):
-    only = [run for run in runs if run.info["row"] in "ab"]
-    lonely = record(tmp_path, "e-few-labels", 0, group="gain", against="c-few-labels", situation="few")
-    table = getattr(ablation_tables, name)([*only, lonely])
-    assert table.empty and {"p (Holm)", "reading", *tables.BY_RUN} < set(table)
-    tables.write_table(table, tmp_path, name, "recorded speech")
-    assert "p (Holm)" in (tmp_path / "tables" / f"{name}.md").read_text()
+@pytest.mark.parametrize("name", ["mlkd_ablations", "mlkd_gains", "mlkd_unseen_noise", "dkd", "mckd"])
+def test_a_table_without_its_records_has_no_lines_and_is_not_written(runs, tmp_path, name):
+    only = [run for run in runs if run.info["variant"] in "ab"]
+    lonely = record(tmp_path, "e-few-labels", 0, kind="situation", baseline="c-few-labels", situation="few")
+    table = tables_of([*only, lonely])[name]
+    assert table.lines == [] and table.frame.empty
+    write.write(table, tmp_path)
+    assert not (tmp_path / "tables").exists()
+
+
+@pytest.mark.parametrize("kept", ["a", ""])
+def test_without_a_record_of_mlkd_no_table_has_lines(runs, kept):
+    """As where only the teacher is recorded, which other methods need, or nothing at all."""
+    found = tables_of([run for run in runs if run.info["variant"] == kept])
+    assert len(found) == 23 and not any(table.lines for table in found.values())
 
 
 @pytest.fixture
 def reference(tmp_path, monkeypatch):
     """Writes lines of published values where the tables look for them."""
-    monkeypatch.setattr(tables, "PACKAGE", tmp_path / "package")
+    monkeypatch.setattr(tables, "EVIDENCE", tmp_path / "results")
     (tmp_path / "results" / "reference").mkdir(parents=True)
 
     def write(*lines):
@@ -240,16 +264,18 @@ def reference(tmp_path, monkeypatch):
     return write
 
 
-def test_published_values_stand_on_their_own_corpus_only(reference):
+def test_published_values_stand_on_their_own_corpus_only(reference, iemocap, runs):
     reference(
         "MLKD,2,MLKD,IEMOCAP,five types,,UA,61.25,Table 2",
         "MLKD,2,MLKD,IEMOCAP,clean,,UA,70,Table 2",
         "MLKD,2,MLKD,IEMOCAP,hum,0,UA,55,Table 2",
         "MLKD,2,c,IEMOCAP,five types,,UA,50,Table 2",
     )
-    assert tables._published("iemocap", "UA") == "61.2 (Table 2)"  # neither one condition nor another row
-    assert tables._published("iemocap", "WA") == "not available"
-    assert tables._published("emodb", "UA") == ""
+    table = made(iemocap, "mlkd")["published UA"]
+    assert table.tolist() == ["", "61.2 (Table 2)"]  # neither one condition nor another row
+    assert set(made(runs, "mlkd")["published UA"]) == {""}
+    reference("MLKD,2,MLKD,IEMOCAP,five types,,UA,,abstract only")
+    assert made(iemocap, "mlkd")["published UA"].tolist() == ["", "not available"]
 
 
 @pytest.fixture
@@ -265,56 +291,58 @@ def test_published_values_stand_beside_ours_once_they_are_filled_in(iemocap, run
         "MLKD,2,another,IEMOCAP,hum,0,UA,11,Table 2",
         "MLKD,2,MLKD,EMODB,hum,10,UA,1,none",
     )
-    table = tables.paper_table(iemocap)
+    table = made(iemocap, "mlkd_paper")
     values = ["WA", "UA", "published WA", "published UA", "WA - published", "UA - published"]
     assert list(table) == ["noise", "SNR", "row", "method", *values]
     assert table["noise"].tolist() == [kind for kind, _ in BEST for _ in "ce"] and set(table["row"]) == {"(c)", "(e)"}
     table = table.set_index(["noise", "SNR", "row"])
-    assert table.loc[("hum", 0.0, "(e)"), "method"] == ROWS["e"].title
+    assert table.loc[("hum", 0.0, "(e)"), "method"] == TITLES["e"]
     # (e) has UA 75 and WA 62.5 in noise, (c) 50 and 25
     assert table.loc[("hum", 0.0, "(e)"), "published UA"] == 70.25
     filled = table["UA - published"].dropna()
     assert filled.to_dict() == {("hum", 0.0, "(e)"): pytest.approx(4.8)}
     filled = table["WA - published"].dropna().reset_index()[["noise", "row", "WA - published"]]
     assert filled.values.tolist() == [["clean", "(e)", 1.5], ["buzz", "(c)", 5.0]]
-    assert tables.paper_table(runs)["published UA"].dropna().tolist() == [1.0]  # EMO-DB's own
+    assert made(runs, "mlkd_paper")["published UA"].dropna().tolist() == [1.0]  # EMO-DB's own
 
 
 def test_two_values_for_one_place_are_refused(iemocap, reference):
     reference(*["MLKD,2,MLKD,IEMOCAP,hum,0,UA,70,Table 2", "MLKD,3,MLKD,IEMOCAP,hum,0,UA,71,Table 3"])
-    with pytest.raises(pd.errors.MergeError):
-        tables.paper_table(iemocap)
+    with pytest.raises(ValueError, match="two values for one place"):
+        made(iemocap, "mlkd_paper")
 
 
 def test_published_columns_wait_empty_in_every_format(iemocap, reference, tmp_path):
-    tables.write_table(tables.paper_table(iemocap), tmp_path, "paper", "recorded speech", iemocap)
-    stored = pd.read_csv(tmp_path / "tables" / "paper.csv")
+    write.write(tables_of(iemocap)["mlkd_paper"], tmp_path)
+    stored = pd.read_csv(tmp_path / "tables" / "mlkd_paper.csv")
     assert stored[["published WA", "published UA", "WA - published", "UA - published"]].isna().all(axis=None)
-    markdown = (tmp_path / "tables" / "paper.md").read_text()
+    markdown = (tmp_path / "tables" / "mlkd_paper.md").read_text()
     assert "published WA" in markdown and "UA - published" in markdown and "nan" not in markdown.lower()
-    latex = (tmp_path / "tables" / "paper.tex").read_text()
+    latex = (tmp_path / "tables" / "mlkd_paper.tex").read_text()
     assert r"hum & -5 & (c) & student, noisy & 25 & 50 &  &  &  &  \\" in latex and "published WA" in latex
 
 
-def test_a_table_is_written_in_three_formats(runs, tmp_path):
-    changed = tables.mlkd_table(runs, "teacher__epochs=2")
-    tables.write_table(changed, tmp_path, "mlkd", "50 % of it_all", runs)
+def test_a_table_is_written_in_three_formats(tmp_path):
+    runs = [record(tmp_path, name, 3, f, overrides="teacher.epochs=2") for f in (1, 2) for name in "abce"]
+    table = replace(tables_of(runs)["mlkd"], words="50 % of it_all; ")
+    write.write(table, tmp_path)
+    assert (tmp_path / "tables" / "mlkd.csv").read_text() == table.csv() == table.frame.to_csv(index=False)
     assert pd.read_csv(tmp_path / "tables" / "mlkd.csv")["row"].tolist() == ["(a)", "(b)", "(c)", "(e)"]
     markdown = (tmp_path / "tables" / "mlkd.md").read_text()
-    assert markdown.startswith("50 % of it_all\n\n| row ")
+    assert markdown.startswith("50 % of it_all; emodb, profile tiny, recorded speech; ") and "\n\n| row " in markdown
     assert not any(f"| {column}" in markdown for column in ("protocol", "published", "folds", "command"))
     below = " ".join(markdown.rpartition("|\n\n")[2].split())
-    command = 'ser-kd reproduce --corpus emodb --data-root DATA --noise-dir NOISE --folds 1,2 --seeds 0 --changes "'
-    assert below == f'*Protocol.* {tables.card(runs)} Command: `{command}teacher__epochs=2"`'
+    command = 'ser-kd reproduce --corpus emodb --data-root DATA --noise-dir NOISE --folds 1,2 --seeds 0 --set "'
+    assert below == f'*Protocol.* {write.card(runs)} Command: `{command}teacher.epochs=2"`'
     assert max(map(len, markdown.rpartition("|\n\n")[2].splitlines())) <= 120
     latex = (tmp_path / "tables" / "mlkd.tex").read_text()
-    assert r"\caption{50 \% of it\_all}" in latex and r"\texttt{ser-kd reproduce -{}-corpus" in latex
+    assert r"\caption{50 \% of it\_all; " in latex and r"\texttt{ser-kd reproduce -{}-corpus" in latex
     assert latex.index(r"\end{tabular}") < latex.index(r"\par\footnotesize \emph{Protocol.} Test: one group")
-    assert r"teacher\_\_epochs=2" in latex and latex.endswith("\\end{table}\n")
+    assert r"-{}-set \"teacher.epochs=2" in latex.replace('"', '\\"') and latex.endswith("\\end{table}\n")
 
 
 def test_the_card_says_who_is_tested_on_whom_and_gives_ranges(runs):
-    assert tables.card(runs) == (
+    assert write.card(runs) == (
         "Test: one group; test speakers never heard in training. Utterances: train 91-92, test 8; folds x seeds: 2 x 1."
         " Selection: best on dev. Tested: all. Noise folder: buzz, hum; in the test other halves; speech level: active."
         " Commits 111111111111, 222222222222."
@@ -325,13 +353,13 @@ def test_the_card_and_the_caption_mark_what_is_optimistic_and_name_both_protocol
     protocol = record(tmp_path / "x", "cnn-alone", 0).info["protocol"]
     heard = protocol | {"speaker_independent": False, "optimistic": True, "protocol": "random"}
     official = record(tmp_path / "official", "a", 0, protocol=heard)
-    assert "optimistic: test speakers heard in training" in tables.card([official])
+    assert "optimistic: test speakers heard in training" in write.card([official])
     assert tables.about([official]).endswith("protocol: random, optimistic, test speakers heard in training")
-    one = record(
-        tmp_path / "1", "cnn-alone", 0, protocol=heard | {"name": "P1: optimistic: random fifths, by test score"}
-    )
-    two = [record(tmp_path / "2", "cnn-alone", 0, f, protocol=protocol | {"name": "P2: by dev"}) for f in (1, 2, 3, 4)]
-    text = tables.card([*two, one])
+    likely = heard | {"name": "P1: optimistic: random fifths, by test score", "mark": "P1"}
+    one = record(tmp_path, "cnn-alone", 0, protocol=likely)
+    honest = protocol | {"name": "P2: by dev", "mark": "P2"}
+    two = [record(tmp_path, "cnn-alone", 0, fold, protocol=honest) for fold in (1, 2, 3, 4)]
+    text = write.card([*two, one])
     assert text.startswith(
         "P1: optimistic: random fifths, by test score; test speakers heard in training. Utterances: train 91, test 8; "
         "folds x seeds: 1 x 1. P2: by dev; test: one group; test speakers never heard in training. Utterances: train"
@@ -342,25 +370,27 @@ def test_the_card_and_the_caption_mark_what_is_optimistic_and_name_both_protocol
 
 
 def test_readme_markers_are_filled_and_a_stale_table_is_seen(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(tables, "PACKAGE", tmp_path / "package")
-    monkeypatch.setattr(tables, "README", tmp_path / "README.md")
+    monkeypatch.setattr(write, "EVIDENCE", tmp_path / "results")
+    monkeypatch.setattr(write, "README", tmp_path / "README.md")
     (tmp_path / "results" / "x").mkdir(parents=True)
     (tmp_path / "results" / "x" / "t.md").write_text("| a |\n")
-    tables.README.write_text("before\n<!-- table x/t.md -->\nold\n<!-- end -->\nafter\n")
-    assert tables.update_readme(check=True) == 1 and "old" in tables.README.read_text()
-    assert tables.update_readme() == 0
-    assert tables.README.read_text() == "before\n<!-- table x/t.md -->\n| a |\n<!-- end -->\nafter\n"
-    assert tables.update_readme(check=True) == 0
+    write.README.write_text("before\n<!-- table x/t.md -->\nold\n<!-- end -->\nafter\n")
+    assert write.update_readme(check=True) == 1 and "old" in write.README.read_text()
+    assert write.update_readme() == 0
+    assert write.README.read_text() == "before\n<!-- table x/t.md -->\n| a |\n<!-- end -->\nafter\n"
+    assert write.update_readme(check=True) == 0
 
 
 def test_claims_are_read_from_the_tables_with_their_sign(tmp_path):
     wrong = {"a": (6, 6, 6), "b": (0, 0, 0), "c": (3, 3, 3), "e": (3, 3, 3)}
     runs = [record(tmp_path, row, n, fold) for row, misses in wrong.items() for fold, n in enumerate(misses, 1)]
-    runs += [record(tmp_path, "noisy-teacher", 6, fold, group="part", against="e") for fold in (1, 2, 3)]
-    runs += [record(tmp_path, "two-stage", n, f, group="part", against="e") for f, n in ((1, 0), (2, 0), (3, 4))]
-    runs += [record(tmp_path, "untuned-teacher", 0, 1, group="part", against="e")]
-    runs += [record(tmp_path, "cnn-dkd", 6, 1, group="cnn", against="cnn-alone")]  # another method's does not disturb
-    table = ablation_tables.claims_table(runs).set_index("tested by")
+    runs += [record(tmp_path, "noisy-teacher", 6, fold, kind="component", baseline="e") for fold in (1, 2, 3)]
+    runs += [record(tmp_path, "two-stage", n, f, kind="component", baseline="e") for f, n in ((1, 0), (2, 0), (3, 4))]
+    runs += [record(tmp_path, "untuned-teacher", 0, 1, kind="component", baseline="e")]
+    runs += [
+        record(tmp_path, "cnn-dkd", 6, 1, method="dkdfmh", kind="main", baseline="cnn-alone")
+    ]  # another method's does not disturb
+    table = made(runs, "mlkd_claims").set_index("tested by")
     verdicts = table["verdict"].to_dict()
     assert verdicts["(b) - (a)"] == "supported" and table.loc["(b) - (a)", "points for it"] == 50.0
     assert verdicts["(e) - (c)"] == "undecided" and "(e) - (d)" not in verdicts  # (d) is not recorded
@@ -374,8 +404,80 @@ def test_claims_are_read_from_the_tables_with_their_sign(tmp_path):
 
 
 def test_a_claim_needs_the_test_and_the_runs():
-    assert ablation_tables._verdict(3, 0.01, [1, 5]) == "supported"
-    assert ablation_tables._verdict(-3, 0.01, [-5, -1]) == "contradicted"
-    assert ablation_tables._verdict(3, 0.01, [-1, 5]) == "supported for these models"
-    assert ablation_tables._verdict(3, 0.01, []) == "supported for these models"
-    assert ablation_tables._verdict(3, 0.05, [1, 5]) == "undecided"
+    def verdict(points, p, *ends):
+        return tables.verdict_of(points, p, Cell("ends", "ends", *ends) if ends else BLANK)
+
+    assert verdict(3, 0.01, 1, 5) == "supported"
+    assert verdict(-3, 0.01, -5, -1) == "contradicted"
+    assert verdict(3, 0.01, -1, 5) == "supported for these models"
+    assert verdict(3, 0.01) == "supported for these models"
+    assert verdict(3, 0.05, 1, 5) == "undecided"
+
+
+# --- what every table is made of
+
+
+def test_each_cell_of_each_table_is_what_its_selection_finds_in_its_records(tmp_path):
+    """Scores and differences, made again from nothing but the cell."""
+    runs = [record(tmp_path, v, {10.0: 3, 0.0: n}, f, last=n // 2) for f in (1, 2) for n, v in enumerate("abcde", 1)]
+    runs += [record(tmp_path, "two-stage", 1, 1, kind="component", baseline="e")]
+    runs += [*unseen(tmp_path, "c-unseen", 0, {1: ("hum", 4)}), *unseen(tmp_path, "e-unseen", 0, {1: ("hum", 3)})]
+    checked = 0
+    for table in tables_of(runs).values():
+        for line in table.lines:
+            for column, cell in line.items():
+                if cell.selection and not isinstance(cell.value, str) and not column.startswith(("p", *BY_RUN)):
+                    found = [100 * score(some, cell.selection.metric) for some in cell.selection.predictions(cell.runs)]
+                    expected = found[0] - found[1] if cell.selection.difference else found[0]
+                    assert cell.value == pytest.approx(expected, abs=0.0501), (table.name, line, column)
+                    checked += 1
+    assert checked > 150
+
+
+def test_a_line_has_a_key_and_its_cells_by_column():
+    lines = [
+        {"noise": word("hum"), "SNR": word(snr), "row": word("(e)"), "UA": Cell(50.0, "50.0 [40.0, 60.0]", 40.0, 60.0)}
+        for snr in (10.0, 0.0, None)
+    ]
+    table = Table("t", ("noise", "SNR", "row"), lambda: [*lines, {"noise": word("fan"), "SNR": word(1), "row": BLANK}])
+    assert [table.key(line) for line in table.lines] == ["hum, 10, (e)", "hum, 0, (e)", "hum, (e)", "fan, 1"]
+    assert table.cell("hum, 0, (e)", "UA").low == 40.0 and table.cell("fan, 1", "UA") == BLANK
+    with pytest.raises(KeyError):
+        table.cell("hum, 5, (e)", "UA")
+    assert table.csv().splitlines()[:2] == ["noise,SNR,row,UA", 'hum,10.0,(e),"50.0 [40.0, 60.0]"']
+    assert table.frame["SNR"].isna().tolist() == [False, False, True, False] and table.frame["UA"].iloc[3] == ""
+
+
+def test_a_difference_turns_round_with_its_claim(tmp_path):
+    runs = [record(tmp_path, name, wrong, fold) for fold in (1, 2) for name, wrong in (("c", 6), ("e", fold))]
+    compared = tables.comparisons("t", runs, [Comparison("c", "e", "noisy")])
+    (line,) = tables.claims("t_claims", [compared], [Comparison("e", "c", "noisy", "it helps")]).lines
+    (before,) = compared.lines
+    points, ends = line["points for it"], before["95 % interval"]
+    assert points.value == -before["UA, points"].value > 0
+    assert (points.low, points.high) == (-ends.high, -ends.low) and line["tested by"].text == "(c) - (e), noisy"
+    assert points.selection.variants == ("e", "c")
+
+
+def test_another_method_declares_its_tables_in_a_few_lines(tmp_path):
+    runs = [
+        record(tmp_path, f"toy-{name}", wrong, fold, method="toy", kind="main")
+        for fold in (1, 2)
+        for name, wrong in (("alone", 6), ("kd", fold))
+    ]
+    columns = {"row": tables.label, "model": tables.told("title"), "UA clean": Score("clean"), "UA noisy": Score()}
+    claimed = [Comparison("toy-kd", "toy-alone", "noisy", "distillation helps in noise")]
+    compared = tables.comparisons("toy_comparisons", runs, claimed)
+    main = tables.scores("toy", lambda: tables.aligned(runs, ("toy-alone", "toy-kd")), columns)
+    for table in (main, compared, tables.claims("toy_claims", [compared], claimed)):
+        write.write(table, tmp_path)
+    assert main.frame["row"].tolist() == ["toy-alone", "toy-kd"] and main.lines[1]["UA noisy"].value == 87.5
+    assert pd.read_csv(tmp_path / "tables" / "toy_claims.csv")["points for it"].tolist() == [37.5]
+
+
+def test_a_variant_that_the_code_trains_no_longer_stands_after_the_known_ones(tmp_path):
+    part = {"kind": "component", "baseline": "e"}
+    names = ("e", "an-old-part", "two-stage", "l1-only")
+    runs = [record(tmp_path, name, 3, **part if name != "e" else {}) for name in names]
+    assert made(runs, "mlkd_ablations")["row"].tolist() == ["l1-only", "two-stage", "an-old-part"]
+    assert Selection(("an-old-part",)).predictions(runs)[0]["variant"].unique().tolist() == ["an-old-part"]

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ser_kd_utils.losses import kd_loss
-from ser_kd_utils.temperature import Temperature, curriculum_factor, meta_gradient
+from ser_kd_utils.methods.mckd.temperature import Temperature, curriculum_factor, meta_gradient
+from ser_kd_utils.training.losses import kd_loss
 
 
 def draw(seed: int, *shape: int) -> Tensor:

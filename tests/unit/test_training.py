@@ -1,150 +1,151 @@
-"""Training: what each view hears, which weights come back, and that a seed decides everything."""
+"""Training: what the networks hear, which weights come back, and that a seed decides everything."""
 
 from __future__ import annotations
 
-import json
-import math
-import shutil
+import io
+import os
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from transformers import TrainerCallback, TrainingArguments
+import torch.nn.functional as F
+from torch import nn
+from transformers.modeling_outputs import SequenceClassifierOutput
 
-from ser_kd_utils import training
-from ser_kd_utils.data.noise import NoiseBank
-from ser_kd_utils.models import wav2vec2
-from ser_kd_utils.pieces import UNLABELLED, Buckets, Pieces, collate, teacher_targets
-from ser_kd_utils.records import sha256
-from ser_kd_utils.settings import MLKDSettings, TeacherSettings
-from ser_kd_utils.training import CrossEntropy, MultiLevel, fit
+from ser_kd_utils.data.noise import keyed_rng, overall_power
+from ser_kd_utils.files import sha256
+from ser_kd_utils.training import loop
+from ser_kd_utils.training.loop import Fitted, Objective, fit, forward
 
-RATE = 16_000
-TINY = TeacherSettings.of("tiny")
-MLKD = MLKDSettings.of("tiny")
-LABELS = ("high", "low")
-
-pytestmark = pytest.mark.usefixtures("little_garbage")
+ROOT = Path(__file__).parents[2]
 
 
-def tone(hertz: float, samples: int) -> np.ndarray:
-    return (0.1 * np.sin(2 * np.pi * hertz * np.arange(samples) / RATE)).astype(np.float32)
+class Speech(torch.utils.data.Dataset):
+    """Items of 40 to 46 samples with noise; noise and order are pure functions of seed and epoch."""
+
+    def __init__(self, items: int = 8, seed: int = 0):
+        self.items, self.seed, self.epoch = items, seed, 0
+        rng = keyed_rng("speech")
+        self.clean = [torch.tensor(rng.normal(i % 2, 1, 40 + i % 7), dtype=torch.float32) for i in range(items)]
+
+    def __len__(self) -> int:
+        return self.items
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def sampler(self, batch_size: int) -> Order:
+        return Order(self)
+
+    def __getitem__(self, index: int) -> dict:
+        noise = keyed_rng("noise", index, self.seed, self.epoch).normal(0, 1, len(self.clean[index]))
+        return {"clean": self.clean[index], "noise": torch.tensor(noise, dtype=torch.float32), "label": index % 2}
+
+    def collate(self, items: list[dict]) -> dict:
+        pad = partial(nn.utils.rnn.pad_sequence, batch_first=True)
+        return {
+            "clean": pad([item["clean"] for item in items]),
+            "noise": pad([item["noise"] for item in items]),
+            "lengths": torch.tensor([len(item["clean"]) for item in items]),
+            "snr_db": torch.tensor([5.0 + item["label"] for item in items], dtype=torch.float64),
+            "labels": torch.tensor([item["label"] for item in items]),
+        }
 
 
-@pytest.fixture(scope="module")
-def audio():
-    """Eight utterances of 0.4 to 0.54 s, of two classes."""
-    return {f"u{i}": tone(300 + 600 * (i % 2) + 10 * i, 6400 + 320 * i) for i in range(8)}
+class Order:
+    def __init__(self, data):
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __iter__(self):
+        return iter(keyed_rng("order", self.data.seed, self.data.epoch).permutation(len(self.data)).tolist())
 
 
-@pytest.fixture(scope="module")
-def noise():
-    rng = np.random.default_rng(0)
-    kinds = {kind: [rng.normal(0, 0.1, 4 * RATE).astype(np.float32)] for kind in ("one", "two")}
-    return NoiseBank(kinds, "generated")
+class Features(Speech):
+    """The same as features that were computed before; whole batches are made at once."""
+
+    def __getitems__(self, indices: list[int]) -> dict:
+        features = torch.stack([self.clean[index][:40] for index in indices])
+        return {"inputs": {"features": features}, "labels": torch.tensor(indices) % 2}
+
+    @staticmethod
+    def collate(batch: dict) -> dict:
+        return batch
 
 
-@pytest.fixture
-def pieces(audio, noise):
-    def make(utterances=tuple(audio), seed=0, seconds=0.25, labels=None, **options) -> Pieces:
-        labels = labels or {utterance: int(utterance[1:]) % 2 for utterance in utterances}
-        return Pieces(audio, labels, seed=seed, seconds=seconds, **{"noise": noise} | options)
+class Network(nn.Module):
+    """Two layers with dropout and batch normalisation, which a parameter without a gradient accompanies."""
 
-    return make
+    def __init__(self, dropout: float = 0.3):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(40, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(dropout), nn.Linear(16, 2)
+        )
+        self.unused = nn.Parameter(torch.zeros(3))
+
+    def forward(self, features, **_):
+        return SequenceClassifierOutput(logits=self.layers(features))
 
 
-@pytest.fixture
-def teacher():
+def build(dropout: float = 0.3) -> Network:
     torch.manual_seed(7)
-    return wav2vec2.freeze(wav2vec2.build_teacher(TINY, LABELS))
+    return Network(dropout)
+
+
+def prepare(waves, lengths, attention_mask):
+    return {"features": waves[:, :40]}
+
+
+class CrossEntropy(Objective):
+    def __call__(self, batch, student, teacher, progress):
+        return {"ce": F.cross_entropy(student.logits, batch["labels"])}
+
+
+class Distillation(Objective):
+    """Towards the logits of a teacher that is asked at each step; keeps what it was called with."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, batch, student, teacher, progress):
+        self.calls.append((batch, student, teacher, progress))
+        return {
+            "ce": F.cross_entropy(student.logits, batch["labels"]),
+            "kd": 0.5 * F.mse_loss(student.logits, teacher.logits),
+        }
+
+
+def level(_):
+    return {"UA": 0.5, "WA": 0.5}
 
 
 @pytest.fixture
-def student(teacher):
-    def student(levels=MLKD.levels, layers=MLKD.student_layers):
-        return wav2vec2.DistilledStudent(wav2vec2.build_student(teacher, layers), levels, teacher.config.hidden_size)
+def train(tmp_path):
+    """Trains for two epochs of two batches, unless told otherwise."""
 
-    return student
-
-
-def objective_of(model, levels=MLKD.levels, **changes) -> MultiLevel:
-    settings = MLKDSettings.of("tiny", **changes)
-    return MultiLevel(settings, levels, TINY.layers, partial(wav2vec2.frame_mask, model.student))
-
-
-@pytest.fixture
-def train(teacher, student, pieces, tmp_path):
-    """Trains a student of `teacher`, or with `levels=None` a plain classifier, for a few epochs.
-
-    items: options of the pieces; a teacher is asked at each step unless they hold its targets.
-    """
-
-    def train(
-        utterances=("u0", "u1", "u2", "u3"),
-        levels=MLKD.levels,
-        dev=None,
-        seed=0,
-        items=(),
-        hears_noise=False,
-        schedule=None,
-        afresh=True,
-        **changes,
-    ):
-        settings = MLKDSettings.of("tiny", **{"epochs": 2, "batch_size": 4, "seconds": 0.25} | changes)
-        torch.manual_seed(seed)
-        items = dict(items)
-        if afresh:
-            shutil.rmtree(tmp_path / "checkpoints", ignore_errors=True)
-        if levels is None:
-            model, objective = wav2vec2.build_student(teacher, settings.student_layers), CrossEntropy()
-        else:
-            model = student(levels, settings.student_layers)
-            objective = objective_of(model, levels, **changes)
+    def train(objective=None, dataset=None, dev=level, model=None, seed=0, optimizer=None, rest=None, **settings):
+        model = model or build()
+        values = {"epochs": 2, "batch_size": 4, "max_grad_norm": 1.0, "precision": "float32", "warmup_ratio": 0.1}
         return fit(
             model,
-            objective,
-            pieces(utterances, seconds=settings.seconds, **items),
-            dev or (lambda _: {"UA": 0.5, "WA": 0.5}),
-            settings,
-            optimiser=torch.optim.AdamW(
-                model.parameters(), settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
-            ),
-            schedule=schedule,
-            level="overall",
+            objective or CrossEntropy(),
+            dataset or Speech(),
+            dev,
+            SimpleNamespace(**values | settings),
+            optimizer=optimizer or torch.optim.AdamW(model.parameters(), 0.02),
             seed=seed,
-            folder=tmp_path / "checkpoints",
-            teacher=teacher if levels and not items.get("targets") else None,
-            teacher_hears_noise=hears_noise,
+            **{"folder": tmp_path / "run", "speech_level": "overall", "prepare_inputs": prepare} | (rest or {}),
         )
 
     return train
-
-
-@pytest.fixture
-def heard(teacher, monkeypatch):
-    """What teacher and student are given in training: (waves, attention mask, in training mode) of each step."""
-    heard = {"teacher": [], "student": []}
-
-    def spy(name):
-        def hear(module, inputs, keywords):
-            waves = inputs[0] if inputs else keywords["input_values"]
-            heard[name].append((waves.clone(), keywords.get("attention_mask"), module.training))
-
-        return hear
-
-    teacher.register_forward_pre_hook(spy("teacher"), with_kwargs=True)
-    build = wav2vec2.DistilledStudent
-
-    def spied(*args):
-        student = build(*args)
-        student.register_forward_pre_hook(spy("student"), with_kwargs=True)
-        return student
-
-    monkeypatch.setattr(wav2vec2, "DistilledStudent", spied)
-    return heard
 
 
 def weights(model) -> dict[str, torch.Tensor]:
@@ -155,283 +156,186 @@ def identical(one: dict, other: dict) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-# --- what is heard
+def checkpoints(tmp_path) -> list[Path]:
+    return sorted((tmp_path / "run").glob("epoch-*.pt"))
 
 
-def test_the_teacher_hears_clean_speech_and_the_student_the_same_speech_in_noise(train, heard, pieces):
-    train(("u5",), epochs=3)
-    given = pieces(("u5",))
-    assert len(heard["teacher"]) == len(heard["student"]) == 3
-    for epoch, (clean, noisy) in enumerate(zip(heard["teacher"], heard["student"], strict=True)):
-        given.set_epoch(epoch)
-        item = given[0]
-        speech, segment = item["clean"].double().numpy(), item["noise"].double().numpy()
-        np.testing.assert_allclose(clean[0][0], (speech - speech.mean()) / speech.std(), atol=1e-3)
-        basis = np.stack([speech, segment, np.ones_like(speech)], axis=1)
-        factors, rest, *_ = np.linalg.lstsq(basis, noisy[0][0].double().numpy(), rcond=None)
-        assert rest < 1e-6 * len(speech)  # nothing but this speech and this noise
-        gain = factors[1] / factors[0]
-        snr = 10 * np.log10(np.mean(speech**2) / np.mean((gain * segment) ** 2))
-        assert snr == pytest.approx(item["snr_db"], abs=0.01)
-        assert (clean[2], noisy[2]) == (False, True)  # the teacher in eval mode, the student in training
-        assert clean[1].all() and noisy[1].all()
+# --- one step
 
 
-def test_a_teacher_that_is_to_hear_the_noise_hears_what_the_student_hears(train, heard, pieces):
-    train(("u5", "u6"), epochs=2, hears_noise=True)
-    assert len(heard["teacher"]) == 2
-    for epoch, (one, other) in enumerate(zip(heard["teacher"], heard["student"], strict=True)):
-        assert torch.equal(one[0], other[0]) and (one[2], other[2]) == (False, True)
-        given = pieces(("u5", "u6"))
-        given.set_epoch(epoch)
-        clean = wav2vec2.normalise(given[0]["clean"][None], torch.tensor([4000]))
-        assert not any(torch.allclose(wave, clean[0], atol=0.01) for wave in one[0])
+@pytest.fixture
+def teacher():
+    """Linear, and it keeps the inputs that it is asked about."""
+    teacher = build(0.0).eval().requires_grad_(False)
+    teacher.asked = []
+    teacher.register_forward_pre_hook(lambda _, __, inputs: teacher.asked.append(inputs), with_kwargs=True)
+    return teacher
 
 
-def test_items_without_noise_among_noisy_ones_are_heard_clean(train, heard, pieces):
-    """By their SNR of infinity, in one batch with the others."""
-    items = {"clean_share": 0.5}
-    train(epochs=4, items=items)
-    given = pieces(("u0", "u1", "u2", "u3"), **items)
-    equal, wanted = 0, 0
-    for epoch, (clean, noisy) in enumerate(zip(heard["teacher"], heard["student"], strict=True)):
-        given.set_epoch(epoch)
-        wanted += sum(math.isinf(given[i]["snr_db"]) for i in range(4))
-        equal += sum(map(torch.equal, clean[0], noisy[0]))
-    assert 0 < equal == wanted < 16
+def test_a_step_mixes_exactly_and_masks_what_is_padding(teacher):
+    data, objective = Speech(), Distillation()
+    batch, given = data.collate([data[0], data[1], data[5]]), []
+
+    def watch(waves, lengths, attention_mask):
+        given.append((waves, lengths, attention_mask))
+        return prepare(waves, lengths, attention_mask)
+
+    terms, student = forward(
+        build(), objective, batch, prepare_inputs=watch, speech_level="overall", teacher=teacher, progress=0.25
+    )
+    (noisy, lengths, mask), (clean, *_) = given
+    assert torch.equal(clean, batch["clean"]) and torch.equal(lengths, batch["lengths"])
+    assert mask.sum(1).tolist() == [40, 41, 45] and torch.equal(mask, batch["attention_mask"])
+    noise = overall_power(noisy - clean, lengths)
+    snr_db = 10 * torch.log10(overall_power(clean, lengths) / noise)
+    torch.testing.assert_close(snr_db, batch["snr_db"], atol=1e-4, rtol=0)
+    assert (noisy - clean)[~mask.bool()].eq(0).all()
+    ((kept, output, targets, progress),) = objective.calls
+    assert kept is batch and output is student and progress == 0.25
+    assert torch.equal(targets.logits, teacher.layers(clean[:, :40])) and not targets.logits.requires_grad
+    assert terms.keys() == {"ce", "kd"} and terms["ce"].requires_grad
+    assert [set(inputs) for inputs in teacher.asked[:1]] == [{"features", "output_hidden_states"}]
 
 
-def test_a_teacher_whose_targets_are_stored_is_not_asked_again(train, heard, teacher, audio, tmp_path):
-    (tmp_path / "targets").mkdir()
-    targets = teacher_targets(teacher, audio, list(audio), MLKD.levels, tmp_path / "targets")
-    assert len(heard["teacher"]) == len(audio)
-    fitted = train(items={"targets": targets}, logit_weight=1.0)
-    assert len(heard["teacher"]) == len(audio) and len(heard["student"]) == 2
-    assert fitted.history[["feature", "logits"]].gt(0).all(axis=None)
+def test_a_teacher_of_noisy_targets_hears_what_the_student_hears(teacher):
+    data, seen = Speech(), []
+    model = build()
+    model.register_forward_pre_hook(lambda _, __, inputs: seen.append(inputs["features"]), with_kwargs=True)
+    batch = data.collate([data[0], data[1]])
+    options = {"prepare_inputs": prepare, "speech_level": "overall", "teacher": teacher}
+    forward(model, Distillation(), batch, noisy_targets=True, **options)
+    forward(model, Distillation(), batch, **options)
+    assert torch.equal(teacher.asked[0]["features"], seen[0]) and torch.equal(seen[0], seen[1])
+    assert torch.equal(teacher.asked[1]["features"], batch["clean"][:, :40])
+    assert not torch.allclose(seen[0], batch["clean"][:, :40], atol=0.01)
 
 
-def test_batches_come_in_the_order_of_their_buckets_anew_in_each_epoch(train, heard, pieces, audio):
-    train(tuple(audio), epochs=3, batch_size=2, seconds=1.0)
-    given = pieces(seconds=1.0)
-    wanted = []
-    for epoch in range(3):
-        given.set_epoch(epoch)
-        order = list(Buckets(given, 2))
-        wanted += [[given.lengths[i] for i in order[first : first + 2]] for first in range(0, 8, 2)]
-    assert [mask.sum(1).tolist() for _, mask, _ in heard["student"]] == wanted
-    assert wanted[:4] != wanted[4:8] != wanted[8:]
+def test_waves_without_noise_are_heard_as_they_are():
+    data, seen = Speech(), []
+    batch = {name: value for name, value in data.collate([data[3]]).items() if name not in ("noise", "snr_db")}
+    model = build().eval()
+    model.register_forward_pre_hook(lambda _, __, inputs: seen.append(inputs["features"]), with_kwargs=True)
+    forward(model, CrossEntropy(), batch, prepare_inputs=prepare, speech_level="overall")
+    assert torch.equal(seen[0], data.clean[3][None, :40])
 
 
-def test_the_attention_mask_ends_with_the_item(train, heard):
-    train(("u0", "u1"), epochs=1, seconds=1.0)
-    for masks in (heard["teacher"][0][1], heard["student"][0][1]):
-        assert sorted(masks.sum(1).tolist()) == [6400, 6720] and masks.shape == (2, 6720)
+def test_features_computed_before_reach_the_network_and_no_teacher(teacher):
+    data = Features()
+    batch = data.__getitems__([2, 5])
+    _, student = forward(
+        model := build().eval(), CrossEntropy(), batch, prepare_inputs=None, speech_level="", teacher=teacher
+    )
+    assert teacher.asked == [] and "attention_mask" not in batch
+    assert torch.equal(student.logits, model(**batch["inputs"]).logits)
 
 
 # --- the teacher
 
 
 def test_training_leaves_the_teacher_as_it_was(train, teacher):
-    before = weights(teacher)
-    for hears_noise in (False, True):
-        trained = train(hears_noise=hears_noise)
-        assert identical(before, weights(teacher))
-        assert not teacher.training and not any(p.requires_grad or p.grad is not None for p in teacher.parameters())
-        own = {id(part) for part in (*trained.model.modules(), *trained.model.parameters())}
-        assert not own & {id(part) for part in (*teacher.modules(), *teacher.parameters())}
-        assert len(trained.last) == len(trained.model.state_dict())  # nor was it saved with the student
+    before, objective = weights(teacher), Distillation()
+    fitted = train(objective, rest={"teacher": teacher})
+    assert identical(before, weights(teacher)) and not teacher.training
+    assert not any(p.requires_grad or p.grad is not None for p in teacher.parameters())
+    assert fitted.last.keys() == fitted.model.state_dict().keys()  # nor was it saved with the student
+    assert len(teacher.asked) == 4
+    np.testing.assert_allclose(fitted.history["loss"], fitted.history["ce"] + fitted.history["kd"], rtol=1e-5)
 
 
-def test_a_teacher_in_training_mode_is_an_error(train, teacher):
-    teacher.train()
+def test_a_teacher_in_training_mode_or_inside_the_network_is_an_error(train, teacher):
     with pytest.raises(AssertionError, match="training mode"):
-        train(epochs=1)
+        train(Distillation(), rest={"teacher": teacher.train()})
+    model = build()
+    model.teacher = teacher.eval()
+    with pytest.raises(AssertionError, match="must not be a part of the network"):
+        train(Distillation(), model=model, rest={"teacher": teacher})
 
 
-def test_a_student_learns_its_teachers_features(train):
-    history = train(tuple(f"u{i}" for i in range(8)), epochs=12).history
-    assert list(history.index) == list(range(1, 13))
-    assert history["feature"].iloc[-1] < 0.7 * history["feature"].iloc[0]
-    np.testing.assert_allclose(history["loss"], history["ce"] + history["feature"], atol=1e-3)
+# --- batches, seeds and randomness
 
 
-# --- targets, stages and labels
+def test_batches_are_those_of_the_dataset_anew_in_each_epoch(train, teacher):
+    objective, data, wanted = Distillation(), Speech(10), []
+    train(objective, Speech(10), epochs=3, rest={"teacher": teacher})
+    for epoch in range(3):
+        data.set_epoch(epoch)
+        order = list(data.sampler(4))
+        wanted += [data.collate([data[i] for i in order[first : first + 4]]) for first in range(0, 10, 4)]
+    assert len(objective.calls) == len(wanted) == 9
+    for (batch, *_), other in zip(objective.calls, wanted, strict=True):
+        assert all(torch.equal(batch[name], other[name]) for name in other)
+    assert [progress for *_, progress in objective.calls] == [step / 9 for step in range(9)]
+    first, later = wanted[0]["noise"], wanted[3]["noise"]
+    assert first.shape != later.shape or not torch.equal(first, later)
 
 
-def test_stored_targets_and_a_teacher_asked_at_this_step_give_the_same_loss(teacher, student, pieces, audio, tmp_path):
-    """On whole utterances of different lengths, with levels that are not mistaken for each other."""
-    levels = (1, 3)
-    torch.manual_seed(0)
-    model = student(levels).eval()
-    targets = teacher_targets(teacher, audio, list(audio), levels, tmp_path)
-    batch = collate([pieces(seconds=1.0, targets=targets)[i] for i in (2, 7, 0)])
-    mask = (torch.arange(batch["clean"].shape[1]) < batch["lengths"][:, None]).long()
-    batch["attention_mask"] = mask
-    waves = wav2vec2.normalise(batch["clean"], batch["lengths"])
-    objective = objective_of(model, levels, logit_weight=1.0)
-    with torch.no_grad():
-        output, live = model(waves, mask), teacher(waves, attention_mask=mask, output_hidden_states=True)
-        asked = objective({name: batch[name] for name in ("labels", "attention_mask")}, output, live, 0.0)
-        stored = objective(batch, output, None, 0.0)
-        mistaken = objective(batch | {"states": batch["states"].flip(2)}, output, None, 0.0)
-    assert stored.keys() == asked.keys() == {"ce", "feature", "logits"}
-    for name, value in asked.items():
-        assert (
-            stored[name].item() == pytest.approx(value.item(), rel=2e-4, abs=1e-6) and stored[name].dtype == value.dtype
-        )
-    assert mistaken["feature"].item() != pytest.approx(asked["feature"].item(), rel=2e-3)
+def test_a_dataset_may_give_whole_batches(train):
+    history = train(dataset=Features(), epochs=8, rest={"prepare_inputs": None}).history
+    assert history["loss"].iloc[-1] < 0.7 * history["loss"].iloc[0]
 
 
-def test_stored_targets_train_the_same_student_as_a_teacher_asked_at_each_step(train, teacher, audio, tmp_path):
-    (tmp_path / "targets").mkdir()
-    targets = teacher_targets(teacher, audio, list(audio), MLKD.levels, tmp_path / "targets")
-    asked, stored = (train(seconds=1.0, items=items, logit_weight=1.0).history for items in ({}, {"targets": targets}))
-    np.testing.assert_allclose(stored, asked, rtol=2e-3, atol=1e-4)
+def test_a_seed_decides_all_weights(train, tmp_path):
+    first, second, other = (
+        train(seed=seed, rest={"folder": tmp_path / str(number)}) for number, seed in enumerate((1, 1, 2))
+    )
+    assert identical(first.last, second.last) and first.history.equals(second.history)
+    assert not identical(first.last, other.last)  # from the same weights, by dropout alone
 
 
-def test_progress_goes_from_0_to_below_1(train, monkeypatch):
-    seen, call = [], CrossEntropy.__call__
-    monkeypatch.setattr(CrossEntropy, "__call__", lambda self, *given: seen.append(given[-1]) or call(self, *given))
-    train(levels=None, epochs=3, batch_size=2)
-    assert seen == [step / 6 for step in range(6)]
+def test_random_numbers_drawn_elsewhere_change_nothing(train, tmp_path):
+    """Neither before training nor by what scores the network between the epochs."""
+    plain = train(epochs=3)
+
+    def dev(_):
+        torch.rand(5), keyed_rng("other").random()
+        return level(_)
+
+    model = build()
+    torch.manual_seed(99)
+    again = train(model=model, dev=dev, epochs=3, rest={"folder": tmp_path / "again"})
+    assert identical(plain.last, again.last)
 
 
-def test_two_stages_in_a_training(train):
-    history = train(epochs=4, batch_size=2, stages="two-stage").history
-    assert (history["ce"] > 0).tolist() == [False, False, True, True] == (history["feature"] == 0).tolist()
-    np.testing.assert_allclose(history["loss"], history["ce"] + history["feature"], atol=1e-3)
+def test_each_epoch_of_each_seed_has_random_numbers_of_its_own_and_dropout(train, tmp_path):
+    """Though the network comes in evaluation mode, and what scores it leaves it so."""
+    seeds, modes, model = [], [], build().eval()
+    model.register_forward_pre_hook(lambda module, _: modes.append(module.training))
 
+    def dev(network):
+        seeds.append(torch.initial_seed())
+        network.eval()
+        return level(network)
 
-def test_speech_without_labels_is_distilled_on(train):
-    """Here all of it: nothing but the features is learnt."""
-    utterances = "u0", "u2", "u4", "u6"
-    history = train(utterances, epochs=6, items={"labels": dict.fromkeys(utterances, UNLABELLED)}).history
-    assert history["ce"].eq(0).all() and history["feature"].iloc[-1] < 0.9 * history["feature"].iloc[0]
+    for seed in (0, 1):
+        train(model=model, dev=dev, seed=seed, epochs=3, rest={"folder": tmp_path / str(seed)})
+    assert len(set(seeds)) == 6 and modes == [True] * 12
 
 
 # --- what comes back
 
 
-@pytest.mark.parametrize("levels", [None, MLKD.levels], ids=["plain", "distilled"])
-def test_the_first_best_epoch_comes_back_and_the_last_is_kept(train, levels, tmp_path):
+def test_the_first_best_epoch_comes_back_and_the_last_is_kept(train, tmp_path):
     scores, seen = [0.3, 0.6, 0.6, 0.4], []
 
     def dev(model):
         seen.append(weights(model))
         return {"UA": scores[len(seen) - 1], "WA": len(seen)}
 
-    fitted = train(levels=levels, dev=dev, epochs=4, batch_size=3)  # the second batch of an epoch is of one item
-    assert (fitted.best_epoch, fitted.items) == (2, 4)
-    assert identical(weights(fitted.model), seen[1])
-    assert fitted.last.keys() == seen[3].keys()
-    assert identical(fitted.last, seen[3])
+    fitted = train(dev=dev, epochs=4, batch_size=3)  # the last batch of an epoch has two items
+    assert isinstance(fitted, Fitted) and (fitted.best_epoch, fitted.items) == (2, 8)
+    assert identical(weights(fitted.model), seen[1]) and identical(fitted.last, seen[3])
     assert fitted.history["dev_UA"].tolist() == scores and fitted.history["dev_WA"].tolist() == [1, 2, 3, 4]
-    assert not fitted.model.training
-    kept = {path.parent.name for path in tmp_path.glob("checkpoints/*/seal.json")}
-    assert kept == {"checkpoint-4", "checkpoint-8"}  # the best and the last
+    assert fitted.history.index.tolist() == [1, 2, 3, 4] and fitted.history.index.name == "epoch"
+    assert not fitted.model.training and fitted.seconds > 0 and fitted.peak_memory_mb > 10
+    assert [path.name[:11] for path in checkpoints(tmp_path)] == ["epoch-00003", "epoch-00004"]
 
 
-def test_a_checkpoint_without_its_seal_is_not_taken(train, tmp_path):
-    stale = tmp_path / "checkpoints" / "checkpoint-999"
-    stale.mkdir(parents=True)
-    (stale / "model.safetensors").write_bytes(b"from another training")
-    seen = []
-    fitted = train(dev=lambda model: seen.append(weights(model)) or {"UA": 0.0, "WA": 0.0}, afresh=False)
-    assert identical(fitted.last, seen[-1])
-
-
-class Killed(BaseException):
-    """What a process that is killed would leave behind, without its end."""
-
-
-def killed_in_epoch(number):
-    """Dev scores of which the best is in the first epoch; killed in the given one."""
-    epochs = iter(range(1, 9))
-
-    def dev(_):
-        if (epoch := next(epochs)) == number:
-            raise Killed
-        return {"UA": 1 / epoch, "WA": 0.5}
-
-    return dev
-
-
-@pytest.mark.parametrize("killed", [2, 4])
-@pytest.mark.parametrize("levels", [None, MLKD.levels], ids=["plain", "distilled"])
-def test_a_killed_training_ends_with_the_same_weights_and_history(train, levels, killed):
-    whole = train(levels=levels, dev=killed_in_epoch(9), epochs=4)
-    with pytest.raises(Killed):
-        train(levels=levels, dev=killed_in_epoch(killed), epochs=4)
-    steps = []
-
-    def dev(_):
-        steps.append(1)
-        return {"UA": 1 / (killed - 1 + len(steps)), "WA": 0.5}
-
-    again = train(levels=levels, dev=dev, epochs=4, afresh=False)
-    assert len(steps) == 5 - killed  # the epochs before were not trained again
-    assert identical(again.last, whole.last) and identical(weights(again.model), weights(whole.model))
-    assert again.best_epoch == whole.best_epoch == 1
-    pd.testing.assert_frame_equal(again.history, whole.history)
-
-
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "rng_state.pth", "beside.pt"])
-@pytest.mark.parametrize("damage", ["changed", "cut"])
-def test_a_damaged_checkpoint_is_left_out_with_a_warning(train, tmp_path, name, damage):
-    whole = train(levels=None, dev=killed_in_epoch(9), epochs=3)
-    with pytest.raises(Killed):
-        train(levels=None, dev=killed_in_epoch(3), epochs=3)
-    path = max(tmp_path.glob("checkpoints/checkpoint-*"), key=lambda path: int(path.name[11:])) / name
-    content = bytearray(path.read_bytes())
-    content[-20] ^= 1
-    path.write_bytes(content[: len(content) // 2] if damage == "cut" else content)
-    scores = iter([{"UA": 1 / 2, "WA": 0.5}, {"UA": 1 / 3, "WA": 0.5}])
-    with pytest.warns(UserWarning, match="checkpoint-2 of checkpoints is damaged and was left out"):
-        again = train(levels=None, dev=lambda _: next(scores), epochs=3, afresh=False)
-    assert identical(again.last, whole.last)
-
-
-class Malicious:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
-
-
-@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "beside.pt"])
-def test_a_malicious_pickle_offered_as_a_checkpoint_is_refused(train, tmp_path, name):
-    with pytest.raises(Killed):
-        train(levels=None, dev=killed_in_epoch(2))
-    (checkpoint,) = tmp_path.glob("checkpoints/checkpoint-*")
-    torch.save(Malicious(tmp_path / "executed"), checkpoint / name)
-    seal = json.loads((checkpoint / "seal.json").read_text())
-    seal["files"][name] = sha256(checkpoint / name)
-    (checkpoint / "seal.json").write_text(json.dumps(seal))
-    with pytest.raises(ValueError, match=f"{name} holds other things than tensors and was not loaded: delete"):
-        train(levels=None, afresh=False)
-    assert not (tmp_path / "executed").exists()
-
-
-def test_a_seed_decides_all_weights(train):
-    first, second, other = (train(seed=seed, levels=None, batch_size=2) for seed in (1, 1, 2))  # from the same weights
-    assert identical(weights(first.model), weights(second.model)) and identical(first.last, second.last)
-    assert not identical(weights(first.model), weights(other.model))
-    assert first.history.equals(second.history)
-
-
-def test_a_network_trained_in_mixed_precision_scores_in_float32(train, monkeypatch, audio):
-    """As it does once it is saved and loaded: the Trainer leaves its autocast on the network."""
-
-    def mixed(**options):
-        return TrainingArguments(**options | {"bf16": True, "use_cpu": True})
-
-    monkeypatch.setattr(training, "TrainingArguments", mixed)
-    network = train(levels=None).model
-    again = wav2vec2.build_student(network, MLKD.student_layers).eval()
-    wave = torch.from_numpy(audio["u0"])[None]
-    with torch.inference_mode():
-        torch.testing.assert_close(network(wave).logits, again(wave).logits, rtol=1e-5, atol=1e-7)
+def test_every_epoch_is_reported_with_the_time_that_is_left(train, monkeypatch):
+    told, clock = [], iter(range(0, 100, 10))
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    train(dev=lambda _: {"UA": 0.25, "WA": 0.75}, epochs=3, rest={"report": lambda *line: told.append(line)})
+    scores = {"UA": 0.25, "WA": 0.75}
+    assert told == [(1, 3, scores, 20), (2, 3, scores, 10), (3, 3, scores, 0)]
 
 
 @pytest.mark.parametrize(
@@ -442,55 +346,357 @@ def test_a_network_trained_in_mixed_precision_scores_in_float32(train, monkeypat
     ],
     ids=["warm-up and decay", "steps"],
 )
-def test_settings_reach_the_optimiser(train, monkeypatch, schedule, factors):
-    rates, found = [], {}
+def test_learning_rates_follow_the_schedule(train, schedule, factors):
+    model, rates = build(), []
 
-    class Watch(TrainerCallback):
-        def on_step_begin(self, args, state, control, optimizer=None, **_):
-            rates.append(optimizer.param_groups[0]["lr"])
-            found.update(optimizer.param_groups[0], clip=args.max_grad_norm)
+    class Watched(torch.optim.SGD):
+        def step(self, *args):
+            rates.append(self.param_groups[0]["lr"])
+            return super().step(*args)
 
-    class Watched(training.DistillationTrainer):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, callbacks=[Watch()], **kwargs)
-
-    monkeypatch.setattr(training, "DistillationTrainer", Watched)
-    own = {"lr": 2e-3, "warmup": 0.4, "weight_decay": 0.3, "betas": (0.5, 0.6), "clip": 0.7}
-    train(("u0", "u1"), epochs=5, batch_size=1, schedule=schedule, **own)
+    train(
+        model=model, optimizer=Watched(model.parameters(), 2e-3), epochs=5, batch_size=4, warmup_ratio=0.4,
+        rest={"schedule": schedule},
+    )  # fmt: skip
     np.testing.assert_allclose(rates, 2e-3 * np.array(factors), atol=1e-9)
-    assert (found["weight_decay"], found["betas"], found["clip"]) == (0.3, (0.5, 0.6), 0.7)
 
 
-class Shifted(training.Objective):
+@pytest.mark.parametrize("most", [0.0, 0.01])
+def test_gradients_are_clipped_to_the_norm_of_the_settings(train, most):
+    model, norms = build(), []
+
+    class Watched(torch.optim.SGD):
+        def step(self, *args):
+            norms.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).norm().item())
+            return super().step(*args)
+
+    train(model=model, optimizer=Watched(model.parameters(), 0.1), max_grad_norm=most)
+    if most:
+        assert norms == pytest.approx([most] * 4, rel=1e-3)
+    else:
+        assert min(norms) > 0.05
+
+
+class Shifted(Objective):
     """Cross-entropy of shifted logits; the shift is learnt beside the network; its gradients are kept."""
 
     def __init__(self):
-        self.shift = torch.nn.Parameter(torch.zeros(2))
+        self.shift = nn.Parameter(torch.zeros(2))
         self.calls, self.wanted = [], []
 
-    def before(self, network, given, batch, step, progress):
-        assert isinstance(network, torch.nn.Module) and set(given) == {"input_values", "attention_mask"}
+    def before_step(self, network, inputs, batch, step, progress):
+        assert isinstance(network, Network) and set(inputs) == {"features"} and "labels" in batch
         self.calls.append((step, progress))
 
     def __call__(self, batch, student, teacher, progress):
-        loss = torch.nn.functional.cross_entropy(student.logits + self.shift, batch["labels"])
+        loss = F.cross_entropy(student.logits + self.shift, batch["labels"])
         self.wanted.append(torch.autograd.grad(loss, self.shift, retain_graph=True)[0])
-        return {"ce": loss}
+        return {"z": loss, "a": 0 * loss}
 
     def state(self):
         return {"shift": self.shift[0].item()}
 
 
-def test_an_objective_may_learn_beside_the_network_and_tells_the_history(teacher, pieces, tmp_path):
-    model, objective = wav2vec2.build_student(teacher, 1), Shifted()
-    settings = MLKDSettings.of("tiny", epochs=2, batch_size=2, seconds=0.25)
-    fitted = fit(
-        model, objective, pieces(("u0", "u1", "u2", "u3")), lambda _: {"UA": 0.5, "WA": 0.5}, settings,
-        optimiser=torch.optim.SGD([*model.parameters(), objective.shift], 0.1), schedule=lambda done: 1.0,
-        level="overall", seed=0, folder=tmp_path / "checkpoints",
-    )  # fmt: skip
+def test_an_objective_may_learn_beside_the_network_and_tells_the_history(train):
+    model, objective = build(), Shifted()
+    optimizer = torch.optim.SGD([*model.parameters(), objective.shift], 0.1)
+    fitted = train(objective, model=model, optimizer=optimizer, rest={"schedule": lambda done: 1.0})
     assert objective.calls == [(0, 0.0), (1, 0.25), (2, 0.5), (3, 0.75)]
     # a step moves the shift by its own gradient: those of earlier steps were cleared
     moved = -0.1 * torch.stack(objective.wanted).sum(0)
     torch.testing.assert_close(objective.shift.detach(), moved)
     assert fitted.history["shift"].iloc[-1] == pytest.approx(moved[0].item(), rel=1e-4)
+    assert list(fitted.history) == ["loss", "a", "shift", "z", "dev_UA", "dev_WA"]
+
+
+def test_a_network_trained_in_mixed_precision_scores_in_float32(train, monkeypatch, tmp_path):
+    """As it does once it is saved and loaded; the next training in the process has a precision of its own."""
+    mixed, seen = loop.Accelerator, []
+
+    class Watched(Network):
+        def forward(self, features, **_):
+            output = super().forward(features)
+            seen.append((self.training, output.logits.dtype))
+            return output
+
+    monkeypatch.setattr(loop, "Accelerator", lambda **options: mixed(**options | {"mixed_precision": "bf16"}))
+    model = train(model=Watched()).model
+    assert set(seen) == {(True, torch.bfloat16)}
+    again, features = build().eval(), torch.randn(3, 40)
+    again.load_state_dict(model.state_dict())
+    torch.testing.assert_close(model(features).logits, again(features).logits, rtol=1e-6, atol=1e-7)
+    monkeypatch.undo()
+    seen.clear()
+    train(model=Watched(), rest={"folder": tmp_path / "next"}, precision="bf16")  # without a GPU: in float32
+    assert set(seen) == {(True, torch.float32)}
+
+
+# --- killed and resumed
+
+
+class Killed(BaseException):
+    """What a process that is killed would leave behind, without its end."""
+
+
+def killed_in_epoch(number, first=1):
+    """Dev scores of which the best is in the first epoch; killed in the given one."""
+    epochs = iter(range(first, 99))
+
+    def dev(_):
+        if (epoch := next(epochs)) == number:
+            raise Killed
+        return {"UA": 1 / epoch, "WA": 0.5}
+
+    return dev
+
+
+class Kept:
+    """Something beside the network that belongs in a checkpoint."""
+
+    def __init__(self):
+        self.lines = []
+
+    def state_dict(self):
+        return {"lines": list(self.lines)}
+
+    def load_state_dict(self, state):
+        self.lines = state["lines"]
+
+
+def momentum(model):
+    return torch.optim.SGD(model.parameters(), 0.05, 0.9)
+
+
+def adam(model):
+    return torch.optim.Adam(model.parameters(), 0.01)
+
+
+@pytest.mark.parametrize("killed", [1, 2, 4])
+@pytest.mark.parametrize("optimizer", [momentum, adam])
+@pytest.mark.parametrize("schedule", [None, lambda done: 0.1 ** (done >= 0.6)], ids=["linear", "steps"])
+def test_a_killed_training_ends_with_the_same_weights_and_history(train, tmp_path, killed, optimizer, schedule):
+    def run(dev, folder):
+        model, kept = build(), Kept()
+
+        def noted(network):
+            kept.lines.append(len(kept.lines))
+            return dev(network)
+
+        rest = {"folder": tmp_path / folder, "schedule": schedule, "extra_state": {"kept": kept}}
+        return train(model=model, optimizer=optimizer(model), dev=noted, epochs=4, rest=rest), kept
+
+    whole, kept = run(killed_in_epoch(99), "whole")
+    with pytest.raises(Killed):
+        run(killed_in_epoch(killed), "killed")
+    dev = killed_in_epoch(99, first=killed)  # of the epochs before, none is trained again
+    again, kept_again = run(dev, "killed")
+    assert identical(again.last, whole.last) and identical(weights(again.model), weights(whole.model))
+    assert again.best_epoch == whole.best_epoch == 1 and kept_again.lines == kept.lines == [0, 1, 2, 3]
+    pd.testing.assert_frame_equal(again.history, whole.history, check_exact=True)
+    assert dev(None)["UA"] == 1 / 5
+
+
+def test_a_training_killed_after_its_end_is_not_trained_again(train):
+    whole = train()
+    again = train(dev=killed_in_epoch(1))
+    assert identical(again.last, whole.last) and again.history.equals(whole.history)
+    assert again.seconds == whole.seconds
+
+
+def test_what_was_being_written_is_not_taken_for_a_checkpoint(train, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "unfinished").write_bytes(b"half of")
+    assert len(train().history) == 2
+    assert not (tmp_path / "run" / "unfinished").exists()
+
+
+@pytest.mark.parametrize("damage", ["changed", "cut", "empty"])
+def test_a_damaged_checkpoint_is_left_out_with_a_warning(train, tmp_path, damage):
+    whole = train(dev=killed_in_epoch(99), epochs=3, rest={"folder": tmp_path / "whole"})
+    with pytest.raises(Killed):
+        train(dev=killed_in_epoch(3), epochs=3)
+    path = checkpoints(tmp_path)[-1]
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 1
+    path.write_bytes({"changed": content, "cut": content[: len(content) // 2], "empty": b""}[damage])
+    with pytest.warns(UserWarning, match="epoch-00002-.* is damaged and was left out"):
+        again = train(dev=killed_in_epoch(99, first=2), epochs=3)
+    assert identical(again.last, whole.last) and again.history.equals(whole.history)
+
+
+class Malicious:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("where", ["whole", "inside"])
+def test_a_malicious_pickle_offered_as_a_checkpoint_is_refused(train, tmp_path, where):
+    with pytest.raises(Killed):
+        train(dev=killed_in_epoch(2))
+    (path,) = checkpoints(tmp_path)
+    evil = Malicious(tmp_path / "executed")
+    content = torch.load(path, weights_only=True) | {"history": evil} if where == "inside" else evil
+    torch.save(content, buffer := io.BytesIO())
+    path.write_bytes(buffer.getvalue())
+    path.rename(path.with_name(f"epoch-00001-{sha256(path)}.pt"))  # sealed
+    with pytest.raises(ValueError, match="holds more than tensors and plain values: delete .*run"):
+        train()
+    assert not (tmp_path / "executed").exists()
+
+
+# --- what is not finite
+
+
+class Broken(Objective):
+    """One of its terms is not finite from some step on."""
+
+    def __init__(self, value: float, step: int):
+        self.value, self.step = value, step
+
+    def before_step(self, network, inputs, batch, step, progress):
+        self.now = step
+
+    def __call__(self, batch, student, teacher, progress):
+        loss = F.cross_entropy(student.logits, batch["labels"])
+        return {"ce": loss, "kd": loss * (self.value if self.now >= self.step else 1.0)}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(("step", "epoch"), [(0, 1), (5, 3)])
+def test_a_loss_that_is_not_finite_stops_the_training_at_its_step(train, tmp_path, value, step, epoch):
+    objective, model = Broken(value, step), build()
+    with pytest.raises(ValueError, match=rf"kd is not finite at step {step + 1}, in epoch {epoch}\. .*learning rate"):
+        train(objective, model=model, epochs=4)
+    assert objective.now == step and all(p.isfinite().all() for p in model.parameters())
+    assert len(checkpoints(tmp_path)) == min(epoch - 1, 2)
+
+
+def test_where_steps_are_not_checked_at_once_the_epoch_is_and_names_the_first_step(train, monkeypatch, tmp_path):
+    """As on a GPU, where a check of each step would have to wait for it."""
+    check, checked = loop._require_finite, []
+
+    def late(values, step, epoch):
+        checked.append(step)
+        if checked.count(step) > 1:
+            check(values, step, epoch)
+
+    monkeypatch.setattr(loop, "_require_finite", late)
+    with pytest.raises(ValueError, match="kd is not finite at step 4, in epoch 2"):
+        train(Broken(float("nan"), 3), epochs=4, batch_size=3)
+    assert checked[-4:] == [3, 4, 5, 3]
+    assert len(checkpoints(tmp_path)) == 1
+
+
+def test_a_learning_rate_that_is_too_high_never_becomes_a_result(train, tmp_path):
+    model = build()
+    with pytest.raises(ValueError, match="ce is not finite at step .*a learning rate that is too high"):
+        train(model=model, optimizer=torch.optim.SGD(model.parameters(), 1e38), max_grad_norm=0.0, epochs=20)
+
+
+def test_dev_logits_that_are_not_finite_stop_the_training(train, tmp_path):
+    """Though their class with the highest logit, hence the scores, would look like any other."""
+
+    def dev(model):
+        with torch.no_grad():
+            model(torch.full((2, 40), float("nan")))
+        return {"UA": 0.5, "WA": 0.5}
+
+    with pytest.raises(ValueError, match="dev logits is not finite at step 2, in epoch 1"):
+        train(dev=dev)
+    assert checkpoints(tmp_path) == []
+
+
+def test_a_score_that_is_not_finite_stops_the_training(train, tmp_path):
+    with pytest.raises(ValueError, match="dev_UA is not finite"):
+        train(dev=lambda _: {"UA": float("nan"), "WA": 0.5})
+    assert checkpoints(tmp_path) == []
+
+
+# --- several processes
+
+
+def shared(folder: Path, batch_size: int = 4) -> dict:
+    """What a training without dropout leaves behind: weights, what was learnt beside them, history."""
+    torch.manual_seed(7)
+    model, objective, scores = Network(0.0), Shifted(), Kept()
+    model.layers[1] = nn.LayerNorm(16)  # batch statistics would be of each process's part alone
+
+    def dev(network):
+        assert network is model
+        scores.lines.append(len(scores.lines) + 10 * loop.processes().process_index)
+        return {"UA": scores.lines[-1], "WA": 0.5}
+
+    fitted = fit(
+        model, objective, Speech(), dev,
+        SimpleNamespace(
+            epochs=3, batch_size=batch_size, max_grad_norm=1.0, precision="float32", warmup_ratio=0.1
+        ),
+        optimizer=torch.optim.SGD([*model.parameters(), objective.shift], 0.1, 0.9),
+        speech_level="overall", seed=0, folder=folder, prepare_inputs=prepare,
+        extra_state={"scores": scores, "shift": nn.ParameterList([objective.shift])},
+    )  # fmt: skip
+    history = fitted.history.reset_index().to_dict("list")
+    return {"last": fitted.last, "shift": objective.shift.detach(), "history": history}
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import torch
+sys.path.insert(0, sys.argv[1])
+from test_training import loop, shared
+torch.set_num_threads(1)
+folder, state = Path(sys.argv[2]), loop.processes()
+try:
+    shared(folder / "odd", batch_size=5)
+except ValueError as error:
+    odd = str(error)
+whole = shared(folder / "run")
+state.wait_for_everyone()
+if state.is_main_process:
+    next((folder / "run").glob("epoch-00003-*.pt")).unlink()
+state.wait_for_everyone()
+again = shared(folder / "run")
+torch.save({"odd": odd, "whole": whole, "again": again}, folder / f"{state.process_index}.pt")
+"""
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """What each of two leaves behind, by gloo on the CPU."""
+    folder = tmp_path_factory.mktemp("shared")
+    (folder / "script.py").write_text(SCRIPT)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += [str(folder / "script.py"), str(Path(__file__).parent), str(folder)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return [torch.load(folder / f"{number}.pt", weights_only=True) for number in range(2)]
+
+
+def test_processes_share_each_batch_and_learn_what_one_learns(two_processes, tmp_path):
+    """Each takes half of every batch; gradients are averaged, those of what is learnt beside the network, too."""
+    alone = shared(tmp_path / "run")
+    first, second = (found["whole"] for found in two_processes)
+    assert identical(first["last"], second["last"]) and torch.equal(first["shift"], second["shift"])
+    loss = alone["history"]["loss"]
+    assert first["history"]["loss"] == pytest.approx(loss, rel=1e-3) and loss[2] < 0.97 * loss[0]
+    torch.testing.assert_close(first["shift"], alone["shift"], rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(first["last"], alone["last"], rtol=1e-3, atol=1e-5)
+    assert first["history"] == second["history"]  # one history, with the scores of the main process
+    assert first["history"]["dev_UA"] == [0, 1, 2]
+
+
+def test_processes_that_share_a_training_resume_together(two_processes):
+    for found in two_processes:
+        assert identical(found["again"]["last"], found["whole"]["last"])
+        assert torch.equal(found["again"]["shift"], found["whole"]["shift"])
+    assert two_processes[0]["again"]["history"] == two_processes[0]["whole"]["history"]
+
+
+def test_a_batch_that_processes_cannot_share_evenly_is_an_error(two_processes):
+    for found in two_processes:
+        assert "batch size (5) needs to be a round multiple of the number of processes (2)" in found["odd"]

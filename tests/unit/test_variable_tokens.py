@@ -14,19 +14,19 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForAudioClassification, Wav2Vec2Config, Wav2Vec2ForSequenceClassification, pipeline
 
 from ser_kd_utils.data.features import log_filter_bank
-from ser_kd_utils.models import variable_tokens
-from ser_kd_utils.models.variable_tokens import (
+from ser_kd_utils.methods.mckd.experiment import MCKDExperiment
+from ser_kd_utils.methods.mckd.model import (
     VariableTokenConfig,
     VariableTokenForAudioClassification,
     front_of,
-    hear,
+    prepare_inputs,
 )
-from ser_kd_utils.models.wav2vec2 import normalise
+from ser_kd_utils.methods.teacher.encoders import normalise
 
 LABELS = ("neutral", "happy", "sad", "angry")
 TOKENS = ("variable", "time")
 FEATURES = ("encoder", "log-mel")
-SMALL = {"frames": 12, "size": 8, "layers": 2, "heads": 2, "inner": 20}
+SMALL = {"frames": 12, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 20}
 CLASSES = {"id2label": dict(enumerate(LABELS)), "label2id": {label: i for i, label in enumerate(LABELS)}}
 CNN = {"conv_dim": (6, 6, 6), "conv_kernel": (20, 8, 4), "conv_stride": (10, 8, 4), "hidden_size": 10}  # 20 ms a frame
 LENGTHS = torch.tensor([4500, 3100, 1700])  # 13, 8 and 4 frames
@@ -113,17 +113,17 @@ def by_hand(model, item: np.ndarray) -> np.ndarray:
     else:
         x = linear("embed", item)
         for position in range(len(x)):
-            for pair in range(use.size // 2):
-                angle = position / 10_000 ** (2 * pair / use.size)
+            for pair in range(use.hidden_size // 2):
+                angle = position / 10_000 ** (2 * pair / use.hidden_size)
                 x[position, 2 * pair] += math.sin(angle)
                 x[position, 2 * pair + 1] += math.cos(angle)
-    for number in range(use.layers):
+    for number in range(use.num_hidden_layers):
         name = f"layers.{number}"
         projected = x @ weights[f"{name}.self_attn.in_proj_weight"].T + weights[f"{name}.self_attn.in_proj_bias"]
-        heads, width = [], use.size // use.heads
-        for head in range(use.heads):
+        heads, width = [], use.hidden_size // use.num_attention_heads
+        for head in range(use.num_attention_heads):
             query, key, value = (
-                projected[:, start + head * width :][:, :width] for start in (0, use.size, 2 * use.size)
+                projected[:, start + head * width :][:, :width] for start in (0, use.hidden_size, 2 * use.hidden_size)
             )
             heads.append(softmax(query @ key.T / math.sqrt(width), -1) @ value)
         x = norm(f"{name}.norm1", x + linear(f"{name}.self_attn.out_proj", np.concatenate(heads, 1)))
@@ -164,7 +164,7 @@ def test_what_pads_features_changes_nothing(tokens, z_score):
 def test_what_pads_waves_changes_nothing(tokens, features):
     model, batch = network(tokens=tokens, features=features), waves()
     alone = torch.cat([model(wave[None, :length]).logits for wave, length in zip(batch, LENGTHS, strict=True)])
-    together = model(**hear(batch, LENGTHS)).logits
+    together = model(**prepare_inputs(batch, LENGTHS)).logits
     close(together, alone)
     close(model(torch.cat([batch, noise(3, 900)], 1), LENGTHS).logits, alone)
     differ(model(batch).logits[1:], alone[1:])
@@ -249,7 +249,7 @@ def test_the_front_is_frozen():
     optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1, weight_decay=0.1)
     start = model.embed.weight.clone()
     for _ in range(2):
-        cross_entropy(model(**hear(waves(), LENGTHS)).logits, torch.tensor([0, 1, 2])).backward()
+        cross_entropy(model(**prepare_inputs(waves(), LENGTHS)).logits, torch.tensor([0, 1, 2])).backward()
         optimiser.step()
     assert all(p.grad is None and not p.requires_grad for p in model.front.parameters())
     assert all(p.grad is not None for name, p in model.named_parameters() if not name.startswith("front."))
@@ -272,13 +272,15 @@ def test_dropout_acts_in_training_only(tokens):
 @torch.no_grad()
 def test_a_saved_model_is_the_same_when_loaded(features, tokens, tmp_path):
     model = network(features=features, tokens=tokens, z_score=True)
-    variable_tokens.save(model, tmp_path)
+    MCKDExperiment.save(model, tmp_path)
     loaded = AutoModelForAudioClassification.from_pretrained(tmp_path)
     assert type(loaded) is VariableTokenForAudioClassification and not loaded.training
     state = loaded.state_dict()
     assert {"mean", "std"} < state.keys() == model.state_dict().keys()
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
-    assert torch.equal(loaded(**hear(waves(), LENGTHS)).logits, model(**hear(waves(), LENGTHS)).logits)
+    assert torch.equal(
+        loaded(**prepare_inputs(waves(), LENGTHS)).logits, model(**prepare_inputs(waves(), LENGTHS)).logits
+    )
     assert [loaded.config.id2label[i] for i in range(4)] == list(LABELS)
     assert all(p.requires_grad != name.startswith("front.") for name, p in loaded.named_parameters())
 
@@ -287,7 +289,7 @@ def test_a_saved_model_is_the_same_when_loaded(features, tokens, tmp_path):
 @torch.no_grad()
 def test_a_saved_model_works_in_transformers_pipeline(features, tmp_path):
     model = network(features=features)
-    variable_tokens.save(model, tmp_path)
+    MCKDExperiment.save(model, tmp_path)
     raw = (0.2 + waves()[0]).numpy()
     scores = pipeline("audio-classification", str(tmp_path))(raw)
     wanted = softmax(model(torch.from_numpy(raw)[None]).logits[0].numpy())
@@ -313,7 +315,7 @@ def test_attentions_are_given_when_asked_for(tokens):
 
 @torch.no_grad()
 def test_the_weights_given_are_those_the_layer_used():
-    model, features = network(layers=1), noise(1, 9, 40)
+    model, features = network(num_hidden_layers=1), noise(1, 9, 40)
     layer, seen = model.layers[0], []
     layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     (weights,) = model(features=features, output_attentions=True).attentions
@@ -385,7 +387,7 @@ def test_gradients_pass_through_a_training_step_on_waves():
         return loss({name: value - 0.1 * gradient[name] for name, value in weights.items()})
 
     with sdpa_kernel(SDPBackend.MATH):
-        found = grad(after_a_step)(weights, hear(waves(), LENGTHS))
+        found = grad(after_a_step)(weights, prepare_inputs(waves(), LENGTHS))
         wanted = grad(after_a_step)(weights, {"features": features, "counts": counts})
     assert all(torch.equal(found[name], wanted[name]) and wanted[name].any() for name in weights)
 
@@ -394,13 +396,13 @@ def test_gradients_pass_through_a_training_step_on_waves():
 @pytest.mark.parametrize("tokens", TOKENS)
 def test_bfloat16(tokens, features):
     model = network(tokens=tokens, features=features, dropout=0.0).train()
-    wanted = model(**hear(waves(), LENGTHS)).logits
+    wanted = model(**prepare_inputs(waves(), LENGTHS)).logits
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        output = model(**hear(waves(), LENGTHS))
+        output = model(**prepare_inputs(waves(), LENGTHS))
     torch.testing.assert_close(output.logits.float(), wanted, rtol=0.1, atol=0.1)
     cross_entropy(output.logits, torch.tensor([0, 1, 2])).backward()
     assert all(p.grad.isfinite().all() and p.grad.abs().max() > 0 for p in model.parameters() if p.requires_grad)
-    half = model.bfloat16()(**hear(waves().bfloat16(), LENGTHS))
+    half = model.bfloat16()(**prepare_inputs(waves().bfloat16(), LENGTHS))
     torch.testing.assert_close(half.logits.float(), wanted, rtol=0.15, atol=0.15)
 
 
@@ -426,7 +428,7 @@ def test_only_log_mel_hears_levels():
     with torch.no_grad():
         for features, hears in (("log-mel", True), ("encoder", False)):
             model = network(features=features)
-            logits, louder = (model(**hear(factor * waves(), LENGTHS)).logits for factor in (1, 10))
+            logits, louder = (model(**prepare_inputs(factor * waves(), LENGTHS)).logits for factor in (1, 10))
             (differ if hears else close)(logits, louder)
 
 

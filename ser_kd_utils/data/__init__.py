@@ -1,0 +1,1 @@
+"""Speech and noise: corpora with their protocols, decoded audio, noise at an SNR, features, downloads."""

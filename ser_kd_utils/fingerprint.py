@@ -1,0 +1,66 @@
+"""Fingerprints of code: what a module, or a script, can reach through imports. A change elsewhere cannot matter."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from collections.abc import Collection, Iterable
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import grimp
+
+OWN = __package__
+
+
+def code_of(module: str, without: Collection[str] = ()) -> dict[str, str]:
+    """The module and all it imports, near or far, within its own package and this one: name -> short hash of its code.
+
+    Comments, docstrings and layout do not count, nor do imports for type checkers alone. without: modules at which the
+    search stops, each with all below it; "package.__init__" means the package's own module and not what is below.
+    Raises ValueError for a module that does not exist.
+    """
+    return _closure([module], without)
+
+
+def code_of_source(text: str) -> dict[str, str]:
+    """The same for everything of this package that a script or notebook imports."""
+    named = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            named |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            named |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return _closure([name for name in named if name in _graph(OWN).modules])
+
+
+def _closure(modules: Iterable[str], without: Collection[str] = ()) -> dict[str, str]:
+    found: dict[str, str] = {}
+    waiting = list(modules)
+    while waiting:
+        name = waiting.pop()
+        stopped = f"{name}.__init__" in without or any(f"{name}.".startswith(f"{each}.") for each in without)
+        if name not in found and not stopped:
+            found[name] = _hash(name)
+            graph = _graph(name.partition(".")[0])
+            waiting += graph.find_modules_directly_imported_by(name)
+            waiting += [name.rpartition(".")[0]] if "." in name else []  # importing it runs its package, too
+    return dict(sorted(found.items()))
+
+
+@cache  # the code of a process is what it was when it began
+def _graph(package: str) -> grimp.ImportGraph:
+    names = dict.fromkeys((package, OWN))
+    return grimp.build_graph(*names, exclude_type_checking_imports=True, cache_dir=None)
+
+
+@cache
+def _hash(module: str) -> str:
+    if not (spec := find_spec(module)):
+        raise ValueError(f"no module {module}")
+    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:12]

@@ -1,0 +1,29 @@
+"""DKDFMH (Zhao et al., ICASSP 2023): decoupled distillation into a CNN with fused multi-head attention."""
+
+from ser_kd_utils.methods.base import Method, Notebook
+
+METHOD = Method(
+    name="dkdfmh",
+    title="DKDFMH",
+    package=__name__,
+    notebooks=(
+        Notebook("04_decoupled_distillation", kinds=("main",), needs=("01_teacher_finetuning",)),
+        Notebook(
+            "05_decoupled_ablations",
+            kinds=("component", "noise"),
+            needs=("01_teacher_finetuning", "04_decoupled_distillation"),
+            parameters=("ablations",),
+            chosen=True,
+        ),
+    ),
+    settings="DKDFMHSettings",
+    experiment="DKDFMHExperiment",
+    protocols=("P2", "P1"),
+    demo_ablations=("cnn-nckd",),
+    styles={
+        "cnn-alone": ("#E69F00", "^", "-"),
+        "cnn-dkd": ("#D55E00", "D", "-"),
+        "cnn-alone-noisy": ("#56B4E9", "v", "--"),
+        "cnn-dkd-noisy": ("#0072B2", "s", "--"),
+    },
+)

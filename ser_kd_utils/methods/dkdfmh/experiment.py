@@ -1,0 +1,159 @@
+"""How DKDFMH's networks (notebooks 04 and 05) are trained, under two protocols."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from ser_kd_utils.data.audio import SAMPLE_RATE
+from ser_kd_utils.data.corpora import load_corpus, split
+from ser_kd_utils.methods.dkdfmh import model
+from ser_kd_utils.methods.dkdfmh.loss import Decoupled
+from ser_kd_utils.methods.dkdfmh.model import HeadFusionConfig, HeadFusionForAudioClassification
+from ser_kd_utils.methods.dkdfmh.variants import P1_VARIANTS
+from ser_kd_utils.methods.teacher.encoders import freeze
+from ser_kd_utils.methods.teacher.experiment import DEVICE, MethodExperiment
+from ser_kd_utils.training.dataset import Shuffled, SpeechDataset
+from ser_kd_utils.training.evaluation import CLEAN
+from ser_kd_utils.training.losses import CrossEntropy
+
+PROTOCOLS = {
+    "P1": "the paper's likely one, optimistic: random fifths of the utterances, those shorter than a segment dropped, "
+    "the epoch chosen by the test score; of the other four fifths a tenth of all is dev, to measure that choice",
+    "P2": "the corpus's own; all utterances, short ones repeated up to a segment; the epoch chosen on dev speech",
+}
+SELECTION = {
+    "P1": "what is reported as P1: checkpoints test-UA and test-WA; `best` and the saved weights: highest dev UA",
+    "P2": "epoch with the highest dev UA; variants trained in noise choose on dev speech in training noise",
+}
+IMPROVISED = {"iemocap": "iemocap-improvised"}  # P1 there: improvised speech, excitement instead of happiness
+ON_TEST = ("UA", "WA")
+"""Scores by which an epoch is also chosen on the test speech itself, to measure what that is worth."""
+_BATCH = 256  # segments at a time where all are gone through
+
+
+class Peeks(list[Tensor]):
+    """Logits of the clean test speech after each epoch, (utterances, classes), kept with the checkpoints."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"logits": [*self]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self[:] = state["logits"]
+
+
+class DKDFMHExperiment(MethodExperiment):
+    """An Experiment (see its arguments) of DKDFMH under P1 or P2."""
+
+    method = "dkdfmh"
+    prepare_inputs = staticmethod(model.prepare_inputs)
+
+    def __init__(self, *args: Any, protocol: str = "P2", **options: Any):
+        """protocol: of PROTOCOLS. Raises ValueError for another, and for P1 where a corpus has no random split."""
+        if protocol not in PROTOCOLS:
+            raise ValueError(f"No protocol {protocol!r}: choose one of {', '.join(PROTOCOLS)}.")
+        self.mark = protocol
+        super().__init__(*args, **options)
+        self._clean: dict[str, Tensor] = {}
+        if protocol == "P1":
+            shortest, parts = round(self.settings.segment * SAMPLE_RATE), (self.train, self.dev, self.test)
+            self.train, self.dev, self.test = ([u for u in part if len(self.audio[u]) >= shortest] for part in parts)
+
+    def _load(self, corpus: str, data_root: str):
+        if self.mark == "P2":
+            return super()._load(corpus, data_root)
+        loaded = load_corpus(IMPROVISED.get(corpus, corpus), data_root or None)
+        return loaded, split(loaded, "random", self.fold, self.seed)
+
+    def available(self):
+        """All under P2, under P1 the main ones of networks of one kind."""
+        every = super().available()
+        return {name: every[name] for name in P1_VARIANTS} if self.mark == "P1" else every
+
+    def card(self) -> dict[str, Any]:
+        return super().card() | {
+            "name": f"{self.mark}: {PROTOCOLS[self.mark]}",
+            "selection": SELECTION[self.mark],
+            "sizes": {part: len(getattr(self, part)) for part in ("train", "dev", "test")},
+            "test": "whole utterances, the mean of their segments' logits, clean and in every noise type at every SNR",
+            "also": "checkpoints test-UA, test-WA: the epoch with the highest score on the clean test speech itself",
+        }
+
+    def teacher(self) -> HeadFusionForAudioClassification:
+        """The network of cnn-teacher, frozen; trained first when its record is not here."""
+        return freeze(HeadFusionForAudioClassification.from_pretrained(self.run("cnn-teacher").folder / "model"))
+
+    def new_network(self, name: str) -> HeadFusionForAudioClassification:
+        """The variant's network before training."""
+        torch.manual_seed(self.seed)
+        return HeadFusionForAudioClassification(self._config(name))
+
+    def _config(self, name: str) -> HeadFusionConfig:
+        use, large = self.settings_of(name), self.variants[name].role == "teacher"
+        return HeadFusionConfig(
+            **{key: getattr(use, key) for key in ("features", "channels", "attention")},
+            frame_step=round(use.frame_step * SAMPLE_RATE),
+            num_attention_heads=use.teacher_attention_heads if large else use.num_attention_heads,
+            head_dim=use.teacher_head_dim if large else use.head_dim,
+            segment=round(use.segment * SAMPLE_RATE),
+            hop=round((use.segment - use.test_overlap) * SAMPLE_RATE),
+            **self.class_names,
+        )
+
+    def dataset(self, name: str) -> SpeechDataset:
+        """The variant's training set, segments, with what its teacher says of the clean ones."""
+        use, variant = self.settings_of(name), self.variants[name]
+        longest, hop = (round(s * SAMPLE_RATE) for s in (use.segment, use.segment - use.train_overlap))
+        data = self._windows(name, self.classes(self.train), longest=longest, hop=hop, order=Shuffled)
+        if not variant.noisy:
+            if use.features not in self._clean:  # computed once for all variants here that take the same
+                self._clean[use.features] = self.features(name, data)
+            data.features = self._clean[use.features]
+        if variant.teacher == "cnn-teacher":
+            data.targets = {"teacher_logits": self._cnn_logits}
+        elif variant.teacher:
+            logits = self.teachers.outputs().logits
+            data.targets = {"teacher_logits": torch.stack([logits[utterance] for utterance, _ in data.windows])}
+        return data
+
+    def features(self, name: str, data: SpeechDataset) -> Tensor:
+        """Of all segments as the network is given them in the first epoch, (segments, frames, width)."""
+        if data.features is not None:
+            return data.features
+        config, level = self._config(name), self.noise_settings.speech_level
+        return torch.from_numpy(data.computed(lambda waves: model.features_of(waves, config), level, _BATCH)[0])
+
+    @cached_property
+    def _cnn_logits(self) -> Tensor:
+        """What the CNN teacher says of the clean segments."""
+        teacher = self.teacher().to(DEVICE)  # frozen, but perhaps trained first
+        features = self.dataset("cnn-teacher").features
+        return torch.cat([teacher(features=some.to(DEVICE)).logits.cpu() for some in features.split(_BATCH)])
+
+    def trained(self, name: str):
+        use, data, network = self.settings_of(name), self.dataset(name), self.new_network(name)
+        network.fit_normalisation(self.features(name, data))
+        objective = Decoupled(use) if self.variants[name].teacher else CrossEntropy()
+        peeks, dev = Peeks(), self._dev_scores(name)
+
+        def score(model: nn.Module) -> dict[str, float]:
+            peeks.append(torch.tensor(np.stack(self._predict(model, self.test, lambda _: [CLEAN], "test")["logits"])))
+            return dev(model)
+
+        optimizer = torch.optim.Adam(network.parameters(), lr=use.lr, weight_decay=use.weight_decay)
+        more = {"optimizer": optimizer, "extra_state": {"peeks": peeks}}
+        more["schedule"] = lambda done: 0.1 ** sum(done >= drop for drop in use.lr_drops)
+        fitted = self._optimise(name, network, objective, data, score, **more)
+        rows = [(utterance, *CLEAN) for utterance in self.test]
+        table = pd.DataFrame(rows, columns=["utterance", "condition", "snr_db"])
+        tables = [table.assign(logits=[*logits.numpy()]) for logits in peeks]
+        scores = pd.DataFrame([self._scores(table) for table in tables], index=fitted.history.index)
+        fitted = dataclasses.replace(fitted, history=fitted.history.join(scores.add_prefix("test_")))
+        best = {metric: tables[scores[metric].to_numpy().argmax()] for metric in ON_TEST}
+        return network, fitted, [table.assign(checkpoint=f"test-{metric}") for metric, table in best.items()]

@@ -1,0 +1,155 @@
+"""How MCKD's students (notebooks 06 and 07) are trained."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ser_kd_utils.data.audio import SAMPLE_RATE
+from ser_kd_utils.data.noise import keyed_rng
+from ser_kd_utils.methods.mckd import model
+from ser_kd_utils.methods.mckd.loss import MetaCurriculum
+from ser_kd_utils.methods.mckd.model import VariableTokenConfig, VariableTokenForAudioClassification
+from ser_kd_utils.methods.mckd.temperature import Temperature
+from ser_kd_utils.methods.teacher import encoders
+from ser_kd_utils.methods.teacher.experiment import DEVICE, MethodExperiment
+from ser_kd_utils.training.dataset import HOP, PairedByClass, SpeechDataset
+
+
+def warm_restarts(epoch: float, first: int, lowest: float) -> float:
+    """Factor of the learning rate: half cosines from 1 to `lowest`, the first over `first` epochs, each next one twice
+    as long (SGDR, Loshchilov & Hutter 2017)."""
+    length = first
+    while epoch >= length:
+        epoch, length = epoch - length, 2 * length
+    return lowest + (1 - lowest) * (1 + math.cos(math.pi * epoch / length)) / 2
+
+
+class MCKDExperiment(MethodExperiment):
+    """An Experiment (see its arguments) of the variable-token student.
+
+    quiz: utterances of the training speakers that no student is trained on, for the meta batches; all variants leave
+    them out, so that they differ in what they are taught and not in what they hear. Raises ValueError where none of a
+    class is left to train on.
+    """
+
+    method = "mckd"
+    prepare_inputs = staticmethod(model.prepare_inputs)
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        self._clean: dict[str, dict[str, np.ndarray]] = {}
+        if self.corpus.name.startswith("meld"):
+            self.settings = self.settings.replace(frames=self.settings.meld_frames)
+        held_out = self.share_of_each_class(self.settings.meta_fraction, "quiz")
+        self.quiz = [utterance for utterance in self.train if utterance in held_out]
+        self.train = [utterance for utterance in self.train if utterance not in held_out]
+        if lacking := set(self.labels) - {self.label_of[utterance] for utterance in self.train}:
+            raise ValueError(
+                f"Fold {self.fold} has no utterance of {', '.join(sorted(lacking))} to train on, once those for the "
+                f"meta batches are held out (mckd.meta_fraction={self.settings.meta_fraction:g}, one at least)."
+            )
+
+    def card(self) -> dict[str, Any]:
+        return super().card() | {
+            "sizes": {part: len(getattr(self, part)) for part in ("train", "quiz", "dev", "test")},
+            "quiz": "utterances of training speakers for the meta batches, left out of every student's training",
+            "test": "whole utterances, one by one, clean and in every noise type at every SNR; "
+            f"the student sees the first {self.settings.frames * HOP / SAMPLE_RATE:g} s",
+        }
+
+    def _decides(self, name: str) -> dict[str, Any]:
+        hears = self.settings_of(name).features == "encoder"
+        return {"quiz": self.quiz, "front": self.teachers.fingerprint("a") if hears else ""}
+
+    def new_network(self, name: str) -> VariableTokenForAudioClassification:
+        """The variant's network before training, with the teacher's CNN and projection where it hears through them."""
+        use = self.settings_of(name)
+        teacher = self.teachers.teacher() if use.features == "encoder" else None
+        torch.manual_seed(self.seed)  # after the teacher, which may have to be trained first
+        sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+        same = {key: getattr(use, key) for key in ("features", "tokens", "frames", *sizes, "dropout", "z_score")}
+        front = model.front_of(teacher) if teacher else {}
+        network = VariableTokenForAudioClassification(VariableTokenConfig(front=front, **same, **self.class_names))
+        if teacher:
+            network.copy_front(teacher)
+        return network
+
+    def features(self, name: str, network: VariableTokenForAudioClassification) -> dict[str, np.ndarray]:
+        """(frames, width) of each training and quiz utterance, as the network is given it in the first epoch; mapped
+        from a file. For the quiz, the network's normalisation and, of clean speech, for training."""
+        kind, clean, utterances = network.config.features, not self.variants[name].noisy, [*self.train, *self.quiz]
+        if clean and kind in self._clean:  # computed once for all variants here that take the same
+            return self._clean[kind]
+        data = self._utterances(name, utterances, **({"longest": sys.maxsize} if clean else {}))
+
+        def features_of(waves: Tensor) -> Tensor:
+            features = network.frame_features(waves.to(DEVICE))[0][0]
+            return features.half() if clean else features
+
+        whole, lengths = data.computed(features_of, self.noise_settings.speech_level)
+        features = dict(zip(utterances, np.split(whole, np.cumsum(lengths)[:-1]), strict=True))
+        return self._clean.setdefault(kind, features) if clean else features
+
+    def _utterances(self, name: str, utterances: list[str], **more: Any) -> SpeechDataset:
+        longest = (self.settings_of(name).frames + 1) * HOP  # the last frame reaches further than its step
+        return self._windows(name, self.classes(utterances), **{"longest": longest, "order": PairedByClass} | more)
+
+    def _targets(self, name: str) -> dict[str, Tensor]:
+        """What the teacher says of each training utterance: logits or, where its head learns, what that one reads."""
+        outputs = self.teachers.outputs()
+        embeddings = [outputs.embeddings[utterance] for utterance in self.train]
+        if self.settings_of(name).meta == "teacher":
+            return {"teacher_embedding": torch.stack(embeddings)}
+        head = encoders.head_of(self.teachers.teacher())
+        return {"teacher_logits": torch.stack([head(embedding) for embedding in embeddings])}
+
+    def _objective(self, name: str, features: Mapping[str, np.ndarray]) -> MetaCurriculum:
+        use, temperature, head, optimizer = self.settings_of(name), None, nn.Identity(), None
+        counts = np.bincount([*self.classes(self.train).values()])
+        weights = counts.sum() / len(counts) / counts if use.balance == "inverse" else np.ones(len(counts))
+        if self.variants[name].teacher:
+            base = "curriculum" if use.curriculum else "fixed"
+            temperature = Temperature(base, use.temperature, use.meta == "temperature", use.ramp).to(DEVICE)
+            head = deepcopy(encoders.head_of(self.teachers.teacher())).requires_grad_().to(DEVICE)
+            if use.meta == "temperature":
+                optimizer = torch.optim.Adam([temperature.log_factors], use.meta_lr)
+            elif use.meta == "teacher":
+                optimizer = torch.optim.Adam(head.parameters(), use.meta_teacher_lr)
+        quiz = self._utterances(name, self.quiz, features=features, frames=use.frames)
+
+        def questions(step: int) -> tuple[dict[str, Tensor], Tensor]:
+            size = min(use.batch_size, len(quiz))
+            batch = quiz.__getitems__(keyed_rng("quiz", self.seed, step).choice(len(quiz), size, replace=False))
+            return {key: value.to(DEVICE) for key, value in batch["inputs"].items()}, batch["labels"].to(DEVICE)
+
+        weights = torch.tensor(weights, dtype=torch.float32, device=DEVICE)
+        return MetaCurriculum(use, weights, temperature, head, questions, optimizer)
+
+    def prepared(self, name: str) -> tuple[VariableTokenForAudioClassification, MetaCurriculum, SpeechDataset]:
+        """The variant's network before training, what it is to minimise, and its training set."""
+        variant, network = self.variants[name], self.new_network(name).to(DEVICE)
+        features = self.features(name, network)
+        network.fit_normalisation(torch.from_numpy(features[utterance]) for utterance in self.train)
+        clean = {} if variant.noisy else {"features": features, "frames": self.settings_of(name).frames}
+        data = self._utterances(name, self.train, targets=self._targets(name) if variant.teacher else {}, **clean)
+        return network, self._objective(name, features), data
+
+    def dataset(self, name: str) -> SpeechDataset:
+        """The variant's training set, with what the teacher says of the clean utterances."""
+        return self.prepared(name)[2]
+
+    def trained(self, name: str):
+        use, (network, objective, data) = self.settings_of(name), self.prepared(name)
+        learnt = [p for p in network.parameters() if p.requires_grad]
+        learnt += objective.temperature.curriculum_parameters() if objective.temperature else []
+        more = {"optimizer": torch.optim.SGD(learnt, use.lr, use.momentum), "extra_state": objective.extra_state}
+        more["schedule"] = lambda done: warm_restarts(done * use.epochs, use.restart, use.lowest_lr / use.lr)
+        return network, self._optimise(name, network, objective, data, **more), []

@@ -1,0 +1,116 @@
+"""MCKD's loss: cross-entropy, a supervised contrastive loss, and distillation at temperatures that are learnt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from accelerate.utils import reduce
+from torch import Tensor, nn
+from torch.distributed.checkpoint.stateful import Stateful
+from torch.func import functional_call
+
+from ser_kd_utils.methods.mckd.settings import MCKDSettings
+from ser_kd_utils.methods.mckd.temperature import Temperature, meta_gradient
+from ser_kd_utils.training.loop import Objective
+from ser_kd_utils.training.losses import kd_loss, promote
+
+
+def supervised_contrastive(embeddings: Tensor, labels: Tensor, temperature: float = 0.07) -> Tensor:
+    r"""Supervised contrastive loss (SupCon, Khosla et al. 2020, eq. 2: the mean over positives outside the log).
+
+    embeddings: (batch, width), normalised here; labels: (batch,). With cosines c, T = temperature and the positives
+    P(i), all other items of the label of i, the scalar
+
+    $$-\frac{1}{B}\sum_i \frac{1}{|P(i)|} \sum_{p \in P(i)}
+      \log \frac{\exp(c_{ip} / T)}{\sum_{a \ne i} \exp(c_{ia} / T)}$$
+
+    An item without positives adds zero and counts in B, as in the released code. In log space and at least float32.
+    """
+    embeddings = promote(embeddings)
+    # not a matrix product, which autocast would compute in half precision
+    logits = F.cosine_similarity(embeddings[:, None], embeddings, dim=-1) / temperature
+    itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    positive = (labels[:, None] == labels) & ~itself
+    log_p = logits - logits.masked_fill(itself, -torch.inf).logsumexp(1, keepdim=True)
+    sums = log_p.masked_fill(~positive, 0).sum(1)  # a batch of one item has no finite log_p
+    return -(sums / positive.sum(1).clamp_min(1)).mean()
+
+
+@dataclass(frozen=True)
+class MetaCurriculum(Objective):
+    """CE + mu SupCon + nu KD (Zhao et al. 2025), KD at the temperatures of `temperature`; None: no teacher.
+
+    quiz: step -> a held-out meta batch, (arguments of the network, labels). optimizer: of what the meta step teaches,
+    None: nothing.
+    """
+
+    settings: MCKDSettings
+    class_weights: Tensor  # (classes,), of cross-entropy
+    temperature: Temperature | None
+    head: nn.Module  # of the teacher: its mean state of an utterance -> logits
+    quiz: Callable[[int], tuple[dict[str, Tensor], Tensor]]
+    optimizer: torch.optim.Optimizer | None
+
+    def __call__(self, batch, student, teacher, progress):
+        use, labels = self.settings, batch["labels"]
+        terms = {"ce": self._cross_entropy(student.logits, labels)}
+        if use.supcon_weight:
+            contrast = supervised_contrastive(student.hidden_states[0], labels, use.supcon_temperature)
+            terms["supcon"] = use.supcon_weight * contrast
+        if self.temperature:
+            temperatures = self.temperature(progress * use.epochs)
+            theirs = self._teacher_logits(batch).detach()
+            terms["kd"] = use.kd_weight * kd_loss(student.logits, theirs, *temperatures)
+        return terms
+
+    def before_step(self, network, inputs, batch, step, progress):
+        """The meta step: a pilot step of the student on this batch, and what the quiz says of it."""
+        use = self.settings
+        if not self.optimizer or step % use.meta_every:
+            return
+        questions, answers = self.quiz(step)
+        epoch, learned = progress * use.epochs, self.learned
+
+        def distill(call: Callable, learned: Mapping[str, Tensor]) -> Tensor:
+            if use.meta == "teacher":
+                theirs, temperatures = self._teacher_logits(batch, learned), self.temperature(epoch)
+            else:
+                theirs = self._teacher_logits(batch)
+                temperatures = self.temperature.base(epoch).detach() * learned["log_factors"].exp()
+            return use.kd_weight * kd_loss(call(**inputs).logits, theirs, *temperatures)
+
+        def quiz(call: Callable) -> Tensor:
+            return self._cross_entropy(call(**questions).logits, answers)
+
+        for name, gradient in meta_gradient(network, distill, quiz, learned, use.lr).items():
+            learned[name].grad = reduce(gradient, "mean")  # over the processes that share the batch
+        self.optimizer.step()
+
+    @property
+    def learned(self) -> dict[str, Tensor]:
+        """What the quiz teaches: the teacher's head or the factors of the temperatures."""
+        if self.settings.meta == "teacher":
+            return dict(self.head.named_parameters())
+        return {"log_factors": self.temperature.log_factors}
+
+    @property
+    def extra_state(self) -> dict[str, Stateful]:
+        """What a checkpoint keeps beside the network."""
+        kept = {"temperature": self.temperature, "head": self.head, "optimizer": self.optimizer}
+        return {name: each for name, each in kept.items() if each}
+
+    def state(self):
+        if not self.temperature:
+            return {}
+        return dict(zip(("tau_student", "tau_teacher"), (tau.item() for tau in self.temperature.last), strict=True))
+
+    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits, labels, weight=self.class_weights)
+
+    def _teacher_logits(self, batch: Mapping[str, Tensor], weights: Mapping[str, Tensor] | None = None) -> Tensor:
+        if "teacher_logits" in batch:
+            return batch["teacher_logits"]
+        return functional_call(self.head, dict(weights or {}), (batch["teacher_embedding"],))

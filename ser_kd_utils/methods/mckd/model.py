@@ -1,0 +1,223 @@
+"""The student of meta-knowledge and curriculum distillation (Zhao et al., IEEE Trans. Affective Computing 2025).
+
+An inverted transformer (iTransformer, Liu et al., ICLR 2024): each feature channel's whole time series is one token.
+Its control is an ordinary transformer whose tokens are time frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForAudioClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Wav2Vec2Config,
+    Wav2Vec2ForSequenceClassification,
+)
+from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2FeatureEncoder, Wav2Vec2FeatureProjection
+
+from ser_kd_utils.data.features import FILTERS, FRAME, log_filter_bank
+from ser_kd_utils.methods.teacher.encoders import normalise
+from ser_kd_utils.training.dataset import HOP
+
+_FRONT = ("conv_dim", "conv_kernel", "conv_stride", "conv_bias", "feat_extract_norm", "feat_extract_activation")
+_FRONT += ("feat_proj_dropout", "layer_norm_eps", "hidden_size")
+
+
+class VariableTokenConfig(PreTrainedConfig):
+    """Defaults: iTransformer's sizes on wav2vec2-base's CNN; with labels, as any transformers config.
+
+    features: "encoder" (a teacher's CNN and projection) or "log-mel" (40 filters); tokens: "variable" or "time";
+    frames: how many the network sees, 20 ms each: what is longer is cropped, what is shorter padded with zeros;
+    hidden_size, num_hidden_layers, num_attention_heads, intermediate_size, dropout: of the transformer; z_score: each
+    channel less its mean over the utterance, by its standard deviation (removes level cues); front: what `front_of`
+    says of the teacher, for "encoder" (what it leaves out is as in wav2vec2-base). Raises ValueError for an unknown
+    word.
+    """
+
+    model_type = "variable-token"
+
+    features: str = "encoder"
+    tokens: str = "variable"
+    frames: int = 326
+    hidden_size: int = 512
+    num_hidden_layers: int = 2
+    num_attention_heads: int = 8
+    intermediate_size: int = 2048
+    dropout: float = 0.1
+    z_score: bool = False
+    front: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self, **kwargs):
+        for name, choices in (("features", ("encoder", "log-mel")), ("tokens", ("variable", "time"))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r}: choose one of {', '.join(map(repr, choices))}.")
+        super().__post_init__(**kwargs)
+
+
+def front_of(teacher: Wav2Vec2ForSequenceClassification) -> dict[str, Any]:
+    """The shape of the teacher's CNN and feature projection, as the config's `front`."""
+    return {name: getattr(teacher.config, name) for name in _FRONT}
+
+
+class _Front(nn.Module):
+    """wav2vec 2.0's CNN and feature projection. Frozen and in eval mode, also when the network trains."""
+
+    def __init__(self, config: Wav2Vec2Config):
+        super().__init__()
+        self.feature_extractor = Wav2Vec2FeatureEncoder(config)
+        self.feature_projection = Wav2Vec2FeatureProjection(config)
+        self.eval()
+
+    def train(self, mode: bool = True) -> _Front:
+        return super().train(False).requires_grad_(False)  # here, too: from_pretrained thaws, then calls eval
+
+    @torch.no_grad()
+    def forward(self, waves: Tensor) -> Tensor:
+        """(batch, samples) -> (batch, frames, width)."""
+        return self.feature_projection(self.feature_extractor(waves).mT)[0]
+
+
+class VariableTokenForAudioClassification(PreTrainedModel):
+    """Features, normalised by the training part's statistics; tokens; layers as iTransformer's, whose norms come after
+    the sums; a norm; the mean over tokens; a linear classifier.
+    """
+
+    config_class = VariableTokenConfig
+    main_input_name = "input_values"
+
+    def __init__(self, config: VariableTokenConfig):
+        super().__init__(config)
+        width, self._steps = FILTERS, [(FRAME, HOP)]
+        if config.features == "encoder":
+            front = Wav2Vec2Config(**config.front)
+            width, self._steps = front.hidden_size, list(zip(front.conv_kernel, front.conv_stride, strict=True))
+            self.front = _Front(front)
+        self.embed = nn.Linear(config.frames if config.tokens == "variable" else width, config.hidden_size)
+        shape = (config.hidden_size, config.num_attention_heads, config.intermediate_size, config.dropout)
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(*shape, activation="gelu", batch_first=True)
+            for _ in range(config.num_hidden_layers)
+        )
+        self.norm = nn.LayerNorm(config.hidden_size)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("std", torch.ones(width))
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """torch's defaults, as iTransformer's code."""
+        if isinstance(module, nn.MultiheadAttention):
+            module._reset_parameters()
+        elif isinstance(module, (nn.Linear, nn.LayerNorm, nn.Conv1d, nn.GroupNorm)):
+            module.reset_parameters()
+
+    def copy_front(self, teacher: Wav2Vec2ForSequenceClassification) -> None:
+        """Take over the weights of the teacher's CNN and feature projection."""
+        for name, part in self.front.named_children():
+            part.load_state_dict(getattr(teacher.wav2vec2, name).state_dict())
+
+    def frame_features(self, waves: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(batch, frames, width) float32 features of all frames, and (batch,) how many are valid; `forward` crops.
+
+        waves: (batch, samples) at 16 kHz; lengths: (batch,) valid samples, None: all. A frame is valid when all of its
+        samples are, the first one always. So padding changes nothing, unless the CNN has a group norm (wav2vec2-base):
+        that one hears it.
+        """
+        if lengths is None:
+            lengths = waves.new_full((len(waves),), waves.shape[1], dtype=torch.long)
+        counts = lengths
+        for kernel, stride in self._steps:
+            counts = (counts - kernel) // stride + 1
+        counts = counts.clamp(min=1)
+        waves = waves.float()  # spectra need it
+        if self.config.features == "encoder":
+            features = self.front(normalise(waves, lengths).to(self.dtype)).float()
+        else:
+            features = log_filter_bank(waves, HOP)
+        return features[:, : counts.max()], counts
+
+    @torch.no_grad()
+    def fit_normalisation(self, features: Iterable[Tensor], counts: Iterable[int] | None = None) -> None:
+        """Take mean and standard deviation of each channel from the training part's features.
+
+        features: (utterances, frames, width), or one utterance's (frames, width) after the other; counts: valid frames
+        of each, None: all. They are saved with the weights.
+        """
+        items = features if counts is None else (item[:count] for item, count in zip(features, counts, strict=True))
+        frames, total, squares = 0, 0.0, 0.0
+        for item in items:
+            item = item.double()
+            frames, total, squares = frames + len(item), total + item.sum(0), squares + item.square().sum(0)
+        mean = total / frames
+        self.mean.copy_(mean)
+        self.std.copy_((squares / frames - mean.square()).clamp(min=1e-10).sqrt())
+
+    def forward(
+        self, input_values: Tensor | None = None, lengths: Tensor | None = None, features: Tensor | None = None,
+        counts: Tensor | None = None, output_attentions: bool = False,
+    ) -> SequenceClassifierOutput:  # fmt: skip
+        """Logits (batch, labels), and as `hidden_states` one embedding (batch, hidden_size), the mean over tokens.
+
+        Pass either input_values (batch, samples), waves at 16 kHz, with lengths, or features (batch, frames, width),
+        as from `frame_features`, with counts (None: all are valid). attentions: of each layer (batch, heads, tokens,
+        tokens), where asked for. Raises ValueError for both or neither.
+        """
+        if (input_values is None) == (features is None):
+            raise ValueError("Pass either input_values or features.")
+        if features is None:
+            features, counts = self.frame_features(input_values, lengths)
+        x, valid = self._tokens(features, counts)
+        padding, attentions = None if valid is None else ~valid, []
+        for layer in self.layers:
+            if output_attentions:  # the layer itself does not tell
+                attentions.append(layer.self_attn(x, x, x, padding, average_attn_weights=False)[1])
+            x = layer(x, src_key_padding_mask=padding)
+        x = self.norm(x)
+        embedding = x.mean(1) if valid is None else (x * valid[..., None]).sum(1) / valid.sum(1, keepdim=True)
+        return SequenceClassifierOutput(
+            logits=self.classifier(embedding),
+            hidden_states=(embedding,),
+            attentions=tuple(attentions) if output_attentions else None,
+        )
+
+    def _tokens(self, features: Tensor, counts: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """(batch, tokens, hidden_size), and for time tokens (batch, tokens) booleans: which are not padding."""
+        features = features[:, : self.config.frames]
+        frames = features.shape[1]
+        if counts is None:
+            counts = features.new_full((len(features),), frames)
+        valid = torch.arange(frames, device=features.device) < counts[:, None]
+        values = ((features - self.mean) / self.std) * valid[..., None]
+        if self.config.z_score:
+            own = valid.sum(1)[:, None, None]
+            values = (values - values.sum(1, keepdim=True) / own) * valid[..., None]
+            # the floor keeps rounding errors of a constant channel, such as digital silence, small
+            values = values / (values.square().sum(1, keepdim=True) / own).clamp(min=1e-6).sqrt()
+        values = values.to(self.dtype)
+        if self.config.tokens == "variable":
+            return self.embed(F.pad(values, (0, 0, 0, self.config.frames - frames)).mT), None
+        return self.embed(values) + _positions(frames, self.config.hidden_size).to(values), valid
+
+
+def _positions(frames: int, size: int) -> Tensor:
+    """(frames, size) sines and cosines in turn (Vaswani et al. 2017)."""
+    angles = torch.arange(frames)[:, None] / 10_000 ** (torch.arange(0, size, 2, dtype=torch.float64) / size)
+    return torch.stack([angles.sin(), angles.cos()], -1).flatten(1)
+
+
+def prepare_inputs(waves: Tensor, lengths: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+    """The network's keyword arguments for waves (batch, samples), of which the first `lengths` (batch,) are valid."""
+    return {"input_values": waves, "lengths": lengths}
+
+
+AutoConfig.register(VariableTokenConfig.model_type, VariableTokenConfig)
+AutoModelForAudioClassification.register(VariableTokenConfig, VariableTokenForAudioClassification)

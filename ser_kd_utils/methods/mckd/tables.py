@@ -1,0 +1,105 @@
+"""MCKD's tables. Scores are those of clean speech unless a column says noisy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import pandas as pd
+
+from ser_kd_utils.methods import settings_of
+from ser_kd_utils.methods.mckd.variants import variants
+from ser_kd_utils.metrics import score
+from ser_kd_utils.records import Run
+from ser_kd_utils.report import tables as report
+from ser_kd_utils.report.tables import BLANK, Comparison, Line, Score, Selection, Table, word
+
+FULL = "mc-full"
+METRICS = ("WA", "UA", "WF1")
+COMPARISONS = [
+    Comparison(f"mc-{better}", f"mc-{worse}", "clean")
+    for better, worse in (
+        ("supcon", "alone"), ("kd", "supcon"), ("curriculum", "kd"), ("meta", "kd"), ("full", "kd"), ("full", "alone"),
+        ("full", "supcon"),
+    )
+]  # fmt: skip
+IN_NOISE = {
+    "mc-alone": "", FULL: "mc-alone", "mc-z-score": FULL, "mc-alone-noisy": "mc-alone",
+    "mc-kd-noisy": "mc-alone-noisy", "mc-full-noisy": "mc-kd-noisy",
+}  # fmt: skip
+"""Of the variants compared in noise, the one each is tested against."""
+CLAIMS = (
+    Comparison("mc-supcon", "mc-alone", "clean", "drawing each class together (SupCon) helps"),
+    Comparison("mc-kd", "mc-supcon", "clean", "a teacher helps"),
+    Comparison("mc-curriculum", "mc-kd", "clean", "a curriculum of the temperature helps"),
+    Comparison("mc-curriculum", "mc-kd-start", "clean", "a curriculum that moves beats one that stays at its start"),
+    Comparison("mc-meta", "mc-kd", "clean", "temperatures learnt on held-out speech help"),
+    Comparison(FULL, "mc-kd", "clean", "both together help more than a fixed temperature"),
+    Comparison(FULL, "mc-alone", "clean", "the whole method helps the student"),
+    Comparison("mc-taught-teacher", "mc-kd", "clean", "a teacher that learns from the student beats the fixed one"),
+    Comparison(FULL, "mc-time-tokens", "clean", "variable tokens beat time tokens"),
+    Comparison(FULL, "mc-log-mel", "clean", "the teacher's features beat log-mel"),
+    Comparison("mc-z-score", FULL, "noisy", "a student without level cues bears noise better"),
+    Comparison("mc-alone-noisy", "mc-alone", "noisy", "training in noise helps in noise"),
+    Comparison("mc-kd-noisy", "mc-alone-noisy", "noisy", "a clean teacher helps in noise, after training in noise"),
+    Comparison("mc-full-noisy", "mc-kd-noisy", "noisy", "so do curriculum and meta-knowledge"),
+)
+"""What the paper claims, or follows from it."""
+
+
+def tables(runs: Sequence[Run]) -> list[Table]:
+    runs = [run for run in runs if run.info["method"] == "mckd"]
+    known = variants(settings_of(runs[0].info["profile"])) if runs else {}
+    return [
+        Table("mckd", ("row",), lambda: _main(runs, report.recorded(runs, "main", known))),
+        claims(runs, CLAIMS),
+        report.comparisons("mckd_comparisons", runs, COMPARISONS),
+        report.components("mckd_ablations", runs, known, "clean"),
+        report.in_noise("mckd_noise", runs, IN_NOISE),
+    ]
+
+
+def claims(runs: Sequence[Run], declared: Sequence[Comparison]) -> Table:
+    """These claims, p corrected for their number."""
+    return report.claims("mckd_claims", [report.comparisons("", runs, declared)], declared)
+
+
+def _main(runs: Sequence[Run], names: Iterable[str]) -> list[Line]:
+    """The main variants and, below them, what always answering the commonest class scores; in percent.
+
+    The published scores are those of another corpus unless this is IEMOCAP or MELD, and second-hand.
+    """
+    lines = []
+    for name in names:
+        (sample,) = report.together(runs, Selection((name,)))
+        size = word(f"{sample.info['parameters'] / 1e6:.2f}M")
+        line = {"row": report.label(sample), "model": report.told("title")(sample), "parameters": size}
+        line |= {metric: Score("clean", metric=metric)(sample) for metric in METRICS} | {"UA noisy": Score()(sample)}
+        line |= {"published": word(_published() if name == FULL else ""), "folds x seeds": report.design(sample)}
+        lines.append(line | {"command": word(report.command(sample.runs))})
+    return [*lines, _floor(sample.at("clean").table, lines[-1])] if lines else []
+
+
+def _floor(clean: pd.DataFrame, last: Line) -> Line:
+    """The line of a model that always answers the commonest class of what is tested."""
+    commonest = clean["label"].mode()[0]
+    guess = clean.assign(prediction=commonest)
+    line = dict.fromkeys(last, BLANK) | {"row": word("floor"), "model": word(f"always {commonest}")}
+    line |= {metric: word(f"{100 * score(guess, metric):.1f}") for metric in METRICS}
+    return line | {key: word(last[key].value) for key in ("folds x seeds", "command")}
+
+
+def _published() -> str:
+    table = report.published_values("taffc2025_results").dropna(subset="value")
+    told = [
+        f"{dataset} " + " / ".join(f"{line.metric} {line.value:.1f}" for line in part.itertuples())
+        for dataset, part in table.groupby("dataset")
+    ]
+    return f"{'; '.join(told)} (second-hand)"
+
+
+def temperatures(runs: Sequence[Run]) -> pd.DataFrame:
+    """Temperatures of student and teacher by variant and epoch, (variant, epoch) x (tau_student, tau_teacher), mean of
+    the runs."""
+    names = ["tau_student", "tau_teacher"]
+    found = [run.history[names].assign(variant=run.info["variant"]) for run in runs if names[0] in run.history]
+    return pd.concat(found).groupby(["variant", "epoch"], sort=False).mean() if found else pd.DataFrame(columns=names)

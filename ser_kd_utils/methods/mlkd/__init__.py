@@ -1,0 +1,28 @@
+"""MLKD (Liu et al., Interspeech 2023): several layers of a clean-speech teacher distilled into a student in noise."""
+
+from ser_kd_utils.methods.base import Method, Notebook
+
+METHOD = Method(
+    name="mlkd",
+    title="MLKD",
+    package=__name__,
+    notebooks=(
+        Notebook("02_noisy_student_distillation", kinds=("main",), needs=("01_teacher_finetuning",)),
+        Notebook(
+            "03_mlkd_ablations",
+            kinds=("component", "control", "situation"),
+            needs=("01_teacher_finetuning", "02_noisy_student_distillation"),
+            parameters=("speech_dir", "ablations"),
+            chosen=True,
+        ),
+    ),
+    settings="MLKDSettings",
+    experiment="MLKDExperiment",
+    demo_ablations=("two-stage",),
+    styles={
+        "b": ("#0072B2", "s", "--"),
+        "c": ("#E69F00", "^", "-"),
+        "d": ("#56B4E9", "v", "-"),
+        "e": ("#D55E00", "D", "-"),
+    },
+)

@@ -1,0 +1,93 @@
+"""How MLKD's students (notebooks 02 and 03) are trained."""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+
+from ser_kd_utils.data.audio import SAMPLE_RATE, AudioCache, cache_audio
+from ser_kd_utils.data.corpora import unlabelled
+from ser_kd_utils.methods.mlkd.loss import MultiLevel
+from ser_kd_utils.methods.mlkd.model import DistilledStudent, build_student, scale_cnn_gradient
+from ser_kd_utils.methods.teacher import encoders
+from ser_kd_utils.methods.teacher.experiment import MethodExperiment
+from ser_kd_utils.training.dataset import SpeechDataset
+from ser_kd_utils.training.losses import UNLABELLED, CrossEntropy
+
+
+class MLKDExperiment(MethodExperiment):
+    """An Experiment (see its arguments) of MLKD."""
+
+    method = "mlkd"
+    prepare_inputs = staticmethod(encoders.prepare_inputs)
+    feature_extractor = staticmethod(encoders.feature_extractor)
+
+    def __init__(self, *args: Any, speech_dir: str = "", **options: Any):
+        """speech_dir: a folder of unlabelled speech, for the variants that use it."""
+        self.speech_dir = speech_dir
+        super().__init__(*args, **options)
+        if self.settings.unlabelled_speech and not speech_dir:
+            raise ValueError("mlkd.unlabelled_speech needs unlabelled speech: pass its folder (--speech-dir).")
+
+    def available(self):
+        every = super().available().items()
+        if not self.speech_dir:
+            every = [(name, each) for name, each in every if "unlabelled_speech" not in each.overrides]
+        return {name: each for name, each in every if len(self.train_types) > 1 or not each.held_out_noise}
+
+    @cached_property
+    def speech(self) -> AudioCache:
+        """The unlabelled speech."""
+        return cache_audio(unlabelled(self.speech_dir))
+
+    def _uses_speech(self, name: str) -> bool:
+        use = self.settings_of(name)
+        return use.unlabelled_speech and bool(use.teacher_layers)
+
+    def _decides(self, name: str) -> dict[str, Any]:
+        return {"speech": self.speech.fingerprint if self._uses_speech(name) else ""}
+
+    def _own_options(self, name: str) -> dict[str, str]:
+        return {"speech-dir": "SPEECH" if self._uses_speech(name) else ""}
+
+    def student(self, name: str) -> DistilledStudent:
+        """The variant's student, with fresh prediction heads and the scaled gradient into its CNN."""
+        use, teacher = self.settings_of(name), self.teachers.teacher()
+        torch.manual_seed(self.seed)  # after the teacher, which may have to be trained first
+        small = self.variants[name].role == "student"
+        network = build_student(teacher, use.student_layers if small else teacher.config.num_hidden_layers, use.initial)
+        scale_cnn_gradient(network, use.cnn_gradient)
+        return DistilledStudent(network, use.teacher_layers, teacher.config.hidden_size)
+
+    def dataset(self, name: str) -> SpeechDataset:
+        """The variant's training set, with what the teacher says of whole clean utterances where that is its target."""
+        use, classes, taught, other = self.settings_of(name), self.classes(self.train), {}, {}
+        if use.label_fraction < 1:
+            labelled = self.share_of_each_class(use.label_fraction, "told")
+            classes = {u: label if u in labelled else UNLABELLED for u, label in classes.items()}
+        if self._uses_speech(name):
+            classes |= dict.fromkeys(self.speech.utterances, UNLABELLED)
+            taught["audio"] = ChainMap(self.audio, self.speech)
+            other = taught | {"utterances": list(classes), "content": self.speech.fingerprint}
+        if use.teacher_layers and use.targets == "utterance":
+            own = self.settings.teacher_layers  # one pass serves all variants that want no others
+            layers = own if set(use.teacher_layers) <= set(own) else use.teacher_layers
+            states = self.teachers.outputs(layers, use.target_network == "fine-tuned", **other)
+            logits = torch.stack([states.logits[utterance] for utterance in classes])
+            taught |= {"states": states, "layers": use.teacher_layers, "targets": {"teacher_logits": logits}}
+        longest = int(use.max_seconds * SAMPLE_RATE)
+        return self._windows(name, classes, longest=longest, clean_fraction=use.clean_fraction, **taught)
+
+    def trained(self, name: str):
+        use, objective, more, student = self.settings_of(name), CrossEntropy(), {}, self.student(name)
+        if use.teacher_layers:
+            depth = self.all_settings["teacher"].num_hidden_layers
+            objective = MultiLevel(use, depth, partial(encoders.frame_mask, student.student))
+            if use.targets != "utterance":
+                teacher = self.teachers.teacher(use.target_network == "fine-tuned")
+                more = {"teacher": teacher, "noisy_targets": use.targets == "noisy piece"}
+        more["optimizer"] = torch.optim.AdamW(student.parameters(), use.lr, use.betas, weight_decay=use.weight_decay)
+        return student.student, self._optimise(name, student, objective, self.dataset(name), **more), []

@@ -1,0 +1,200 @@
+"""MLKD's tables: rows (a) to (e), MLKD with one component changed, and distillation in other situations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
+
+import pandas as pd
+
+from ser_kd_utils.methods import settings_of
+from ser_kd_utils.methods.mlkd.variants import variants
+from ser_kd_utils.records import Run
+from ser_kd_utils.report import tables as report
+from ser_kd_utils.report.tables import Comparison, Line, Sample, Score, Selection, Table, word
+
+COMPARISONS = [Comparison(*pair) for pair in ("ed", "ec", "dc", "eb", "cb", "ba")]
+"""Several layers against one, either against none; (e) near the full size (b); what layers and noisy training do."""
+CLAIMS = (
+    Comparison("b", "a", claim="training in noise helps in noise"),
+    Comparison("e", "c", claim="teacher levels help a student in noise"),
+    Comparison("d", "c", claim="one teacher level helps a student in noise"),
+    Comparison("e", "d", claim="several levels help more than the last one"),
+    Comparison("e", "b", claim="the small student with levels beats the full size without"),
+    Comparison("e", "noisy-teacher", claim="targets from clean speech are better than from noisy speech"),
+    Comparison("e", "untuned-teacher", claim="the targets must come from a teacher that knows emotion"),
+    Comparison("e", "two-stage", claim="teacher and labels together are better than one after the other"),
+    Comparison("e-few-labels", "c-few-labels", claim="levels help when labels are few"),
+    Comparison("e-random-start", "c-random-start", claim="levels help a student from random weights"),
+    Comparison("e-unseen", "c-unseen", claim="levels help in a noise that was not heard in training"),
+)
+"""What the paper claims, or distillation at large. Each test stands in one of the other tables."""
+Samples = Callable[[], Mapping[str, Sample]]
+
+
+def tables(runs: Sequence[Run]) -> list[Table]:
+    """From MLKD's records and the teacher's, which is row (a); without lines where nothing of MLKD is recorded."""
+    runs = [run for run in runs if run.info["method"] in ("teacher", "mlkd")]
+    runs = runs if any(run.info["method"] == "mlkd" for run in runs) else []
+    main = complete(runs)
+    known = ["a", *variants(settings_of(runs[0].info["profile"]))] if runs else []
+    samples = cache(lambda: report.aligned(main, report.recorded(main, "main", known)))
+    compared = report.comparisons("mlkd_comparisons", main, COMPARISONS, "UA noisy, points", speech=False)
+    parts = report.components("mlkd_ablations", runs, known, "noisy", "(e)")
+    gains = Table("mlkd_gains", ("situation",), lambda: _gains(runs, known))
+    where = ("noise", "SNR")
+    return [
+        report.scores("mlkd", samples, _columns(main)),
+        compared,
+        Table("mlkd_paper", (*where, "row"), lambda: _beside_published(samples()), "percent; "),
+        Table("mlkd_conditions_UA", where, lambda: _by_condition(samples(), "UA"), "UA in percent; "),
+        Table("mlkd_conditions_WA", where, lambda: _by_condition(samples(), "WA"), "WA in percent; "),
+        Table("mlkd_selection", ("row", "speech"), lambda: _selection(main, samples())),
+        Table("mlkd_folds", ("row",), lambda: _folds(samples()), "UA noisy in percent by fold; "),
+        parts,
+        gains,
+        Table("mlkd_unseen_noise", ("row",), lambda: _unseen(runs)),
+        report.claims("mlkd_claims", [compared, parts, gains], CLAIMS),
+    ]
+
+
+def complete(runs: Sequence[Run]) -> list[Run]:
+    """The main runs whose fold and seed every recorded main variant has: only these can be compared."""
+    main = {tuple(run.info[key] for key in ("variant", "fold", "seed")): run for run in runs if _is_main(run)}
+    names = {name for name, *_ in main}
+    return [run for (_, *pair), run in main.items() if all((name, *pair) in main for name in names)]
+
+
+def _is_main(run: Run) -> bool:
+    return run.info["kind"] == "main" and run.info["method"] in ("teacher", "mlkd")
+
+
+def _columns(main: Sequence[Run]) -> dict[str, report.Column]:
+    """UA and WA in percent, clean, noisy, at the lowest SNR of training and at those tested below it."""
+    snrs = report.snrs(main)
+    low = main[0].info["settings"]["noise"]["train_snr_db"][0] if main else 0
+    lowest = min((snr for snr in snrs if snr >= low), default=low)
+    return {
+        "row": report.label,
+        "model": report.told("title"),
+        "parameters": lambda sample: word(f"{sample.info['parameters'] / 1e6:.2f}M"),
+        "UA clean": Score("clean"),
+        "UA noisy": Score(),
+        **{f"UA {snr:.0f} dB": Score(snr_db=snr) for snr in snrs if snr <= lowest},
+        "WA clean": Score("clean", metric="WA"),
+        "WA noisy": Score(metric="WA"),
+        "published UA": _published_ua,
+        "folds x seeds": report.design,
+        "protocol": lambda sample: word(report.protocol_of(sample.runs[0])),
+        "command": lambda sample: word(report.command(sample.runs)),
+    }
+
+
+def reference(corpus: str) -> pd.DataFrame:
+    """Published values on this corpus, with the variant that stands for the method."""
+    table = report.published_values("mlkd_results")
+    return table.assign(variant=table["method"].replace("MLKD", "e"))[table["dataset"] == corpus.upper()]
+
+
+def _published_ua(sample: Sample) -> report.Cell:
+    """MLKD's value over all noise (lines without an SNR) with its source; blank where the paper has none."""
+    table = reference(sample.info["corpus"]).query("variant == 'e' and metric == 'UA' and condition != 'clean'")
+    found = table[table["snr_db"].isna() & (sample.info["variant"] == "e")]
+    values = [f"{line.value:.1f} ({line.source})" for line in found.dropna(subset="value").itertuples()]
+    return word("; ".join(values) or "not available" * bool(len(found)))
+
+
+def _conditions(samples: Mapping[str, Sample]) -> Iterator[tuple[Line, tuple[str, float | None]]]:
+    """The cells that name it, and clean speech first, then each noise type with falling SNR."""
+    for sample in [*samples.values()][:1]:
+        yield {"noise": word("clean"), "SNR": word(None)}, ("clean", None)
+        noisy = sample.table.dropna(subset="snr_db")[["condition", "snr_db"]].drop_duplicates()
+        for kind, snr in sorted(noisy.itertuples(index=False, name=None), key=lambda each: (each[0], -each[1])):
+            yield {"noise": word(kind), "SNR": word(snr)}, (kind, snr)
+
+
+def _by_condition(samples: Mapping[str, Sample], metric: str) -> list[Line]:
+    return [
+        cells | {report.label(each).text: each.at(*place).score(metric) for each in samples.values()}
+        for cells, place in _conditions(samples)
+    ]
+
+
+def _beside_published(samples: Mapping[str, Sample]) -> list[Line]:
+    """WA and UA beside the published values; the differences are in points.
+
+    Published: lines of results/reference/mlkd_results.csv whose dataset is the corpus, condition a noise type as named
+    here (or `clean`, without snr_db), metric WA or UA, value in percent, and method "MLKD", which is row (e), or the
+    name of another variant. Raises ValueError where two lines have values for one place.
+    """
+    lines, place = [], ["condition", "snr_db", "variant", "metric"]
+    for cells, (kind, snr) in _conditions(samples):
+        for name, sample in samples.items():
+            table = reference(sample.info["corpus"]).dropna(subset="value")
+            if table.duplicated(place).any():
+                raise ValueError("results/reference/mlkd_results.csv has two values for one place: keep one of them.")
+            here = table["snr_db"].isna() if snr is None else table["snr_db"] == snr
+            theirs = table[here & (table["condition"] == kind) & (table["variant"] == name)].set_index("metric")[
+                "value"
+            ]
+            ours = {metric: sample.at(kind, snr).score(metric) for metric in ("WA", "UA")}
+            line = cells | {"row": report.label(sample), "method": report.told("title")(sample)} | ours
+            line |= {f"published {metric}": word(theirs.get(metric)) for metric in ours}
+            less = {metric: round(ours[metric].value - value, 1) for metric, value in theirs.items()}
+            lines.append(line | {f"{metric} - published": word(less.get(metric)) for metric in ours})
+    return lines
+
+
+def _selection(main: Sequence[Run], samples: Mapping[str, Sample]) -> list[Line]:
+    """What the choice of the epoch is worth: UA of the epoch chosen on dev and of the last one, in percent, on the
+    conditions in which both were tested."""
+    lines, titles = [], ("chosen on dev", "last epoch")
+    for name, sample in samples.items():
+        both = report.together(main, Selection((name,)), Selection((name,), "last"))
+        for part in ("clean", "noisy"):
+            named = {"row": report.label(sample), "speech": word(part)}
+            lines.append(named | {title: Score(part)(each) for title, each in zip(titles, both, strict=True)})
+    return lines
+
+
+def _folds(samples: Mapping[str, Sample]) -> list[Line]:
+    """UA over the noise grid in percent by variant and fold, seeds together."""
+    lines = []
+    for sample in samples.values():
+        line, noisy = {"row": report.label(sample)}, sample.at("noisy")
+        for fold, part in noisy.table.groupby("fold"):
+            runs = tuple(run for run in sample.runs if run.info["fold"] == fold)
+            line[str(fold)] = Sample(part, runs, noisy.selection).score()
+        lines.append(line)
+    return lines
+
+
+def _gains(runs: Sequence[Run], known: Sequence[str]) -> list[Line]:
+    """What distillation is worth by situation: rows (e) and (c), then each distilled variant and its control.
+
+    UA noisy in percent; where each fold's training went without a noise type, in that type only.
+    """
+    pairs, infos = [], {run.info["variant"]: run.info for run in runs}
+    main = {"baseline": "c", "situation": "as in the main table", "held_out_noise": ""}
+    situations = {"e": main} | {name: infos[name] for name in report.recorded(runs, "situation", known)}
+    for name, info in situations.items():
+        for both in report.paired(runs, name, info["baseline"]):
+            distilled, control = (sample.at("noisy") for sample in both)
+            words = word(info["situation"] + ", scored in it" * bool(info["held_out_noise"]))
+            cells = {"control UA noisy": control.score(), "distilled UA noisy": distilled.score()}
+            pairs.append(({"situation": words} | cells, distilled, control))
+    return report.differences(pairs, "gain, points", "distilled is better", "control is better")
+
+
+def _unseen(runs: Sequence[Run]) -> list[Line]:
+    """UA in percent in the noise type that each fold left out, for models that heard it in training and that did not.
+
+    All four on the same folds and seeds, at the SNRs of training; cost: what not having heard it takes.
+    """
+    names = ("c", "e", "c-unseen", "e-unseen")
+    found = [sample.at("noisy") for sample in report.together(runs, *(Selection((name,)) for name in names))]
+    pairs = []
+    for heard, unseen in zip(found[:2], found[2:], strict=True):
+        cells = {"row": report.label(heard), "model": report.told("title")(heard)}
+        pairs.append((cells | {"UA heard": heard.score(), "UA not heard": unseen.score()}, heard, unseen))
+    return report.differences(pairs, "cost, points", "hearing it is better", "not hearing it is better")

@@ -1,0 +1,1 @@
+"""Tables, figures and what stands behind a number: everything that is made of records."""

@@ -1,0 +1,180 @@
+"""`ser-kd explain`: from a number in a table to the records, settings, protocol and command behind it."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import re
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ser_kd_utils.records import Run
+from ser_kd_utils.report.tables import BLANK, Cell, Table, command, mark_of
+from ser_kd_utils.report.write import card
+
+CHECKPOINTS = {
+    "best": "the epoch with the highest dev UA",
+    "last": "the last epoch",
+    "test-UA": "the epoch with the highest UA on the clean test itself",
+    "test-WA": "the epoch with the highest WA on the clean test itself",
+}
+SAME, DIFFERENT = 0, 1
+
+
+def find(tables: Mapping[str, Table], name: str, folder: Path) -> Table:
+    """The table of this name, or that a file of this name holds. Raises ValueError for one not written in `folder`."""
+    written = [path.stem for path in sorted(folder.glob("tables/*.csv")) if path.stem in tables]
+    return tables[_choose("table", Path(name).stem, written)]
+
+
+def explain(
+    table: Table, line: str, column: str, *, folder: Path, runs: Sequence[Run], methods: Mapping, settings: Mapping
+) -> int:
+    """Print what is behind a number of a table; without a line (""), which lines and columns there are.
+
+    column: "" for all of the line; folder: of the results, where the table is written; runs: all records there;
+    methods: as `methods.METHODS`; settings: the profile's by group, to name those that differ. Returns DIFFERENT where
+    the table's file is not what its records say. Raises ValueError for a line or column that is not there, and for
+    damaged records.
+    """
+    file = folder / "tables" / f"{table.name}.csv"
+    lines = {table.key(each): each for each in table.lines}
+    columns = [name for name in table.columns if name not in (*table.keys, "command")]
+    if not line:
+        choices = ["", "rows:", *(f"  {key}" for key in lines), "", "columns:", *(f"  {name}" for name in columns)]
+        print(_place(file), _filled(table.caption), *choices, sep="\n")
+        return SAME
+    key = _choose("row", line, lines)
+    asked = [_choose("column", column, columns)] if column else columns
+    cells = {name: lines[key].get(name, BLANK) for name in asked}
+    with file.open(encoding="utf-8", newline="") as text:
+        keys = {name: lines[key][name].text for name in table.keys}
+        written = next((each for each in csv.DictReader(text) if keys.items() <= each.items()), {})
+    print(f"{_place(file)}, row {key}\n")
+    for name, cell in cells.items():
+        differs = f"   DIFFERS from the records: {cell.text or 'nothing'}" if written.get(name) != cell.text else ""
+        print(f"  {name:28}{written.get(name) or '-'}{differs}")
+    same = all(written.get(name) == cell.text for name, cell in cells.items())
+    print("  made again from the records:", "equal" if same else "NOT EQUAL")
+    if column:
+        _tell_what_counts(asked[0], cells[asked[0]])
+    behind = [run for cell in cells.values() for run in cell.runs]
+    behind = behind or [run for cell in lines[key].values() for run in cell.runs]  # of a blank cell, the line's
+    groups: dict[tuple[str, str], dict[Run, None]] = {}
+    for run in behind:
+        groups.setdefault((run.info["variant"], mark_of(run)), {})[run] = None
+    for group in groups.values():
+        _describe(list(group), {run.info["fingerprint"]: run for run in runs}, settings)
+    if behind:
+        print("", "protocol", _filled(card(behind)), "", "command", _command(behind, methods), sep="\n")
+    else:
+        print("\nNo run is behind this row.")
+    return SAME if same else DIFFERENT
+
+
+def _choose(kind: str, asked: str, choices: Iterable[str]) -> str:
+    """The choice of this name, with or without its parentheses, else those of which it is a part, if that is one."""
+    names, wanted = {choice: choice.lower().strip("()") for choice in choices}, asked.lower().strip("()")
+    exact = [choice for choice in names if asked.lower() == choice.lower()]
+    bare = [choice for choice, name in names.items() if wanted == name]
+    whole = [choice for choice, name in names.items() if wanted in re.split(r"\W*, \W*", name)]
+    found = exact or bare or whole or [choice for choice in names if asked.lower() in choice.lower()]
+    if len(found) != 1:
+        trouble = "More than one" if found else "No"
+        raise ValueError("\n  ".join([f"{trouble} {kind} {asked!r}: choose among", *(found or names)]))
+    return found[0]
+
+
+def _place(path: Path) -> str:
+    """From the results folder on: where that lies is the reader's."""
+    return "/".join(path.parts[-4:])
+
+
+def _filled(text: str) -> str:
+    style = {"initial_indent": "  ", "subsequent_indent": "  ", "break_on_hyphens": False, "break_long_words": False}
+    return textwrap.fill(text, 78, **style)
+
+
+def _named(*names: str) -> str:
+    return ", ".join(f"({name})" if len(name) == 1 else name for name in names if name)
+
+
+def _tell_what_counts(column: str, cell: Cell) -> None:
+    """Print which predictions decide the cell."""
+    if "published" in column:
+        print("  published values: results/reference/, each with its source")
+    if not (use := cell.selection):
+        return
+    print("\npredictions that count")
+    sides = [(name, use) for name in use.variants] + [(other.variants[0], other) for other in use.beside]
+    for (name, side), some in zip(sides, use.predictions(cell.runs), strict=False):
+        levels = ", ".join(f"{snr:g}" for snr in sorted(some["snr_db"].dropna().unique()))
+        where = ", ".join(some["condition"].unique()) + (f" at {levels} dB" if levels else "")
+        size = f"{some['utterance'].nunique()} utterances, {len(some):,} predictions of {CHECKPOINTS[side.checkpoint]}"
+        print(_filled(f"{_named(name, side.protocol)}: {where}: {size}"))
+
+
+def _describe(group: Sequence[Run], known: Mapping[str, Run], settings: Mapping[str, Any]) -> None:
+    """Print a variant's runs under one protocol, what they share in words."""
+    info = group[0].info
+    title = _named(info["variant"], info["title"], mark_of(group[0]))
+    print(f"\n{title}: {len(group)} run{'s' * (len(group) > 1)}")
+    print(re.sub(r"fold-\d+__seed-\d+$", "fold-F__seed-S", f"  {_place(group[0].folder)}"))
+    listed = pd.DataFrame(_listed(run, known) for run in group)
+    alike = [column for column in listed.columns[4:] if listed[column].nunique() == 1]
+    told = [f"{column}: {listed[column].iloc[0]}" for column in alike if listed[column].iloc[0]]
+    heard = ", ".join(sorted({kind for run in group for kind in run.info["train_noise"]}))
+    told += [f"trained on {f'speech in {heard}' if heard else 'clean speech'}", _settings(info, settings)]
+    print(_filled("; ".join(told)))
+    print(textwrap.indent(listed.drop(columns=alike).to_string(index=False), "  "))
+
+
+def _listed(run: Run, known: Mapping[str, Run]) -> dict[str, Any]:
+    info = run.info
+    return {key: info[key] for key in ("fold", "seed")} | {
+        "epoch": info["best_epoch"],
+        "sha256 of predictions": info["predictions_sha256"][:16],
+        "finished": info["finished"][:16].replace("T", " "),
+        "commit": (info["commit"] or "unknown")[:12] + (info["commit"] or "")[40:],
+        "hardware": info["hardware"]["gpu"] or f"CPU, threads: {info['hardware']['cpu_threads']}",
+        "teacher": _teacher(info, known),
+        "not heard": info["held_out_noise"],
+    }
+
+
+def _teacher(info: Mapping[str, Any], known: Mapping[str, Run]) -> str:
+    """The teacher's record, found by its fingerprint."""
+    wanted = info["teacher_fingerprint"]
+    if not wanted or wanted not in known:
+        return f"not recorded here: {wanted[:12]}" if wanted else ""
+    its = known[wanted].info
+    same = (its["fold"], its["seed"]) == (info["fold"], info["seed"])
+    where = "same fold and seed" if same else f"fold {its['fold']}, seed {its['seed']}"
+    return f"{its['method']}__{its['variant']}, {where}"
+
+
+def _settings(info: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    usual = json.loads(json.dumps({group: dataclasses.asdict(use) for group, use in settings.items()}))
+    used = [(group, name, value) for group, own in info["settings"].items() for name, value in own.items()]
+    other = [f"{name} = {value}" for group, name, value in used if usual.get(group, {}).get(name) != value]
+    told = f"settings: {', '.join([*other, 'the rest '])}" if other else "settings "
+    return f"{told}as in profile {info['profile']}"
+
+
+def _command(behind: Sequence[Run], methods: Mapping[str, Any]) -> str:
+    """What trains these variants and makes the tables again."""
+    kinds = {(run.info["method"], run.info["kind"]) for run in behind}
+    notebooks = {each.name[:2] for name, kind in kinds for each in methods[name].notebooks if kind in each.kinds}
+    parts = dict.fromkeys(run.info["variant"] for run in behind if run.info["kind"] != "main")
+    told = f"{command(behind)} --only {','.join([*sorted(notebooks), '09'])}"
+    told += f" --ablations {','.join(parts)}" * bool(parts)
+    told += " --speech-dir SPEECH" * any(
+        run.info["settings"].get("mlkd", {}).get("unlabelled_speech") for run in behind
+    )
+    words = re.sub(r"(--\S+) (?!--)", "\\1\N{NO-BREAK SPACE}", told)  # an option and its value stay together
+    return _filled(words).replace("\n", " \\\n").replace("\N{NO-BREAK SPACE}", " ")

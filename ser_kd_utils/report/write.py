@@ -1,0 +1,99 @@
+"""Tables as files: CSV, Markdown and LaTeX with the protocol below; and the README's tables."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from ser_kd_utils.records import EVIDENCE, Run
+from ser_kd_utils.report.tables import Table, folds_x_seeds, mark_of
+
+README = EVIDENCE.parent / "README.md"
+
+
+def write(table: Table, folder: Path) -> None:
+    """`name`.csv, .md and .tex below `folder`/tables; a table without lines has no files.
+
+    In .md and .tex the caption stands above and the protocol of its records below, with the command where all lines
+    share it. Folds x seeds that all lines share, the protocol and blank columns are left out there.
+    """
+    if not table.lines:
+        return
+    target, frame = folder / "tables", table.frame
+    target.mkdir(parents=True, exist_ok=True)
+    (target / f"{table.name}.csv").write_text(table.csv(), encoding="utf-8")
+    shared = [name for name in ("folds x seeds", "command") if name in frame and frame[name].nunique() == 1]
+    below = f"*Protocol.* {card(table.runs)}"
+    below += f" Command: `{frame['command'].iloc[0]}`" if "command" in shared else ""
+    blank = [name for name in frame if set(frame[name]) == {""}]
+    frame = frame.drop(columns=[*shared, *blank, "protocol"], errors="ignore")
+    known = frame.astype(object).where(frame.notna(), None)
+    below_md = textwrap.fill(below, 120, break_long_words=False, break_on_hyphens=False)
+    markdown = "\n\n".join((table.caption, known.to_markdown(index=False), below_md))
+    (target / f"{table.name}.md").write_text(f"{markdown}\n", encoding="utf-8")
+    style = {"escape": True, "na_rep": "", "float_format": "{:g}".format}
+    latex = frame.to_latex(index=False, caption=_tex(table.caption), label=f"tab:{table.name}", **style)
+    foot = f"\\par\\footnotesize {_tex(below)}\n\\end{{table}}"
+    (target / f"{table.name}.tex").write_text(latex.replace("\\end{table}", foot), encoding="utf-8")
+
+
+def _tex(text: str) -> str:
+    """LaTeX of text with *emphasis* and `code`; the two hyphens of an option would become a dash."""
+    text = re.sub(r"([&%$#_{}])", r"\\\1", text).replace("--", "-{}-")
+    return re.sub(r"`(.+?)`", r"\\texttt{\1}", re.sub(r"\*(.+?)\*", r"\\emph{\1}", text))
+
+
+def card(runs: Sequence[Run]) -> str:
+    """The protocol of these records in a paragraph: who is tested on whom, how the epoch is chosen, in which noise.
+
+    What differs among records is a range; of two protocols each is told by its name.
+    """
+    protocol, marks = runs[0].info["protocol"], sorted({mark_of(run) for run in runs})
+    told = [_split([run for run in runs if mark_of(run) == mark]) for mark in marks]
+    noise = f"Noise {protocol['noise']}; in the test {protocol['test noise']}"
+    told += [f"Tested: {protocol['test']}", f"{noise}; speech level: {protocol['speech level']}"]
+    commits = sorted({run.info["commit"] or "unknown" for run in runs})
+    few = ", ".join(commit[:12] + commit[40:] for commit in commits)
+    told.append(f"Commit{'s' * (len(commits) > 1)} {few}" if len(commits) < 4 else f"{len(commits)} commits")
+    return ". ".join(told) + "."
+
+
+def _split(runs: Sequence[Run]) -> str:
+    """A protocol's part of the card. Methods with two say in their names how the epoch is chosen, P1 the split, too."""
+    protocol = runs[0].info["protocol"]
+    name, optimistic = protocol.get("name"), protocol["optimistic"]
+    heard = f"test speakers {'never ' * protocol['speaker_independent']}heard in training"
+    told = [name, None if name and optimistic else protocol["rule"], "optimistic: " * (optimistic and not name) + heard]
+    told = "; ".join(filter(None, told))
+    sizes = pd.DataFrame([run.info["protocol"]["sizes"] for run in runs]).dropna(axis="columns")
+    ends = sizes.agg(["min", "max"]).astype(int)
+    spans = (f"{part} {'-'.join(map(str, dict.fromkeys(ends[part])))}" for part in ends)
+    pairs: dict[str, list] = {}
+    for run in runs:
+        pairs.setdefault(run.info["variant"], []).append((run.info["fold"], run.info["seed"]))
+    designs = " or ".join(sorted(set(map(folds_x_seeds, pairs.values()))))
+    told = [told[0].upper() + told[1:], f"Utterances: {', '.join(spans)}; folds x seeds: {designs}"]
+    return ". ".join(told if name else [*told, f"Selection: {protocol['selection']}"])
+
+
+def update_readme(check: bool = False) -> int:
+    """Fill each `<!-- table PATH -->` ... `<!-- end -->` of the README from results/PATH, or with `check` only compare.
+
+    Returns 0 when they agree.
+    """
+
+    def fill(match: re.Match) -> str:
+        return f"<!-- table {match[1]} -->\n{(EVIDENCE / match[1]).read_text(encoding='utf-8')}<!-- end -->"
+
+    old = README.read_text(encoding="utf-8")
+    new = re.sub(r"<!-- table (\S+) -->\n.*?<!-- end -->", fill, old, flags=re.DOTALL)
+    if new != old and check:
+        print("The README's tables differ from results/: run `ser-kd readme`.")
+        return 1
+    if new != old:
+        README.write_text(new, encoding="utf-8")
+    return 0

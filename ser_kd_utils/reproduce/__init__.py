@@ -1,0 +1,1 @@
+"""Reproduction: plan, run, schedule, status, publish, compare."""

@@ -1,0 +1,166 @@
+"""`ser-kd compare`: the numbers and verdicts of a folder of results beside those of the committed evidence.
+
+Both sides' tables are made anew from the records of the runs that both have. A number is "equal" as it is printed, else
+"within" where one side's lies in the other's 95 % interval, else "outside"; one without an interval, such as a p-value,
+"differs". A verdict is the "same" or "changed". The interval covers the choice of test utterances: bits that differ
+between types of processor, which training amplifies, keep most numbers within it.
+"""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from ser_kd_utils.methods import tables_of
+from ser_kd_utils.metrics import interval
+from ser_kd_utils.records import EVIDENCE, Run, folder_name, read_runs, results_folder
+from ser_kd_utils.report.tables import BLANK, Cell
+
+VERDICTS = ("verdict", "reading")
+COLUMNS = ["status", "table", "line", "column", "committed", "here"]
+ENDS = [f"{side} {part}" for side in ("committed", "here") for part in ("value", "low", "high")]
+STATES = ("equal", "within", "outside", "differs", "same", "changed", "only here", "only committed")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """counts: cells by status; runs that both sides have, only this folder and only the evidence; machines: what the
+    runs were made with, by side; cells: table, line, column, status and, by side, text, value, ends of the interval."""
+
+    name: str
+    counts: dict[str, int]
+    machines: pd.DataFrame
+    cells: pd.DataFrame
+
+    @property
+    def code(self) -> int:
+        return int(self.counts["outside"] + self.counts["changed"] > 0)
+
+    @property
+    def summary(self) -> str:
+        """In lines of at most 80 characters."""
+        processors = self.machines.loc[["processor", "instruction_set"]]
+        on = {side: ", ".join(dict.fromkeys(values)) for side, values in processors.items()}
+        told = (
+            "{name} compared with the committed evidence ({committed}; here {here}): {equal} numbers equal, {within} "
+            "within their interval, {outside} outside; {same} verdicts the same, {changed} changed; {differs} numbers "
+            "without interval, such as p-values, differ. Compared: {both} runs; {runs only here} are only here, "
+            "{runs only committed} only committed. Expect equal on the same type of processor, within on another."
+        )
+        return textwrap.fill(told.format(name=self.name, **on, **self.counts), 80)
+
+
+def compare(options: Namespace) -> int:
+    """Print how a folder compares with the evidence; returns 1 where a number is outside or a verdict changed, else 0.
+
+    options: folder, "" for the local one of corpus, name, profile, results and overrides; json: print one JSON object;
+    page: "" or the path of a Markdown page, beside which a picture is written. Raises FileNotFoundError where there are
+    no records or none of them is committed; ValueError for damaged records.
+    """
+    about = (options.name or options.corpus, options.profile, options.overrides)
+    found = compared(Path(options.folder or results_folder(options.results, *about)))
+    if options.json:
+        tables = {"machines": found.machines.to_dict(), "cells": json.loads(found.cells.to_json(orient="records"))}
+        print(json.dumps({"folder": found.name, "counts": found.counts} | tables, indent=1))
+    else:
+        failed = found.cells.loc[found.cells["status"].isin(["outside", "changed"]), COLUMNS].to_numpy()
+        print(found.machines.to_string(), "", *map(" | ".join, failed), "", found.summary, sep="\n")
+    if options.page:
+        _write_page(found, Path(options.page))
+    return found.code
+
+
+def summary(folder: Path) -> tuple[int, str]:
+    """What `compare` returns for this folder, and why in a paragraph; 0 where there is nothing to compare it with."""
+    try:
+        found = compared(folder)
+        return found.code, found.summary
+    except FileNotFoundError as nothing:
+        return 0, textwrap.fill(str(nothing), 80)
+
+
+def compared(folder: Path) -> Comparison:
+    """Raises FileNotFoundError where none of the folder's runs is committed."""
+    here = {run.id: run for run in read_runs(folder)}
+    about = next(iter(here.values())).info
+    evidence = EVIDENCE / folder_name(about["corpus"], about["profile"], about["overrides"])
+    there = {run.id: run for run in read_runs(evidence)} if (evidence / "runs.jsonl").is_file() else {}
+    both = sorted(here.keys() & there.keys())
+    if not both:
+        raise FileNotFoundError(f"No run of {folder.name} is committed: there is nothing to compare it with.")
+    sides = {"committed": [there[run] for run in both], "here": [here[run] for run in both]}
+    machines = pd.DataFrame({side: _made_with(runs) for side, runs in sides.items()})
+    cells = _cells(*sides.values())
+    counts = cells["status"].value_counts().reindex(STATES, fill_value=0).to_dict() | {"both": len(both)}
+    counts |= {"runs only here": len(here) - len(both), "runs only committed": len(there) - len(both)}
+    return Comparison(folder.name, counts, machines, cells)
+
+
+def _made_with(runs: Sequence[Run]) -> dict[str, str]:
+    """Hardware and versions; several where runs differ."""
+    found = [run.info["hardware"] | {"python": run.info["python"]} | run.info["versions"] for run in runs]
+    return {key: " or ".join(sorted({str(each[key]) for each in found})) for key in found[0]}
+
+
+def _by_place(runs: Sequence[Run]) -> dict[tuple[str, str, str], Cell]:
+    lines = [(table, line) for table in tables_of(runs).values() for line in table.lines]
+    return {(table.name, table.key(line), column): cell for table, line in lines for column, cell in line.items()}
+
+
+def _cells(committed: Sequence[Run], here: Sequence[Run]) -> pd.DataFrame:
+    first, second = _by_place(committed), _by_place(here)
+    rows = []
+    for place in first | second:
+        pair = first.get(place, BLANK), second.get(place, BLANK)
+        texts, ends = zip(*((cell.text, (cell.value, cell.low, cell.high)) for cell in pair), strict=True)
+        rows.append((_status(place[-1], *pair), *place, *texts, *ends[0], *ends[1]))
+    cells = pd.DataFrame(rows, columns=COLUMNS + ENDS)
+    return cells[cells["status"] != ""]
+
+
+def _status(column: str, *pair: Cell) -> str:
+    """One of STATES; "" for what is neither a verdict nor a number that predictions decide. pair: committed, here."""
+    word = column in VERDICTS
+    told = [each for each in pair if each.text and (word or each.selection and not isinstance(each.value, str))]
+    if len(told) < 2:
+        return "" if not told else "only here" if told[0] is pair[1] else "only committed"
+    same = pair[0].text == pair[1].text
+    if word or same:
+        return "changed" if not same else "same" if word else "equal"
+    spans = [(one.value, *_ends(other)) for one, other in (pair, pair[::-1])]
+    inside = [low <= value <= high for value, low, high in spans if low is not None]
+    return ("within" if any(inside) else "outside") if inside else "differs"
+
+
+def _ends(cell: Cell) -> tuple[float | None, float | None]:
+    """Of the cell's interval; of a score that is printed without one, made now."""
+    if cell.low is None and cell.selection and not cell.selection.difference:
+        return tuple(100 * end for end in interval(*cell.selection.predictions(cell.runs), cell.selection.metric)[1:])
+    return cell.low, cell.high
+
+
+def _write_page(found: Comparison, path: Path) -> None:
+    """All that is not equal, below a picture of all that has an interval."""
+    import seaborn as sns
+    from matplotlib.figure import Figure
+
+    cells = found.cells
+    others = cells.loc[~cells["status"].isin(["equal", "same"]), COLUMNS].set_index("status").sort_index(kind="stable")
+    tables = [found.machines, pd.crosstab(cells["table"], cells["status"]), others]
+    parts = [f"# {found.name} and the committed evidence", found.summary, f"![committed and here]({path.stem}.png)"]
+    path.write_text("\n\n".join([*parts, *(table.to_markdown() for table in tables)]) + "\n", encoding="utf-8")
+    plotted = cells[cells["status"].isin(["equal", "within", "outside"])].dropna(subset=["committed low", "here low"])
+    x, y = (plotted[f"{side} value"].astype(float) for side in ("committed", "here"))
+    axes = Figure(figsize=(6, 6), layout="constrained").subplots()
+    axes.axline((0, 0), slope=1, color="0.5", linewidth=0.8)
+    axes.hlines(y, plotted["committed low"], plotted["committed high"], "0.85", linewidth=0.6, zorder=0)
+    axes.vlines(x, plotted["here low"], plotted["here high"], "0.85", linewidth=0.6, zorder=0)
+    sns.scatterplot(x=x, y=y, hue=plotted["status"], hue_order=STATES[:3], palette="colorblind", ax=axes)
+    axes.set(xlabel="committed (percent or points, with 95 % intervals)", ylabel="here")
+    axes.figure.savefig(path.with_suffix(".png"), dpi=150)

@@ -1,0 +1,114 @@
+"""`ser-kd publish`: finished local runs become committed evidence, a folder of few files that reads as they do."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from argparse import Namespace
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from ser_kd_utils import records
+from ser_kd_utils.files import sha256
+from ser_kd_utils.methods import tables_of
+from ser_kd_utils.report.tables import about, mark_of
+from ser_kd_utils.report.write import write
+
+LARGEST_NOTEBOOK = 400_000  # bytes
+_PLACE = re.compile(r"(?<![\w.-])(/(home|root|tmp|work|Users|data|mnt|media|scratch|var)/|[A-Z]:\\+Users)[^\s\"']*")
+"""A path that only this machine has."""
+CHECK = "What is behind a number: `ser-kd explain results/{}/tables/TABLE.csv ROW COLUMN`. How your own runs compare: "
+CHECK += "`ser-kd compare FOLDER`. Whether these files are as published: `sha256sum -c SHA256SUMS` in their folder."
+
+
+def publish(options: Namespace) -> int:
+    """Pack the local runs of a corpus and profile into the evidence folder, beside those published there before.
+
+    options: corpus, name, profile, results, overrides; to: the evidence folder, "" for the usual one. A run of the same
+    id is replaced. Raises FileNotFoundError without local runs; ValueError for runs that cannot stand in one table, for
+    damaged ones, for a path of this machine in what would be published and for a folder that holds runs of one's own.
+    """
+    which = (options.name or options.corpus, options.profile, options.overrides)
+    local = records.results_folder(options.results, *which)
+    to = Path(options.to or records.EVIDENCE / records.folder_name(*which))
+    if (to / "runs").exists():
+        raise ValueError(f"{to} holds runs of your own: choose another folder (--to), since it is replaced as a whole.")
+    own = records.read_runs(local)
+    before = records.read_runs(to) if (to / "runs.jsonl").is_file() else []
+    runs = sorted({run.id: run for run in (*before, *own)}.values(), key=lambda run: run.id)
+    records.check_together(to.name, runs)
+    if changed := [run.id for run in own if "local changes" in (run.info["commit"] or "")]:
+        print(f"Trained by code with local changes, which nobody else has: {', '.join(changed)}.")
+    with records.replaced(to, to.with_name(f".{to.name}.publishing")) as fresh:
+        write_published(runs, fresh)
+        for folder in (to, local):
+            _copy(folder, fresh, synthetic=runs[0].info["protocol"]["synthetic"])
+        for table in tables_of(runs).values():
+            write(table, fresh)
+        (fresh / "README.md").write_text(_report(to.name, runs, fresh), encoding="utf-8")
+        files = sorted(path for path in fresh.rglob("*") if path.is_file())
+        _refuse_places(files, {name for run in runs for name in run.stored["utterance"]})
+        sums = "".join(f"{sha256(path)}  {path.relative_to(fresh).as_posix()}\n" for path in files)
+        (fresh / "SHA256SUMS").write_text(sums, encoding="utf-8")
+    print(f"{to.name}: {len(runs)} runs, {len(own)} of them from your own, in {len(files) + 1} files.")
+    return 0
+
+
+def write_published(runs: Sequence[records.Run], folder: Path) -> None:
+    """Both files of a published folder, see `records`: the same bytes for the same runs."""
+    columns = ["run", *records.COLUMNS]
+    table = pd.concat([run.stored.assign(run=run.id) for run in runs], ignore_index=True)[columns]
+    # most of it are logits: their first bytes, then their second ones, take an eighth less
+    packing = {"compression": "zstd", "compression_level": 19, "use_byte_stream_split": ["logits.list.element"]}
+    table.to_parquet(folder / "predictions.parquet", index=False, use_dictionary=columns[:-1], **packing)
+    lines = [{"run": run.id} | {key: value for key, value in run.info.items() if key != "files"} for run in runs]
+    (folder / "runs.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
+
+
+def _copy(folder: Path, fresh: Path, synthetic: bool) -> None:
+    """Figures and, of real speech, each notebook of up to LARGEST_NOTEBOOK as it was run on its first fold and seed."""
+    if (folder / "figures").exists():
+        shutil.copytree(folder / "figures", fresh / "figures", dirs_exist_ok=True)
+    for path in sorted(folder.glob("notebooks/*.ipynb"), reverse=True):  # the first comes last
+        text = _notebook(path)
+        if not synthetic and len(text.encode()) <= LARGEST_NOTEBOOK:
+            (fresh / "notebooks").mkdir(exist_ok=True)
+            (fresh / "notebooks" / f"{path.stem.partition('__')[0]}.ipynb").write_text(text, encoding="utf-8")
+
+
+def _notebook(path: Path) -> str:
+    """The executed notebook without papermill's notes, and with a parameter's name where its folder stands."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    given = content["metadata"].pop("papermill", {}).get("parameters", {})
+    for cell in content["cells"]:
+        cell["metadata"] = {key: value for key, value in cell["metadata"].items() if key == "tags"}
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    for name, value in sorted(given.items(), key=lambda item: -len(str(item[1]))):
+        if Path(str(value)).is_absolute():
+            text = text.replace(json.dumps(value)[1:-1], name.upper())
+    return text
+
+
+def _report(name: str, runs: Sequence[records.Run], folder: Path) -> str:
+    """The README of a published folder: its runs, tables with their protocols, figures, and how to check them."""
+    listed = pd.DataFrame([run.info | {"protocol": mark_of(run)} for run in runs])
+    counted = listed.groupby(["method", "variant", "title", "protocol"])
+    counts = counted.agg(runs=("fold", "size"), folds=("fold", "nunique"), seeds=("seed", "nunique")).reset_index()
+    parts = [f"# {name}", f"{about(runs)}.", CHECK.format(name), "## Runs", counts.to_markdown(index=False)]
+    for path in sorted(folder.glob("tables/*.md")):
+        table, protocol = path.read_text(encoding="utf-8").rstrip().split("\n\n*Protocol.* ")
+        folded = f"<details><summary>Protocol</summary>\n\n{protocol}\n\n</details>"
+        parts += [f"## Table {path.stem}", table, folded]
+    parts += [f"## Figure {path.stem}\n\n![](figures/{path.name})" for path in sorted(folder.glob("figures/*.png"))]
+    parts += [f"[{path.stem}](notebooks/{path.name}), as it was run" for path in sorted(folder.glob("notebooks/*"))]
+    return "\n\n".join(parts) + "\n"
+
+
+def _refuse_places(files: Sequence[Path], utterances: Iterable[str]) -> None:
+    texts = {path.name: path.read_text(encoding="utf-8") for path in files if path.suffix not in (".parquet", ".png")}
+    for name, text in (texts | {"predictions.parquet": "\n".join(utterances)}).items():
+        if found := _PLACE.search(text):
+            raise ValueError(f"{name} names a path of this machine, {found[0]}: nothing is published.")

@@ -1,0 +1,1 @@
+"""Training: an experiment, its datasets, the loop, tests and shared losses."""
