@@ -193,11 +193,7 @@ def mix(
 
 def overall_power(x: Tensor, lengths: Tensor | None = None) -> Tensor:
     """Mean square of each item of (B, T) less its DC offset, over its own length. Returns float64 (B,) on the CPU."""
-<<<<<<< HEAD
     energy, samples = _frames(x, lengths)
-=======
-    energy, samples = _frames(_without_offset(x, lengths), lengths, _energy)
->>>>>>> rooms
     return _total(energy) / samples.sum(1).clamp_min(1)
 
 
@@ -207,7 +203,7 @@ def active_power(x: Tensor, lengths: Tensor | None = None) -> Tensor:
     Frames do not overlap; a shorter last one counts with the samples it has. The DC offset (the mean over the item's
     own length) is no part of its power. Shapes as in `overall_power`.
     """
-    energy, samples = _frames(_without_offset(x, lengths), lengths, _energy)
+    energy, samples = _frames(x, lengths)
     power = energy / samples.clamp_min(1)
     active = power * ACTIVE_RANGE >= power.amax(1, keepdim=True)
     return _total(energy * active) / (samples * active).sum(1).clamp_min(1)
@@ -216,21 +212,8 @@ def active_power(x: Tensor, lengths: Tensor | None = None) -> Tensor:
 LEVELS: dict[str, Callable[..., Tensor]] = {"active": active_power, "overall": overall_power}
 
 
-<<<<<<< HEAD
 def _frames(x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
     """Sum of squares of each 20 ms frame, less the item's DC offset, and its number of samples.
-=======
-def _without_offset(x: Tensor, lengths: Tensor | None) -> Tensor:
-    """(B, T) less each item's mean over its own length; what remains of a constant by rounding is 0."""
-    sums, samples = _frames(x, lengths, _folded)
-    offset = (_total(sums) / samples.sum(1).clamp_min(1)).to(x)[:, None]
-    rest = x - offset
-    return rest.masked_fill_(rest.abs() < offset.abs() * 2.0**-20, 0)
-
-
-def _frames(x: Tensor, lengths: Tensor | None, measure: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """`measure` of each 20 ms frame and its number of samples: float64 and int64 (B, frames), on the CPU.
->>>>>>> rooms
 
     float64 and int64 (B, frames), on the CPU. The last column is what is left of each item after its whole frames;
     frames beyond an item's length hold 0 samples.
@@ -241,7 +224,6 @@ def _frames(x: Tensor, lengths: Tensor | None, measure: Callable[[Tensor], Tenso
     position = whole[:, None] * FRAME + torch.arange(FRAME, device=x.device)
     rest = x.gather(1, position.clamp_max(longest - 1)).masked_fill(position >= lengths[:, None], 0)
     frames = x[:, : count * FRAME].unflatten(1, (count, FRAME))
-<<<<<<< HEAD
     inside = torch.arange(count, device=x.device) < whole[:, None]
     samples = torch.cat([inside * FRAME, (lengths - whole * FRAME)[:, None]], dim=1)
     energy, sums = (
@@ -252,12 +234,6 @@ def _frames(x: Tensor, lengths: Tensor | None, measure: Callable[[Tensor], Tenso
     offset = (_total(sums) / samples.sum(1).clamp_min(1))[:, None]
     centred = energy - 2 * offset * sums + samples * offset.square()  # the sum of (x - offset)^2
     return centred.masked_fill(centred <= energy * 2.0**-20, 0), samples  # so much of a constant is rounding
-=======
-    measured = torch.cat([measure(frames), measure(rest[:, None])], dim=1)
-    inside = torch.arange(count, device=x.device) < whole[:, None]
-    samples = torch.cat([inside * FRAME, (lengths - whole * FRAME)[:, None]], dim=1)
-    return measured.masked_fill(samples == 0, 0).cpu().double(), samples.cpu()
->>>>>>> rooms
 
 
 def _energy(frames: Tensor) -> Tensor:
@@ -267,14 +243,11 @@ def _energy(frames: Tensor) -> Tensor:
     return _folded(frames.square())
 
 
-<<<<<<< HEAD
 def _sum(frames: Tensor) -> Tensor:
     """Sum over the last axis, in such an order."""
     return frames.sum(-1) if frames.device.type == "cpu" else _folded(frames)
 
 
-=======
->>>>>>> rooms
 def _folded(sums: Tensor) -> Tensor:
     """Sum over the last axis by element-wise additions only: the reductions of some devices depend on the whole."""
     while sums.shape[-1] % 2 == 0:

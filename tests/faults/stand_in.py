@@ -12,11 +12,13 @@ from pathlib import Path
 
 import nbformat
 import numpy as np
+import pandas as pd
 import psutil
 from nbformat.v4 import new_code_cell, new_notebook
 from scipy.io import wavfile
 
 from ser_kd_utils.methods import METHODS
+from ser_kd_utils.records import COLUMNS
 from ser_kd_utils.reproduce.plan import EACH, FIRST, LAST, READING
 
 RATE = 16_000
@@ -145,6 +147,13 @@ def predictions(folder: Path) -> dict[str, bytes]:
         kept = {k: v for k, v in info.items() if not k.endswith(("seconds", "per_second", "memory_mb", "finished"))}
         found[path.parent.name] = path.with_name("predictions.parquet").read_bytes() + json.dumps(kept).encode()
     return found
+
+
+def table(*logits: float) -> pd.DataFrame:
+    """Predictions of as many utterances as there are logits."""
+    given = {"condition": "clean", "checkpoint": "best", "label": "sad", "fold": 1, "seed": 0, "snr_db": np.nan}
+    rows = [given | {"utterance": f"u{n}", "logits": np.array([x, 0.0], np.float16)} for n, x in enumerate(logits)]
+    return pd.DataFrame(rows)[list(COLUMNS)]
 
 
 def write_corpus(root: Path) -> None:

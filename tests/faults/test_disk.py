@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 
-import pandas as pd
-from stand_in import FEW_EPOCHS, TRAIN
+from stand_in import FEW_EPOCHS, TRAIN, table
 
 from ser_kd_utils.records import Run, write_run
 
@@ -63,9 +62,7 @@ def test_a_damaged_record_is_said_and_only_its_training_is_run_again(suite):
     (run / "predictions.parquet").write_bytes(before[:-100])
     assert f"stale        01_teacher_finetuning__fold-1__seed-0  ({run.name} is damaged)" in (suite.status(*options))
     only_tables = suite.run("--only", "09", "--set", FEW_EPOCHS)
-    said = (
-        f"ValueError: runs/{run.name}/predictions.parquet is damaged: restore that folder, or delete it and reproduce"
-    )
+    said = f"ValueError: predictions.parquet of {run.name} is damaged: restore its files, or delete runs/{run.name}"
     assert only_tables.returncode == 1 and said in only_tables.stdout
     assert suite.run(*options).returncode == 0
     assert (run / "predictions.parquet").read_bytes() == before
@@ -77,7 +74,7 @@ def test_a_damaged_record_is_said_and_only_its_training_is_run_again(suite):
 
 def test_a_damaged_run_json_or_receipt_is_said_and_only_its_run_is_done_again(suite, tmp_path):
     folder = tmp_path / "results" / "demo-tiny" / "runs" / "mlkd__x__fold-1__seed-0"
-    run = write_run(folder, pd.DataFrame({"x": [1.0]}), {"fingerprint": "f"}, lambda to: to.mkdir())
+    run = write_run(folder, table(1.0), {"fingerprint": "f"}, lambda to: to.mkdir())
     assert run.complete("f")
     (folder / "run.json").write_text('{"fingerprint": "f", ')
     assert not Run(folder).complete("f")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
-import pandas as pd
 import pytest
-from stand_in import FEW_EPOCHS, TRAIN, Suite, kill, predictions, wait_for, write_corpus
+from stand_in import FEW_EPOCHS, TRAIN, Suite, kill, predictions, table, wait_for, write_corpus
 
 from ser_kd_utils.data.audio import cache_audio
 from ser_kd_utils.data.corpora import load_corpus
@@ -76,7 +76,9 @@ from pathlib import Path
 from ser_kd_utils import records
 {patch}
 folder = Path({folder!r})
-records.write_run(folder, pd.DataFrame({{"x": [2.0] * 1000}}), {{"fingerprint": "new"}},
+sys.path.insert(0, {here!r})
+from stand_in import table
+records.write_run(folder, table(*[2.0] * 1000), {{"fingerprint": "new"}},
                   lambda to: (to.mkdir(), (to / "model.safetensors").write_text("new")))
 """
 MOMENTS = {
@@ -91,12 +93,12 @@ MOMENTS = {
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_record_is_whole_or_absent_whenever_its_writer_is_killed(tmp_path, moment):
     folder = tmp_path / "demo-tiny" / "runs" / "mlkd__x__fold-1__seed-0"
-    write_run(folder, pd.DataFrame({"x": [1.0]}), {"fingerprint": "old"}, lambda to: to.mkdir())
-    killed_in(WRITE.format(patch=MOMENTS[moment], folder=str(folder)))
+    write_run(folder, table(1.0), {"fingerprint": "old"}, lambda to: to.mkdir())
+    killed_in(WRITE.format(patch=MOMENTS[moment], folder=str(folder), here=str(Path(__file__).parent)))
     if moment == "between old and new":
         with pytest.raises(FileNotFoundError):
             read_runs(tmp_path / "demo-tiny")
     else:
         assert Run(folder).complete("old")
-    again = write_run(folder, pd.DataFrame({"x": [2.0]}), {"fingerprint": "new"}, lambda to: to.mkdir())
+    again = write_run(folder, table(2.0), {"fingerprint": "new"}, lambda to: to.mkdir())
     assert again.complete("new") and not any((tmp_path / "demo-tiny" / "unfinished").iterdir())

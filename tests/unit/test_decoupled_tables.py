@@ -11,10 +11,10 @@ import pytest
 from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex
 
-from ser_kd_utils import decoupled_tables as dkd
-from ser_kd_utils import plots, tables
+from ser_kd_utils.methods.dkdfmh import tables as dkd
 from ser_kd_utils.metrics import holm
-from ser_kd_utils.records import run_name, write_run
+from ser_kd_utils.records import run_id, write_run
+from ser_kd_utils.report import plots, tables, write
 
 matplotlib.use("agg")
 LABELS = ("angry", "sad")
@@ -26,7 +26,18 @@ NOISE_ROWS = ("cnn-alone-noisy", "cnn-dkd-noisy")
 
 
 def record(
-    folder, row, wrong, fold=1, seed=0, group="cnn", noisy=0, utterances=None, angry="angry", apart=True, **other
+    folder,
+    row,
+    wrong,
+    fold=1,
+    seed=0,
+    kind="main",
+    noisy=0,
+    utterances=None,
+    angry="angry",
+    apart=True,
+    mark="P2",
+    **other,
 ):
     """A run tested on utterances a0 ... (angry) and s0, s1 (sad) of its fold, that errs on the first `wrong` angry
     ones in clean speech, and on the first `noisy` ones in noise (all six at -5 dB, below the range of training).
@@ -46,18 +57,31 @@ def record(
                 logits = np.eye(2, dtype=np.float16)[label ^ int(error)]
                 rows.append((name, fold, seed, condition, snr_db, checkpoint, labels[label], logits))
     columns = ["utterance", "fold", "seed", "condition", "snr_db", "checkpoint", "label", "logits"]
-    info = {"method": "dkd", "variant": row, "fold": fold, "seed": seed, "labels": labels, "row": row, "group": group}
-    info |= {"corpus": "emodb", "profile": "tiny", "parameters": 155_636, "title": f"<{row}>", "against": "cnn-dkd"}
-    info |= {"question": f"why {row}?", "settings": {"the noise": {"train_snr_db": [0.0, 20.0], "test_snr_db": SNR}}}
-    info["protocol"] = {"noise": "folder: buzz, hum", "speaker_independent": apart}
-    return write_run(folder / "runs" / run_name("dkd", row, fold, seed), pd.DataFrame(rows, columns=columns), info)
+    info = {"method": "dkdfmh", "variant": row, "fold": fold, "seed": seed, "labels": labels, "kind": kind}
+    info |= {"corpus": "emodb", "profile": "tiny", "parameters": 155_636, "title": f"<{row}>", "overrides": ""}
+    info |= {"baseline": dkd.IN_NOISE[row] if row in NOISE_ROWS else "cnn-dkd", "held_out_noise": ""}
+    info |= {"question": f"why {row}?", "settings": {"noise": {"train_snr_db": [0.0, 20.0], "test_snr_db": SNR}}}
+    protocol = {"mark": mark, "protocol": "any", "rule": "r", "optimistic": False, "test": "all", "test noise": "else"}
+    protocol |= {"noise": "folder: buzz, hum", "speaker_independent": apart, "synthetic": False, "sizes": {"test": 8}}
+    info |= {"protocol": protocol | {"selection": "s", "speech level": "active"}, "commit": "c" * 40}
+    name = run_id("dkdfmh", row, fold, seed, mark.replace("P2", ""))
+    return write_run(folder / "runs" / name, pd.DataFrame(rows, columns=columns), info)
+
+
+def made(runs, name) -> pd.DataFrame:
+    return {table.name: table for table in dkd.tables(runs)}[name].frame
+
+
+def ladder(*runs) -> pd.DataFrame:
+    return made([run for some in runs for run in some], "dkd_optimism_alone")
 
 
 @pytest.fixture
 def one(tmp_path):
     """Of P1: two fifths; the epoch of the best UA misses 0, that of the best WA 3, dev's 6, the last 4 and 6."""
     return [
-        record(tmp_path / "1", "cnn-alone", 6, fold, test_UA=0, test_WA=3, last=last) for fold, last in ((1, 4), (2, 6))
+        record(tmp_path / "1", "cnn-alone", 6, fold, test_UA=0, test_WA=3, last=last, mark="P1")
+        for fold, last in ((1, 4), (2, 6))
     ]
 
 
@@ -68,7 +92,6 @@ def two(tmp_path):
     return [
         record(tmp_path / "2", "cnn-alone", 2, 1, noisy=4, utterances=first, test_UA=0, test_WA=1),
         record(tmp_path / "2", "cnn-alone", 0, 2, noisy=2, utterances=second, last=2),
-        record(tmp_path / "2", "c", 0, 7, group=""),  # another method's
     ]
 
 
@@ -78,9 +101,9 @@ def value(text: str) -> float:
 
 
 def test_p1_is_scored_on_its_best_test_epochs_and_p2_on_devs(one, two):
-    table = dkd.dkd_table(one, two)
+    table = made([*one, *two], "dkd")
     line = table.set_index("row").loc["cnn-alone"]
-    assert len(table) == 1 and line[["model", "parameters"]].tolist() == ["student CNN", "155.6k"]
+    assert len(table) == 1 and line[["model", "parameters"]].tolist() == ["<cnn-alone>", "155.6k"]
     assert value(line["WA P1"]) == 62.5 and value(line["UA P1"]) == 100.0  # of another epoch each: 5 of 8, and all
     assert value(line["WA P2"]) == 81.8  # 9 of 11
     assert value(line["UA P2"]) == 85.7  # 5 of 7 angry, 4 of 4 sad
@@ -92,19 +115,19 @@ def test_p1_is_scored_on_its_best_test_epochs_and_p2_on_devs(one, two):
 
 def test_a_protocol_that_is_missing_leaves_its_columns_blank(one, two, tmp_path):
     ours = ["WA P1", "UA P1", "folds x seeds P1"], ["WA P2", "UA P2", "UA noisy P2", "folds x seeds P2"]
-    for runs, there, blank in (((one, []), *ours), (([], two), *ours[::-1])):
-        line = dkd.dkd_table(*runs).iloc[0]
+    for runs, there, blank in ((one, *ours), (two, *ours[::-1])):
+        line = made(runs, "dkd").iloc[0]
         assert set(line[blank]) == {""} and "" not in set(line[there])
-    assert dkd.dkd_table([], two[-1:]).empty and dkd.optimism_table([], two[-1:]).empty
-    assert dkd.optimism_table(one, [])["rung"].tolist() == [1, 2, 3]
-    alone = dkd.optimism_table([], two)
+    assert made([], "dkd").empty and ladder([]).empty
+    assert ladder(one)["rung"].tolist() == [1, 2, 3]
+    alone = ladder(two)
     assert alone[["rung", "against"]].values.tolist() == [[6, ""], [7, "rung 6"], [8, "rung 6"]]
 
 
 def test_main_rows_come_in_order_and_the_published_scores_stand_with_dkd_only(tmp_path):
     names = ["cnn-stored", "cnn-dkd", "cnn-teacher", "cnn-wav2vec2", "cnn-kd"]
-    runs = [record(tmp_path, name, 0) for name in names] + [record(tmp_path, "cnn-nckd", 0, group="cnn-part")]
-    table = dkd.dkd_table(runs[1:2], runs).set_index("row")
+    runs = [record(tmp_path, name, 0) for name in names] + [record(tmp_path, "cnn-nckd", 0, kind="component")]
+    table = made([*runs, record(tmp_path, "cnn-dkd", 0, mark="P1")], "dkd").set_index("row")
     assert list(table.index) == ["cnn-teacher", "cnn-kd", "cnn-dkd", "cnn-wav2vec2", "cnn-stored"]
     published = table["published WA / UA"]
     assert published["cnn-dkd"] == "79.1 / 77.1, IEMOCAP, likely P1 (arXiv 2303.05134 abstract)"
@@ -112,19 +135,19 @@ def test_main_rows_come_in_order_and_the_published_scores_stand_with_dkd_only(tm
 
 
 def test_the_published_scores_are_read_and_not_typed(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "PACKAGE", tmp_path / "package")
+    monkeypatch.setattr(tables, "EVIDENCE", tmp_path / "results")
     folder = tmp_path / "results" / "reference"
     folder.mkdir(parents=True)
     lines = ["paper,table,method,dataset,condition,snr_db,metric,value,source"]
     lines += ["D,abstract,DKDFMH,X,clean,,UA,12.3,there (copy)", "D,list,DKDFMH,X,clean,,UA,99,elsewhere"]
     lines += ["D,abstract,DKDFMH,X,clean,,WA,45.6,there (copy)"]
     (folder / "dkdfmh_results.csv").write_text("\n".join(lines))
-    table = dkd.dkd_table([], [record(tmp_path, "cnn-dkd", 0)])
+    table = made([record(tmp_path, "cnn-dkd", 0)], "dkd")
     assert table["published WA / UA"].tolist() == ["45.6 / 12.3, X, likely P1 (there)"]
 
 
 def test_the_ladder_of_choices_of_the_epoch_and_of_splits(one, two):
-    table = dkd.optimism_table(one, two).set_index("rung")
+    table = ladder(one, two).set_index("rung")
     assert [value(cell) for cell in table["WA"]] == [62.5, 25.0, 37.5, 40.0, 80.0, 90.9, 81.8, 63.6]
     # angry recalled: P1 12, 0 and 2 of 12; of those both tested 0 and 4 of 6; P2 7, 5 and 3 of 7; sad always
     assert [value(cell) for cell in table["UA"]] == [100.0, 50.0, 58.3, 50.0, 83.3, 100.0, 85.7, 71.4]
@@ -140,25 +163,25 @@ def test_the_ladder_of_choices_of_the_epoch_and_of_splits(one, two):
 
 
 def test_splits_are_not_compared_on_a_handful_of_utterances(one, two):
-    assert dkd.optimism_table(one[:1], two[:1])["rung"].tolist() == [1, 2, 3, 6, 7, 8]
+    assert ladder(one[:1], two[:1])["rung"].tolist() == [1, 2, 3, 6, 7, 8]
 
 
 def test_a_split_that_does_not_part_speakers_is_not_said_to(one, tmp_path):
     official = [record(tmp_path / "3", "cnn-alone", 2, fold, apart=fold != 2) for fold in (1, 2)]
-    words = dkd.optimism_table(one, official)["evaluation"].tolist()
+    words = ladder(one, official)["evaluation"].tolist()
     assert words[-1] == "own split, last epoch" and not any("independent" in line for line in words)
 
 
 def test_protocols_are_paired_by_utterance_and_seed_and_a_class_may_have_two_names(two, tmp_path):
-    excited = [record(tmp_path / "x", "cnn-alone", 6, fold, angry="excited") for fold in (1, 2)]
-    plain = [record(tmp_path / "y", "cnn-alone", 6, fold) for fold in (1, 2)]
-    another_seed = [record(tmp_path / "y", "cnn-alone", 0, fold, seed=1) for fold in (1, 2)]
+    excited = [record(tmp_path / "x", "cnn-alone", 6, fold, angry="excited", mark="P1") for fold in (1, 2)]
+    plain = [record(tmp_path / "y", "cnn-alone", 6, fold, mark="P1") for fold in (1, 2)]
+    another_seed = [record(tmp_path / "y", "cnn-alone", 0, fold, seed=1, mark="P1") for fold in (1, 2)]
     step = ["UA", "utterances", "step, points", "p"]
-    wanted = dkd.optimism_table(plain, two).set_index("rung").loc[5, step].tolist()
+    wanted = ladder(plain, two).set_index("rung").loc[5, step].tolist()
     assert wanted[2] == 33.3
     for runs in (excited, plain + another_seed):
-        assert dkd.optimism_table(runs, two).set_index("rung").loc[5, step].tolist() == wanted
-    assert 5 not in set(dkd.optimism_table(another_seed, two)["rung"])  # nothing in common
+        assert ladder(runs, two).set_index("rung").loc[5, step].tolist() == wanted
+    assert 5 not in set(ladder(another_seed, two)["rung"])  # nothing in common
 
 
 def test_published_scores_are_the_methods_and_its_ancestors():
@@ -189,18 +212,18 @@ MISSED = {  # clean, in noise
 def rows(tmp_path):
     """Three folds of rows that miss the same number of angry utterances in each."""
 
-    def group(row):
-        return "cnn-noise" if row in NOISE_ROWS else "cnn-part" if row in PARTS else "cnn"
+    def kind(row):
+        return "noise" if row in NOISE_ROWS else "component" if row in PARTS else "main"
 
     return [
-        record(tmp_path, row, clean, fold, noisy=noisy, group=group(row))
+        record(tmp_path, row, clean, fold, noisy=noisy, kind=kind(row))
         for row, (clean, noisy) in MISSED.items()
         for fold in (1, 2, 3)
     ]
 
 
 def test_main_rows_are_compared_in_clean_speech_and_those_of_noise_in_noise(rows, tmp_path):
-    table = dkd.dkd_comparison_table([*rows, record(tmp_path, "cnn-teacher", 6, 4)]).set_index("rows")
+    table = made([*rows, record(tmp_path, "cnn-teacher", 6, 4)], "dkd_comparisons").set_index("rows")
     points = {  # an angry utterance is a twelfth of UA
         "(cnn-dkd) - (cnn-alone)": 25.0,
         "(cnn-kd) - (cnn-alone)": 0.0,
@@ -224,9 +247,9 @@ def test_main_rows_are_compared_in_clean_speech_and_those_of_noise_in_noise(rows
 def test_ablations_come_in_the_order_of_the_method_against_dkd_on_common_folds(rows, tmp_path):
     names = ["cnn-mfcc", "cnn-heads-8", "cnn-heads-2", "cnn-beta-8", "cnn-beta-0.25", "cnn-alpha-2", "cnn-else"]
     names += ["cnn-temperature-4", "cnn-attention-text"]
-    more = [record(tmp_path, name, 6, 1, group="cnn-part") for name in names]
-    others = [record(tmp_path, "cnn-gradient-0", 0, 1, group="part"), record(tmp_path, "cnn-heads-1", 0, 9)]
-    table = dkd.dkd_ablation_table([*more, *rows, *others]).set_index("row")
+    more = [record(tmp_path, name, 6, 1, kind="component") for name in names]
+    others = [record(tmp_path, "cnn-heads-1", 0, 9, kind="component")]  # shares no fold
+    table = made([*more, *rows, *others], "dkd_ablations").set_index("row")
     order = [
         "tckd",
         "nckd",
@@ -242,12 +265,12 @@ def test_ablations_come_in_the_order_of_the_method_against_dkd_on_common_folds(r
     assert list(table.index) == [f"<cnn-{name}>" for name in order]
     scores = ["UA clean", "UA noisy", "difference, points"]
     assert table.loc[["<cnn-tckd>", "<cnn-nckd>"], scores].values.tolist() == [[50, 100, -25], [100, 100, 25]]
-    assert dkd.dkd_ablation_table(rows)["reading"].tolist() == ["worse than DKD", *2 * ["better than DKD"]]
+    assert made(rows, "dkd_ablations")["reading"].tolist() == ["worse than DKD", *2 * ["better than DKD"]]
     assert table.loc[["<cnn-tckd>", "<cnn-mfcc>"], "folds x seeds"].tolist() == ["3 x 1", "1 x 1"]
 
 
 def test_rows_trained_in_noise_are_tested_in_noise_by_snr(rows, tmp_path):
-    table = dkd.dkd_noise_table([*rows, record(tmp_path, "cnn-alone", 0, 8)])
+    table = made([*rows, record(tmp_path, "cnn-alone", 0, 8)], "dkd_noise")
     assert list(table.columns[:6]) == ["row", "model", "UA clean", "UA 10 dB", "UA -5 dB", "UA noisy"]
     assert table["row"].tolist() == ["cnn-alone", "cnn-dkd", *NOISE_ROWS]
     assert table["UA clean"].tolist() == [50.0, 75.0, 50.0, 50.0]
@@ -258,11 +281,11 @@ def test_rows_trained_in_noise_are_tested_in_noise_by_snr(rows, tmp_path):
     assert table["reading"].tolist() == ["", "undecided", "better", "worse"]
     p = table.loc[1:, ["p", "p (Holm)"]].astype(float)
     np.testing.assert_allclose(p["p (Holm)"], holm(p["p"]), atol=1e-3)
-    assert dkd.dkd_noise_table(rows[:6])["row"].tolist() == ["cnn-alone"]
+    assert made(rows[:6], "dkd_noise")["row"].tolist() == ["cnn-alone"]
 
 
 def test_claims_have_the_sign_of_the_row_that_should_be_better(rows):
-    table = dkd.dkd_claims_table(rows).set_index("claim")
+    table = made(rows, "dkd_claims").set_index("claim")
     assert table[["points for it", "verdict"]].values.tolist() == [
         [25.0, "supported"],
         [25.0, "supported"],
@@ -274,40 +297,39 @@ def test_claims_have_the_sign_of_the_row_that_should_be_better(rows):
         [-25.0, "contradicted"],
         [50.0, "supported"],
     ]
-    beats, carries = (table.loc[claim] for claim in (dkd.CLAIMS[5][0], dkd.CLAIMS[4][0]))
+    beats, carries = (table.loc[claim] for claim in (dkd.CLAIMS[5].claim, dkd.CLAIMS[4].claim))
     assert beats.name == "the student beats its teacher" and beats["tested by"] == "(cnn-dkd) - (cnn-teacher), clean"
     assert carries["tested by"] == "(cnn-nckd) - (cnn-tckd), clean"
     assert beats["95 % interval by run"] == "[-25.0, -25.0]" and set(table["folds x seeds"]) == {"3 x 1"}
-    alone = dkd.dkd_claims_table([run for run in rows if run.info["row"] in ("cnn-alone", "cnn-dkd")])
+    alone = made([run for run in rows if run.info["variant"] in ("cnn-alone", "cnn-dkd")], "dkd_claims")
     assert len(alone) == 1 and alone["p (Holm)"].iloc[0] < table["p (Holm)"].iloc[0]  # corrected for this table's tests
 
 
-@pytest.mark.parametrize("name", ["comparison", "ablation", "noise", "claims"])
-def test_a_table_without_its_records_is_empty_and_can_be_written(name, two, tmp_path):
-    table = getattr(dkd, f"dkd_{name}_table")(two[-1:])
-    assert table.empty
-    tables.write_table(table, tmp_path, name, "recorded speech")
-    assert (tmp_path / "tables" / f"{name}.md").read_text().startswith("recorded speech")
-
-
 def test_all_tables_can_be_written(one, two, rows, tmp_path):
-    written = {
-        "main": dkd.dkd_table(one, rows),
-        "optimism": dkd.optimism_table(one, two),
-        "published": dkd.published_table(),
-        "noise": dkd.dkd_noise_table(rows),
-        "claims": dkd.dkd_claims_table(rows),
-    }
-    for name, table in written.items():
-        tables.write_table(table, tmp_path, name, "recorded speech")
-        for suffix in ("csv", "md", "tex"):
-            assert not re.search(r"\bnan\b", (tmp_path / "tables" / f"{name}.{suffix}").read_text(), re.IGNORECASE)
-    stored = pd.read_csv(tmp_path / "tables" / "optimism.csv").set_index("rung")
+    parts = {table.name: table for table in dkd.tables([*one, *two])}
+    for table in [*dkd.tables(rows), parts["dkd_optimism_alone"]]:
+        write.write(table, tmp_path)
+        assert table.lines
+    assert len(list((tmp_path / "tables").iterdir())) == 3 * 7
+    for file in (tmp_path / "tables").iterdir():
+        assert not re.search(r"\bnan\b", file.read_text(), re.IGNORECASE)
+    stored = pd.read_csv(tmp_path / "tables" / "dkd_optimism_alone.csv").set_index("rung")
     assert stored.loc[5, "step, points"] == 33.3 and np.isnan(stored.loc[4, "p"])
 
 
+def test_a_step_is_followed_to_both_protocols(one, two):
+    lines = {table.name: table for table in dkd.tables([*one, *two])}["dkd_optimism_alone"]
+    step = lines.cell("5", "step, points")
+    own, other = step.selection.predictions(step.runs)
+    assert set(own["utterance"]) == set(other["utterance"]) and own["utterance"].nunique() == 10
+    assert 100 * (tables.score(own) - tables.score(other)) == pytest.approx(33.3, abs=0.05)
+    assert {tables.mark_of(run) for run in step.runs} == {"P1", "P2"}
+    best, chosen = lines.cell("7", "step, points").selection.predictions(lines.cell("7", "step, points").runs)
+    assert (set(best["checkpoint"]), set(chosen["checkpoint"])) == ({"best"}, {"test-UA"})
+
+
 def test_confusions_wait_for_all_three_students(rows):
-    assert dkd.confusion_tables([run for run in rows if run.info["row"] in ("cnn-alone", "cnn-teacher")])[0] == {}
+    assert dkd.confusion_tables([run for run in rows if run.info["variant"] in ("cnn-alone", "cnn-teacher")])[0] == {}
     tables_of, base = dkd.confusion_tables(rows)
     assert list(tables_of) == ["cnn-kd", "cnn-dkd", "cnn-tckd", "cnn-nckd"] and len(base) == 24
 
@@ -319,6 +341,10 @@ def test_confusions_wait_for_all_three_students(rows):
 def closed():
     yield
     plt.close("all")
+
+
+def optimism(runs):
+    return {table.name: table for table in dkd.tables(runs)}["dkd_optimism_alone"]
 
 
 def guesses(*angry: str) -> pd.DataFrame:
@@ -341,7 +367,7 @@ def test_changes_of_confusions_are_points_of_the_true_class(closed):
 
 
 def test_every_rung_has_its_dot_in_its_protocols_colour(one, two, closed):
-    figure = plots.optimism_steps(dkd.optimism_table(one, two))
+    figure = plots.optimism_steps(optimism([*one, *two]))
     wa, ua = figure.axes
     assert (wa.get_xlabel(), ua.get_xlabel()) == ("WA (%)", "UA (%)")
     p1, p2 = (group.lines[0] for group in ua.containers)
@@ -353,5 +379,5 @@ def test_every_rung_has_its_dot_in_its_protocols_colour(one, two, closed):
     assert ua.get_ylim()[0] > ua.get_ylim()[1]  # from the top
     low = min(path.vertices[:, 0].min() for path in ua.containers[1][2][0].get_paths())
     assert low < 71.4  # an interval reaches below its dot
-    alone = plots.optimism_steps(dkd.optimism_table([], two))
+    alone = plots.optimism_steps(optimism(two))
     assert [text.get_text() for text in alone.legends[0].get_texts()] == ["P2, the corpus's own split"]

@@ -8,18 +8,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ser_kd_utils import meta_tables, tables
-from ser_kd_utils.records import run_name, write_run
-from ser_kd_utils.rows import TOKEN_ROWS, token_ablations
-from ser_kd_utils.settings import MCKDSettings
+from ser_kd_utils.methods import METHODS, settings_of
+from ser_kd_utils.methods.mckd import tables as mckd
+from ser_kd_utils.records import run_id, write_run
+from ser_kd_utils.report import tables
 
 SNR = [10.0, -5.0]
-ROWS = TOKEN_ROWS | token_ablations(MCKDSettings.of("tiny"))
+VARIANTS = METHODS["mckd"].variants(settings_of("tiny"))
 
 
 def record(folder, name, wrong, fold=1, seed=0, noisy=0, history=()):
     """A run tested on six angry, two sad utterances that errs on the first `wrong` angry ones, or `noisy` in noise."""
-    row, labels, rows = ROWS[name], ["angry", "sad"], []
+    variant, labels, rows = VARIANTS[name], ["angry", "sad"], []
     for number, utterance in enumerate(("a0", "a1", "a2", "a3", "a4", "a5", "s0", "s1")):
         for condition, snr_db in [("clean", np.nan), *(("hum", snr_db) for snr_db in SNR)]:
             label = int(utterance[0] == "s")
@@ -27,13 +27,16 @@ def record(folder, name, wrong, fold=1, seed=0, noisy=0, history=()):
             logits = np.eye(2, dtype=np.float16)[label ^ int(error)]
             rows.append((f"f{fold}{utterance}", fold, seed, condition, snr_db, "best", labels[label], logits))
     columns = ["utterance", "fold", "seed", "condition", "snr_db", "checkpoint", "label", "logits"]
-    info = {"method": row.method, "variant": name, "fold": fold, "seed": seed, "labels": labels, "row": name}
-    info |= {"group": row.group, "corpus": "meld", "profile": "tiny", "parameters": 128_612, "title": row.title}
-    info |= {"against": row.against, "question": row.question, "protocol": {"noise": "folder: hum"}}
-    info |= {"settings": {"the noise": {"train_snr_db": [0.0, 20.0], "test_snr_db": SNR}}, "history": list(history)}
-    return write_run(
-        folder / "runs" / run_name(row.method, name, fold, seed), pd.DataFrame(rows, columns=columns), info
-    )
+    info = {"method": "mckd", "variant": name, "fold": fold, "seed": seed, "labels": labels, "overrides": ""}
+    info |= {"kind": variant.kind, "corpus": "meld", "profile": "tiny", "parameters": 128_612, "title": variant.title}
+    info |= {"baseline": variant.baseline, "question": variant.question, "protocol": {"noise": "folder: hum"}}
+    info |= {"settings": {"noise": {"train_snr_db": [0.0, 20.0], "test_snr_db": SNR}}, "history": list(history)}
+    folder = folder / "runs" / run_id("mckd", name, fold, seed)
+    return write_run(folder, pd.DataFrame(rows, columns=columns), info | {"held_out_noise": ""})
+
+
+def made(runs, name) -> pd.DataFrame:
+    return {table.name: table for table in mckd.tables(runs)}[name].frame
 
 
 MISSED = {  # clean, in noise
@@ -63,7 +66,7 @@ def value(text: str) -> float:
 
 
 def test_main_rows_come_in_order_with_the_floor_of_the_commonest_class_below(runs):
-    table = meta_tables.mckd_table(runs).set_index("row")
+    table = made(runs, "mckd").set_index("row")
     assert list(table.index) == ["mc-alone", "mc-supcon", "mc-kd", "mc-full", "floor"]
     assert [value(cell) for cell in table["WA"][:4]] == [62.5, 62.5, 100.0, 87.5]
     assert [value(cell) for cell in table["UA"][:4]] == [75.0, 75.0, 100.0, 91.7]
@@ -77,10 +80,10 @@ def test_main_rows_come_in_order_with_the_floor_of_the_commonest_class_below(run
 
 
 def test_the_published_scores_are_read_and_stand_with_the_whole_method_only(runs, tmp_path, monkeypatch):
-    published = meta_tables.mckd_table(runs).set_index("row")["published"]
+    published = made(runs, "mckd").set_index("row")["published"]
     assert published["mc-full"] == "IEMOCAP UA 71.3 / WA 70.2; MELD WA 52.3 / WF1 47.0 (second-hand)"
     assert set(published.drop("mc-full")) == {""}
-    monkeypatch.setattr(tables, "PACKAGE", tmp_path / "package")
+    monkeypatch.setattr(tables, "EVIDENCE", tmp_path / "results")
     folder = tmp_path / "results" / "reference"
     folder.mkdir(parents=True)
     lines = [
@@ -89,11 +92,11 @@ def test_the_published_scores_are_read_and_stand_with_the_whole_method_only(runs
         "T,t,,X,,,,,",
     ]
     (folder / "taffc2025_results.csv").write_text("\n".join(lines))
-    assert meta_tables.mckd_table(runs).set_index("row").at["mc-full", "published"] == "X UA 12.3 (second-hand)"
+    assert made(runs, "mckd").set_index("row").at["mc-full", "published"] == "X UA 12.3 (second-hand)"
 
 
 def test_claims_have_the_sign_of_the_row_that_should_be_better(runs):
-    table = meta_tables.mckd_claims_table(runs).set_index("tested by")
+    table = made(runs, "mckd_claims").set_index("tested by")
     points = {  # an angry utterance is a twelfth of UA
         "(mc-supcon) - (mc-alone), clean": 0.0,
         "(mc-kd) - (mc-supcon), clean": 25.0,
@@ -112,7 +115,7 @@ def test_claims_have_the_sign_of_the_row_that_should_be_better(runs):
 
 
 def test_a_part_is_compared_with_the_row_it_names(runs):
-    table = meta_tables.ablation_table(runs[::-1]).set_index("row")  # in the order of the notebook
+    table = made(runs[::-1], "mckd_ablations").set_index("row")  # in the order of the notebook
     assert list(table.index) == ["time tokens", "teacher learns, too"]
     assert table["against"].to_dict() == {"time tokens": "mc-full", "teacher learns, too": "mc-kd"}
     assert table["difference, points"].tolist() == [-8.3, -50.0]
@@ -121,7 +124,7 @@ def test_a_part_is_compared_with_the_row_it_names(runs):
 
 
 def test_rows_in_noise_stand_together_on_the_folds_they_share(runs, tmp_path):
-    table = meta_tables.mckd_noise_table([*runs, record(tmp_path, "mc-alone", 0, 9)]).set_index("row")
+    table = made([*runs, record(tmp_path, "mc-alone", 0, 9)], "mckd_noise").set_index("row")
     assert list(table.index) == ["mc-alone", "mc-full", "mc-alone-noisy", "mc-kd-noisy"]
     assert table["UA 10 dB"].tolist() == [75.0, 100.0, 100.0, 75.0] and set(table["folds x seeds"]) == {"3 x 1"}
     assert table["against"].tolist() == ["", "mc-alone", "mc-alone", "mc-alone-noisy"]
@@ -133,19 +136,19 @@ def test_temperatures_are_the_mean_of_the_runs_by_epoch(tmp_path):
     ]
     runs = [record(tmp_path, "mc-full", 0, fold, history=lines) for fold, lines in enumerate(history, 1)]
     runs.append(record(tmp_path, "mc-alone", 0, history=[{"epoch": 1, "loss": 1.0}]))
-    table = meta_tables.temperatures(runs)
+    table = mckd.temperatures(runs)
     assert table["tau_student"].to_dict() == {("mc-full", 1): 3.0, ("mc-full", 2): 4.0}
-    assert meta_tables.temperatures(runs[-1:]).empty
+    assert mckd.temperatures(runs[-1:]).empty
 
 
-def test_class_distances_see_angles_and_not_lengths():
-    apart = np.array([[1.0, 0], [5, 0.1], [0, 1], [0.1, 9]])
-    assert meta_tables.class_distances(apart, ["a", "a", "b", "b"]) > 0.9
-    assert meta_tables.class_distances(apart, ["a", "b", "a", "b"]) < 0
+def test_some_claims_can_be_asked_alone(runs):
+    some = [claim for claim in mckd.CLAIMS if claim.worse == "mc-kd"]
+    table = mckd.claims(runs, some).frame.set_index("tested by")
+    assert list(table.index) == ["(mc-full) - (mc-kd), clean", "(mc-taught-teacher) - (mc-kd), clean"]
+    whole = made(runs, "mckd_claims").set_index("tested by")["p (Holm)"]
+    assert (table["p (Holm)"] < whole[table.index]).any()  # corrected for these alone
 
 
-@pytest.mark.parametrize(
-    "name", ["mckd_table", "mckd_claims_table", "comparison_table", "ablation_table", "mckd_noise_table"]
-)
+@pytest.mark.parametrize("name", ["mckd", "mckd_claims", "mckd_comparisons", "mckd_ablations", "mckd_noise"])
 def test_without_records_a_table_is_empty(name):
-    assert getattr(meta_tables, name)([]).empty
+    assert made([], name).empty
