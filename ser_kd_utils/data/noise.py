@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ser_kd_utils.data.audio import SAMPLE_RATE, SILENCE, AudioError, read, to_mono
-from ser_kd_utils.data.sound_files import SOUND_SUFFIXES, sound_files
+from ser_kd_utils.data.corpora.manifest import SOUND_SUFFIXES, sound_files
 
 # File names of NOISEX-92 (Varga & Steeneken 1993). Babble: 100 people in a canteen; buccaneer1, buccaneer2: cockpit at
 # 190 and 450 knots; f16: another; hfchannel: short-wave radio; leopard, m109: tanks; volvo: a car.

@@ -12,10 +12,19 @@ from ser_kd_utils.data.corpora import folds
 from ser_kd_utils.data.corpora.emodb import EMODB
 from ser_kd_utils.data.corpora.folds import Split, split
 from ser_kd_utils.data.corpora.iemocap import IEMOCAP, IMPROVISED
-from ser_kd_utils.data.corpora.manifest import COLUMNS, MANIFEST, Source, exclusions, protocols_of, tidy
+from ser_kd_utils.data.corpora.manifest import (
+    COLUMNS,
+    MANIFEST,
+    SOUND_SUFFIXES,
+    Source,
+    exclusions,
+    protocols_of,
+    require_utf8,
+    sound_files,
+    tidy,
+)
 from ser_kd_utils.data.corpora.meld import MELD, MELD_4
 from ser_kd_utils.data.corpora.ravdess import RAVDESS
-from ser_kd_utils.data.sound_files import SOUND_SUFFIXES, require_utf8, sound_files
 from ser_kd_utils.files import cache_root
 
 __all__ = ["COLUMNS", "CORPORA", "Corpus", "Split", "load_corpus", "split", "unlabelled"]
