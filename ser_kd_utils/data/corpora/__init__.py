@@ -1,7 +1,5 @@
 """Corpora: one manifest per corpus, whatever its layout on disk, checked against the published counts."""
 
-from __future__ import annotations
-
 import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from ser_kd_utils.data.corpora import folds
+from ser_kd_utils.data.corpora.demo import ensure_demo
 from ser_kd_utils.data.corpora.emodb import EMODB
 from ser_kd_utils.data.corpora.folds import Split, split
 from ser_kd_utils.data.corpora.iemocap import IEMOCAP, IMPROVISED
@@ -20,6 +19,7 @@ from ser_kd_utils.data.corpora.manifest import (
     exclusions,
     protocols_of,
     require_utf8,
+    some,
     sound_files,
     tidy,
 )
@@ -41,6 +41,7 @@ _DEMO = replace(
     counts={},
     synthetic=True,
 )
+_SPEECH = replace(MANIFEST, name="speech", access="local: the files of a folder", bad_audio="exclude")
 _SOURCES = {source.name: source for source in (_DEMO, IEMOCAP, IMPROVISED, MELD, MELD_4, EMODB, RAVDESS, MANIFEST)}
 
 
@@ -87,13 +88,13 @@ class Corpus:
             "access": self.access,
             "citation": self.citation,
         }
-        return pd.DataFrame(list(items.items()), columns=["item", "value"])
+        return pd.DataFrame(items.items(), columns=["item", "value"])
 
     def fold_count(self, protocol: str | None = None) -> int:
         """Number of folds of `protocol` (default: the first). ValueError if the corpus has no such protocol."""
         return folds.fold_count(self, protocol)
 
-    def without(self, excluded: pd.DataFrame) -> Corpus:
+    def without(self, excluded: pd.DataFrame) -> "Corpus":
         """The same corpus less the utterances of `excluded` (columns utterance, reason)."""
         kept = self.manifest[~self.manifest.utterance.isin(excluded.utterance)].reset_index(drop=True)
         extended = pd.concat([self.excluded, excluded[["utterance", "reason"]]], ignore_index=True)
@@ -109,29 +110,21 @@ def load_corpus(name: str, root: str | Path | None = None) -> Corpus:
     if name not in _SOURCES:
         raise ValueError(f"unknown corpus {name!r}; choose one of {', '.join(CORPORA)}")
     source = _SOURCES[name]
-    home = _demo_root() if source.synthetic else _root(source, root)
+    home = ensure_demo(cache_root()) if source.synthetic else _root(source, root)
     rows, excluded = source.read(home)
     labels = source.classes or tuple(sorted(set(rows.label)))
-    dropped = rows[~rows.label.isin(labels)]
-    rows = rows.drop(dropped.index)
-    _check_rows(rows, labels, f"{name} at {home}")
-    rows = tidy(rows)
+    known = rows.label.isin(labels)
+    if not known.any():
+        raise ValueError(f"{name} at {home}: no utterance labelled {', '.join(labels)}")
+    excluded = excluded[~excluded.utterance.isin(rows.utterance[~known])].reset_index(drop=True)
+    rows = tidy(rows[known], f"{name} at {home}")
     notes = _differences(rows, labels, source)
     if notes:
         warnings.warn(f"{name} differs from the published counts: {'; '.join(notes)}", stacklevel=2)
-    excluded = excluded[~excluded.utterance.isin(dropped.utterance)].reset_index(drop=True)
+    manifest = rows[~rows.utterance.isin(excluded.utterance)].reset_index(drop=True)
+    protocols = source.protocols or protocols_of(rows)
     return Corpus(
-        name=name,
-        manifest=rows[~rows.utterance.isin(excluded.utterance)].reset_index(drop=True),
-        labels=labels,
-        protocols=source.protocols or protocols_of(rows),
-        licence=source.licence,
-        access=source.access,
-        citation=source.citation,
-        synthetic=source.synthetic,
-        bad_audio=source.bad_audio,
-        notes=notes,
-        excluded=excluded,
+        manifest=manifest, labels=labels, protocols=protocols, notes=notes, excluded=excluded, **_about(source)
     )
 
 
@@ -149,24 +142,8 @@ def unlabelled(folder: str | Path) -> Corpus:
             f"a folder of sound files ({', '.join(SOUND_SUFFIXES)})"
         )
     names = [f"speech/{path.relative_to(home).with_suffix('').as_posix()}" for path in paths]
-    rows = tidy(pd.DataFrame({"utterance": names, "path": map(str, paths)}))
-    _check_rows(rows, (), f"speech at {home}")
-    return Corpus(
-        name="speech",
-        manifest=rows,
-        labels=(),
-        protocols=(),
-        licence=MANIFEST.licence,
-        access="local: the files of a folder",
-        citation=MANIFEST.citation,
-        bad_audio="exclude",
-    )
-
-
-def _demo_root() -> Path:
-    from ser_kd_utils.data.corpora.demo import ensure_demo
-
-    return ensure_demo(cache_root())
+    rows = tidy(pd.DataFrame({"utterance": names, "path": map(str, paths)}), f"speech at {home}")
+    return Corpus(manifest=rows, labels=(), protocols=(), **_about(_SPEECH))
 
 
 def _root(source: Source, root: str | Path | None) -> Path:
@@ -190,16 +167,13 @@ def _found(home: Path) -> str:
         return f"{' or '.join(others)}: choose that corpus or pass another --data-root"
     if home.is_file():
         return f"a file, {home.name}"
-    names = sorted(path.name for path in home.iterdir() if not path.name.startswith("."))
-    return f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}" if names else "an empty folder"
+    return some(sorted(path.name for path in home.iterdir() if path.name[0] != "."), 5) or "an empty folder"
 
 
-def _check_rows(rows: pd.DataFrame, labels: tuple[str, ...], where: str) -> None:
-    if rows.empty:
-        raise ValueError(f"{where}: no utterance labelled {', '.join(labels)}")
-    twice = rows[rows.utterance.duplicated(keep=False)].sort_values(["utterance", "path"])
-    if len(twice):
-        raise ValueError(f"{where}: utterance {twice.utterance.iloc[0]} occurs twice: {' and '.join(twice.path[:2])}")
+def _about(source: Source) -> dict[str, object]:
+    """What a corpus takes over from its source as it is."""
+    names = ("name", "licence", "access", "citation", "synthetic", "bad_audio")
+    return {name: getattr(source, name) for name in names}
 
 
 def _differences(rows: pd.DataFrame, labels: tuple[str, ...], source: Source) -> tuple[str, ...]:

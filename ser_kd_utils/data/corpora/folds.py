@@ -101,16 +101,9 @@ def split(corpus: Corpus, protocol: str | None, fold: int, seed: int) -> Split:
         _check_disjoint(speakers, where)
     classes = {part: {label: int((members[part].label == label).sum()) for label in corpus.labels} for part in PARTS}
     _check_classes(classes, where)
-    return Split(
-        corpus=corpus.name,
-        protocol=protocol,
-        fold=fold,
-        seed=seed,
-        **{part: tuple(members[part].utterance) for part in PARTS},
-        optimistic=protocol == "random",
-        speakers=speakers,
-        classes=classes,
-    )
+    names = {part: tuple(members[part].utterance) for part in PARTS}
+    optimistic = protocol == "random"
+    return Split(corpus.name, protocol, fold, seed, **names, optimistic=optimistic, speakers=speakers, classes=classes)
 
 
 def _protocol(corpus: Corpus, protocol: str | None) -> str:
@@ -141,15 +134,15 @@ def _speaker_groups(corpus: Corpus) -> dict[str, int]:
         genders = [sorted(set(rows.speaker[rows.gender == gender])) for gender in "FM"]
         count = max(1, min(GENDER_GROUPS[corpus.name], *map(len, genders)))
         return {name: place * count // len(names) + 1 for names in genders for place, name in enumerate(names)}
-    counts = pd.crosstab(rows.speaker, rows.label)
-    sizes = counts.sum(axis=1)
-    fractions = np.column_stack([counts, sizes]) / np.append(counts.sum(), sizes.sum())  # of each class and of all
-    loads = np.zeros((min(OWN_GROUPS, len(counts)), fractions.shape[1]))
+    counts = pd.crosstab(rows.speaker, rows.label, margins=True, margins_name="")
+    fractions = (counts / counts.loc[""]).drop("")  # of each class and of all
+    loads = np.zeros((min(OWN_GROUPS, len(fractions)), fractions.shape[1]))
     groups = {}
-    for name in sorted(counts.index, key=lambda name: (-sizes[name], name)):  # by name too: the same everywhere
-        speaker = fractions[counts.index.get_loc(name)]
-        group = int((loads @ speaker).round(12).argmin())  # where the sum of squares over all groups grows least
-        loads[group] += speaker
+    for name in sorted(
+        fractions.index, key=lambda name: (-counts.loc[name, ""], name)
+    ):  # by name too: the same everywhere
+        group = int((loads @ fractions.loc[name]).round(12).argmin())  # where the sum of squares over all grows least
+        loads[group] += fractions.loc[name]
         groups[name] = group + 1
     return groups
 

@@ -52,11 +52,32 @@ def exclusions(pairs: Iterable[tuple[str, str]] = ()) -> pd.DataFrame:
     return pd.DataFrame(list(pairs), columns=["utterance", "reason"], dtype="str")
 
 
-def tidy(rows: pd.DataFrame) -> pd.DataFrame:
-    """The final form of a manifest: COLUMNS, sorted by utterance; unknown lengths are read from the files' headers."""
+def some(names: Iterable[str], most: int = 3) -> str:
+    """The first of the names, for messages."""
+    names = list(names)
+    return ", ".join(names[:most] + ["..."] * (len(names) > most))
+
+
+def matching(root: Path, folders: str, name: re.Pattern[str]) -> list[tuple[Path, re.Match[str]]]:
+    """The files with such a name in `folders` (a pattern) of the root, or in itself if there is nothing in those."""
+    paths = sorted(root.glob(f"{folders}/*")) or sorted(root.glob("*"))
+    return [(path, found) for path in paths if (found := name.fullmatch(path.name))]
+
+
+def tidy(rows: pd.DataFrame, where: str) -> pd.DataFrame:
+    """The final form of a manifest: COLUMNS, sorted by utterance; unknown lengths are read from the files' headers.
+
+    Raises ValueError for an utterance that occurs twice.
+    """
+    rows = rows.sort_values(["utterance", "path"], ignore_index=True)
+    if len(twice := rows[rows.utterance.duplicated(keep=False)]):
+        raise ValueError(
+            f"{where}: utterance {twice.utterance[twice.index[0]]} occurs twice: {' and '.join(twice.path[:2])}"
+        )
     texts = rows.reindex(columns=list(COLUMNS[:-1]), fill_value="")
-    seconds = rows["seconds"] if "seconds" in rows else rows.path.map(_header_seconds)
-    return texts.assign(seconds=seconds.astype("float64")).sort_values("utterance", ignore_index=True)
+    return texts.assign(seconds=rows["seconds"] if "seconds" in rows else rows.path.map(_header_seconds)).astype(
+        {"seconds": float}
+    )
 
 
 def _header_seconds(path: str) -> float:
@@ -120,12 +141,12 @@ def _problems(rows: pd.DataFrame) -> Iterator[str]:
             yield f"{column} {missing[0]!r} means a missing one: fill it in or leave these rows out"
     named = rows.utterance[rows.utterance.ne("")]
     if duplicates := sorted(set(named[named.duplicated()])):
-        yield f"{len(duplicates)} duplicate utterances ({', '.join(duplicates[:3])})"
+        yield f"{len(duplicates)} duplicate utterances ({some(duplicates)})"
     for column in ("utterance", "label", "speaker"):
         for one, other in _near_equal(rows[column])[:3]:
             yield f"{column} {one!r} and {other!r} look like the same: write it in one way, or give them other names"
     if absent := [name for name in rows.path if name and not Path(name).is_file()]:
-        yield f"{len(absent)} files not found ({', '.join(absent[:3])})"
+        yield f"{len(absent)} files not found ({some(absent)})"
     if rows.label.nunique() == 1:
         yield f"only one label ({rows.label.iloc[0]})"
     for label, count in rows.label.value_counts().items():
@@ -148,7 +169,7 @@ def _wrong_seconds(rows: pd.DataFrame) -> Iterator[str]:
         yield f"seconds must be numbers above 0 or empty (found {wrong[0]})"
     header = rows.path.map(_header_seconds).where(possible)
     if differing := rows.utterance[(seconds - header).abs() > 0.1 + 0.02 * header].tolist():
-        yield f"{len(differing)} seconds are not those of the sound ({', '.join(differing[:3])}): leave them empty"
+        yield f"{len(differing)} seconds are not those of the sound ({some(differing)}): leave them empty"
 
 
 def _near_equal(names: Iterable[str]) -> list[tuple[str, str]]:
