@@ -21,7 +21,7 @@ import soundfile
 from scipy.signal import resample_poly
 
 from ser_kd_utils.data.corpora import Corpus, Split
-from ser_kd_utils.data.corpora.manifest import PARTS, exclusions
+from ser_kd_utils.data.corpora.manifest import PARTS, exclusions, some
 from ser_kd_utils.files import cache_root, make_once
 
 SAMPLE_RATE = 16_000
@@ -231,9 +231,9 @@ def refuse_shared_samples(split: Split, audio: AudioCache) -> None:
             other, where = first.setdefault(digest, (utterance, part))
             if where != part:
                 message = (
-                    f"{split.corpus}, {split.protocol}, fold {split.fold}: {other} in {where} and {utterance} in "
-                    f"{part} are the same samples"
+                    f"{split.corpus}, {split.protocol}, fold {split.fold}: {other} in {where} and {utterance} in {part}"
                 )
+                message += " are the same samples"
                 if split.corpus == "manifest":
                     raise ValueError(f"{message}: leave one of them out")
                 warnings.warn(message, stacklevel=2)  # the corpus is tested as it was published
@@ -261,8 +261,7 @@ def _stored(path: str, min_seconds: float, max_seconds: float, clipped: list[str
         samples = decode(path)
     except AudioError as error:
         return error.reason
-    seconds = len(samples) / SAMPLE_RATE
-    if seconds < min_seconds:
+    if (seconds := len(samples) / SAMPLE_RATE) < min_seconds:
         return f"shorter than {min_seconds:g} s"
     if seconds > max_seconds:
         return f"longer than {max_seconds:g} s"
@@ -277,10 +276,9 @@ def _stored(path: str, min_seconds: float, max_seconds: float, clipped: list[str
 def _check(corpus: Corpus, excluded: list[tuple[str, str]]) -> None:
     total = len(corpus.manifest)
     if corpus.bad_audio == "error" and excluded or len(excluded) == total:
-        named = ", ".join(f"{utterance} ({reason})" for utterance, reason in excluded[:3])
-        more = f" and {len(excluded) - 3} more" if len(excluded) > 3 else ""
+        named = some(f"{utterance} ({reason})" for utterance, reason in excluded)
         own = ", or take their rows out of the table given with --data-root" if corpus.name == "manifest" else ""
         raise ValueError(
-            f"{corpus.name}: {len(excluded)} of {total} audio files cannot be used: {named}{more}; "
+            f"{corpus.name}: {len(excluded)} of {total} audio files cannot be used: {named}; "
             f"restore them as their publisher gives them{own}"
         )

@@ -10,8 +10,8 @@ import tarfile
 import warnings
 import zipfile
 import zlib
+from collections import namedtuple
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PureWindowsPath
 from stat import S_ISLNK
@@ -27,14 +27,8 @@ from ser_kd_utils.files import cache_root, sha256
 TIMEOUT = 30  # seconds without a byte
 
 
-@dataclass(frozen=True)
-class Archive:
-    """Where a corpus comes from; checksum: "algorithm:hex digits" as its publisher gives it, None where it does not."""
-
-    url: str
-    checksum: str | None
-
-
+# Where a corpus comes from; checksum: "algorithm:hex digits" as its publisher gives it, None where it does not.
+Archive = namedtuple("Archive", "url checksum")
 ARCHIVES = {
     "emodb": Archive("http://emodb.bilderbar.info/download/download.zip", None),
     "ravdess": Archive(
@@ -72,29 +66,24 @@ def download(name: str, to: str = "", url: str = "") -> int:
         print(f"Then: ser-kd reproduce {option}")
         return 0
     if name not in ARCHIVES:
-        raise ValueError(
-            f"unknown data {name!r}; fetched: {', '.join(ARCHIVES)}; access explained: {', '.join(ON_REQUEST)}"
-        )
+        known = f"fetched: {', '.join(ARCHIVES)}; access explained: {', '.join(ON_REQUEST)}"
+        raise ValueError(f"unknown data {name!r}; {known}")
     home = (Path(to).expanduser() if to else cache_root() / "corpora" / name).resolve()
-    if home.is_file() or any(home.glob("*")):
-        try:
-            corpus = _load(name, home)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"{error}; pass with --to a new or an empty folder") from None
-        print(f"{name} is already in {home}: nothing fetched.")
-    else:
-        corpus = _fetched(name, home, url or ARCHIVES[name].url)
-        print(f"{name} is in {home}.")
+    with warnings.catch_warnings(action="ignore"):  # the card says what differs from the published counts
+        if home.is_file() or any(home.glob("*")):
+            try:
+                corpus = load_corpus(name, home)
+            except FileNotFoundError as error:
+                raise FileNotFoundError(f"{error}; pass with --to a new or an empty folder") from None
+            print(f"{name} is already in {home}: nothing fetched.")
+        else:
+            corpus = _fetched(name, home, url or ARCHIVES[name].url)
+            print(f"{name} is in {home}.")
     card = dict(corpus.card().itertuples(index=False))
     for item in ("utterances", "speakers", "classes", "differs from published", "licence", "citation"):
         print(f"{item}: {card[item]}")
     print(f"Go on: ser-kd reproduce --corpus {name} --data-root {shlex.quote(str(home))}")
     return 0
-
-
-def _load(name: str, folder: Path) -> Corpus:
-    with warnings.catch_warnings(action="ignore"):  # the card says what differs from the published counts
-        return load_corpus(name, folder)
 
 
 def _fetched(name: str, home: Path, url: str) -> Corpus:
@@ -107,13 +96,9 @@ def _fetched(name: str, home: Path, url: str) -> Corpus:
         downloader = pooch.HTTPDownloader(timeout=TIMEOUT, headers={"Accept-Encoding": "identity"})
         archive = Path(pooch.retrieve(url, checksum, path=work, downloader=downloader))
         facts = {"url": url, "sha256": sha256(archive), "bytes": archive.stat().st_size}
-        print(
-            f"checksum as published: {checksum}"
-            if checksum
-            else f"sha256 {facts['sha256']} (the publisher gives no checksum)"
-        )
+        print(f"sha256 {facts['sha256']}; checksum as published: {checksum or 'none given'}")
         unpack(archive, unpacked)
-        corpus = _load(name, unpacked)
+        corpus = load_corpus(name, unpacked)
         facts["date"] = f"{datetime.now(UTC):%Y-%m-%d}"
         (unpacked / "download.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         unpacked.rename(home)

@@ -97,7 +97,7 @@ def test_a_corpus_is_fetched_unpacked_and_opened(server, emodb, home, capsys):
     sha256 = hashlib.sha256(emodb).hexdigest()
     assert out.splitlines() == [
         f"fetching {server.url}",
-        f"sha256 {sha256} (the publisher gives no checksum)",
+        f"sha256 {sha256}; checksum as published: none given",
         f"emodb is in {home}.",
         "utterances: 40",
         "speakers: 10",
