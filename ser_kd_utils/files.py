@@ -15,8 +15,8 @@ PACKAGE = Path(__file__).parent
 
 def cache_root() -> Path:
     """Folder for everything that can be made again: $SER_KD_CACHE, $XDG_CACHE_HOME/ser-kd or ~/.cache/ser-kd."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("SER_KD_CACHE") or home / "ser-kd")
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "ser-kd")
+    return Path(os.environ.get("SER_KD_CACHE") or home)
 
 
 def make_once(folder: Path, make: Callable[[Path], object], is_whole: Callable[[Path], bool] = Path.exists) -> Path:

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cached_property, partial
-from math import gcd
 from pathlib import Path
 
 import numpy as np
@@ -69,10 +68,7 @@ def read(path: str | Path) -> tuple[np.ndarray, int]:
 def to_mono(samples: np.ndarray, rate: int) -> np.ndarray:
     """(samples, channels) at `rate` -> float32 (samples,) at 16 kHz: mean of the channels, polyphase resampling."""
     mono = samples.mean(axis=1, dtype=np.float64)
-    if rate != SAMPLE_RATE:
-        common = gcd(SAMPLE_RATE, rate)
-        mono = resample_poly(mono, SAMPLE_RATE // common, rate // common)
-    return mono.astype(np.float32)
+    return resample_poly(mono, SAMPLE_RATE, rate).astype(np.float32)
 
 
 def _read(path: Path) -> tuple[np.ndarray, int]:
@@ -230,10 +226,8 @@ def refuse_shared_samples(split: Split, audio: AudioCache) -> None:
             digest = audio.sha256.get(utterance, utterance)  # what is excluded has no samples
             other, where = first.setdefault(digest, (utterance, part))
             if where != part:
-                message = (
-                    f"{split.corpus}, {split.protocol}, fold {split.fold}: {other} in {where} and {utterance} in {part}"
-                )
-                message += " are the same samples"
+                pair = f"{other} in {where} and {utterance} in {part} are the same samples"
+                message = f"{split.corpus}, {split.protocol}, fold {split.fold}: {pair}"
                 if split.corpus == "manifest":
                     raise ValueError(f"{message}: leave one of them out")
                 warnings.warn(message, stacklevel=2)  # the corpus is tested as it was published

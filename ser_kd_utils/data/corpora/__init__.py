@@ -7,22 +7,12 @@ from pathlib import Path
 import pandas as pd
 
 from ser_kd_utils.data.corpora import folds
+from ser_kd_utils.data.corpora import manifest as tables
 from ser_kd_utils.data.corpora.demo import ensure_demo
 from ser_kd_utils.data.corpora.emodb import EMODB
 from ser_kd_utils.data.corpora.folds import Split, split
 from ser_kd_utils.data.corpora.iemocap import IEMOCAP, IMPROVISED
-from ser_kd_utils.data.corpora.manifest import (
-    COLUMNS,
-    MANIFEST,
-    SOUND_SUFFIXES,
-    Source,
-    exclusions,
-    protocols_of,
-    require_utf8,
-    some,
-    sound_files,
-    tidy,
-)
+from ser_kd_utils.data.corpora.manifest import COLUMNS, MANIFEST, Source, exclusions
 from ser_kd_utils.data.corpora.meld import MELD, MELD_4
 from ser_kd_utils.data.corpora.ravdess import RAVDESS
 from ser_kd_utils.files import cache_root
@@ -117,12 +107,12 @@ def load_corpus(name: str, root: str | Path | None = None) -> Corpus:
     if not known.any():
         raise ValueError(f"{name} at {home}: no utterance labelled {', '.join(labels)}")
     excluded = excluded[~excluded.utterance.isin(rows.utterance[~known])].reset_index(drop=True)
-    rows = tidy(rows[known], f"{name} at {home}")
+    rows = tables.tidy(rows[known], f"{name} at {home}")
     notes = _differences(rows, labels, source)
     if notes:
         warnings.warn(f"{name} differs from the published counts: {'; '.join(notes)}", stacklevel=2)
     manifest = rows[~rows.utterance.isin(excluded.utterance)].reset_index(drop=True)
-    protocols = source.protocols or protocols_of(rows)
+    protocols = source.protocols or tables.protocols_of(rows)
     return Corpus(
         manifest=manifest, labels=labels, protocols=protocols, notes=notes, excluded=excluded, **_about(source)
     )
@@ -135,14 +125,14 @@ def unlabelled(folder: str | Path) -> Corpus:
     folder, no sound in it) or ValueError (two files that differ in their suffix only).
     """
     home = Path(folder).expanduser().resolve()
-    paths = sound_files(home)
+    paths = tables.sound_files(home)
     if not paths:
         raise FileNotFoundError(
             f"no speech at {home}: {'no sound files' if home.is_dir() else 'no such folder'}; pass with --speech-dir "
-            f"a folder of sound files ({', '.join(SOUND_SUFFIXES)})"
+            f"a folder of sound files ({', '.join(tables.SOUND_SUFFIXES)})"
         )
     names = [f"speech/{path.relative_to(home).with_suffix('').as_posix()}" for path in paths]
-    rows = tidy(pd.DataFrame({"utterance": names, "path": map(str, paths)}), f"speech at {home}")
+    rows = tables.tidy(pd.DataFrame({"utterance": names, "path": map(str, paths)}), f"speech at {home}")
     return Corpus(manifest=rows, labels=(), protocols=(), **_about(_SPEECH))
 
 
@@ -153,7 +143,7 @@ def _root(source: Source, root: str | Path | None) -> Path:
             f"{source.name}: no place of the data given; access: {source.access}. "
             f"Pass with --data-root the place of {source.layout}"
         )
-    home = require_utf8(Path(root).expanduser().resolve())
+    home = tables.require_utf8(Path(root).expanduser().resolve())
     if home.exists() and source.recognises(home):
         return home
     raise FileNotFoundError(f"no {source.name} at {home}: looked for {source.layout}; found {_found(home)}")
@@ -167,7 +157,7 @@ def _found(home: Path) -> str:
         return f"{' or '.join(others)}: choose that corpus or pass another --data-root"
     if home.is_file():
         return f"a file, {home.name}"
-    return some(sorted(path.name for path in home.iterdir() if path.name[0] != "."), 5) or "an empty folder"
+    return tables.some(sorted(path.name for path in home.iterdir() if path.name[0] != "."), 5) or "an empty folder"
 
 
 def _about(source: Source) -> dict[str, object]:

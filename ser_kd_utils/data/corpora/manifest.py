@@ -70,14 +70,12 @@ def tidy(rows: pd.DataFrame, where: str) -> pd.DataFrame:
     Raises ValueError for an utterance that occurs twice.
     """
     rows = rows.sort_values(["utterance", "path"], ignore_index=True)
-    if len(twice := rows[rows.utterance.duplicated(keep=False)]):
-        raise ValueError(
-            f"{where}: utterance {twice.utterance[twice.index[0]]} occurs twice: {' and '.join(twice.path[:2])}"
-        )
-    texts = rows.reindex(columns=list(COLUMNS[:-1]), fill_value="")
-    return texts.assign(seconds=rows["seconds"] if "seconds" in rows else rows.path.map(_header_seconds)).astype(
-        {"seconds": float}
-    )
+    twice = rows[rows.utterance.duplicated(keep=False)]
+    if len(twice):
+        both = f"utterance {twice.utterance.iloc[0]} occurs twice: {' and '.join(twice.path[:2])}"
+        raise ValueError(f"{where}: {both}")
+    seconds = rows["seconds"] if "seconds" in rows else rows.path.map(_header_seconds)
+    return rows.reindex(columns=list(COLUMNS[:-1]), fill_value="").assign(seconds=seconds.astype("float64"))
 
 
 def _header_seconds(path: str) -> float:
@@ -102,15 +100,13 @@ def read(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     Texts but paths are stripped and brought to Unicode's composed form (NFC). Raises one ValueError that lists
     everything wrong with it.
     """
-    separator = "\t" if path.suffix.lower() == ".tsv" else ","
+    sep = "\t" if path.suffix.lower() == ".tsv" else ","
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)  # more fields than columns would be cut off
-            rows = pd.read_csv(
-                path, sep=separator, dtype="str", keep_default_na=False, encoding="utf-8-sig", index_col=False
-            )
+        # more fields than columns would be cut off with a warning only
+        with warnings.catch_warnings(action="error", category=pd.errors.ParserWarning):
+            rows = pd.read_csv(path, sep=sep, dtype="str", keep_default_na=False, encoding="utf-8-sig", index_col=False)
     except (ValueError, pd.errors.ParserWarning) as error:  # also: another encoding, empty
-        wanted = "TSV table in UTF-8 with tabs" if separator == "\t" else "CSV table in UTF-8 with commas"
+        wanted = "CSV table in UTF-8 with commas" if sep == "," else "TSV table in UTF-8 with tabs"
         raise ValueError(f"{path} is no {wanted}: {str(error).strip()}") from None
     rows = rows.fillna("").rename(columns=str.strip)
     rows = rows[[column for column in COLUMNS if column in rows]]
@@ -126,8 +122,7 @@ def read(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def _problems(rows: pd.DataFrame) -> Iterator[str]:
-    missing = [column for column in REQUIRED if column not in rows]
-    if missing:
+    if missing := [column for column in REQUIRED if column not in rows]:
         yield f"missing columns: {', '.join(missing)} (found: {', '.join(rows.columns)})"
         return
     if rows.empty:
@@ -202,12 +197,9 @@ def sound_files(folder: Path) -> list[Path]:
 
 def require_utf8(path: Path) -> Path:
     """The path itself. Raises ValueError where it is in another encoding, which no table can hold."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        raise ValueError(
-            f"{os.fsencode(path)!r} is not named in UTF-8 (perhaps in Windows-1252): rename it, as with convmv"
-        ) from None
+    if re.search("[\ud800-\udfff]", str(path)):  # as Python holds bytes that are not UTF-8
+        name = repr(os.fsencode(path))
+        raise ValueError(f"{name} is not named in UTF-8 (perhaps in Windows-1252): rename it, as with convmv")
     return path
 
 
