@@ -34,9 +34,9 @@ def read(root: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     Raises FileNotFoundError if a table, a folder of clips or over 5 % of the clips are missing, ValueError if a table
     is not as published.
     """
-    parts = [_read_split(root, split) for split in PARTS]
-    rows = pd.concat([rows for rows, _ in parts], ignore_index=True)
-    missing = [name for _, names in parts for name in names]
+    rows = pd.concat([_read_split(root, split) for split in PARTS], ignore_index=True)
+    wanted = rows[~rows.utterance.isin(FAULTS)]
+    missing = [name for name, path in zip(wanted.utterance, wanted.path, strict=True) if not Path(path).is_file()]
     if len(missing) > MISSING_ALLOWED * len(rows):
         raise FileNotFoundError(
             f"{root}: {len(missing)} of {len(rows)} MELD clips are missing ({some(missing)}); "
@@ -45,12 +45,9 @@ def read(root: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     return rows, exclusions([*FAULTS.items(), *((name, "no clip") for name in missing)])
 
 
-def _read_split(root: Path, split: str) -> tuple[pd.DataFrame, list[str]]:
-    """Rows of a split and the utterances among them that have no clip, known faults apart."""
-    path, clip = (
-        _table(root, split),
-        _find(root, split, *(f"{folder}/{CLIPS}" for folder in (CLIP_FOLDERS[split], split))),
-    )
+def _read_split(root: Path, split: str) -> pd.DataFrame:
+    path = _table(root, split)
+    clip = _find(root, split, f"{CLIP_FOLDERS[split]}/{CLIPS}", f"{split}/{CLIPS}")
     if not path:
         raise FileNotFoundError(f"{root}: no {split}_sent_emo.csv; copy it from declare-lab/MELD, data/MELD")
     if not clip:
@@ -61,7 +58,7 @@ def _read_split(root: Path, split: str) -> tuple[pd.DataFrame, list[str]]:
     except ValueError as error:  # columns, encoding, times
         raise ValueError(f"{path} is not MELD's table as published: {str(error).strip()}") from None
     clips = "dia" + table.Dialogue_ID + "_utt" + table.Utterance_ID
-    rows = pd.DataFrame(
+    return pd.DataFrame(
         {
             "utterance": f"{split}_" + clips,  # ids start anew in each split
             "path": [str(clip.with_name(f"{name}.mp4")) for name in clips],
@@ -71,9 +68,6 @@ def _read_split(root: Path, split: str) -> tuple[pd.DataFrame, list[str]]:
             "seconds": (times.EndTime - times.StartTime).dt.total_seconds(),
         }
     )
-    there = {path.name for path in clip.parent.iterdir()}
-    has_clip = (clips + ".mp4").isin(there) | rows.utterance.isin(FAULTS)
-    return rows, rows.utterance[~has_clip].tolist()
 
 
 MELD = Source(
