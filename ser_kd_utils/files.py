@@ -1,15 +1,12 @@
 """What lies on disk beside the records: the cache, work in progress, locks and checksums."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -18,31 +15,31 @@ PACKAGE = Path(__file__).parent
 
 def cache_root() -> Path:
     """Folder for everything that can be made again: $SER_KD_CACHE, $XDG_CACHE_HOME/ser-kd or ~/.cache/ser-kd."""
-    if own := os.environ.get("SER_KD_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ser-kd"
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "ser-kd")
+    return Path(os.environ.get("SER_KD_CACHE") or home)
 
 
-def make_once(folder: Path, make: Callable[[Path], object]) -> Path:
+def make_once(folder: Path, make: Callable[[Path], object], is_whole: Callable[[Path], bool] = Path.exists) -> Path:
     """The folder, made by `make` under another name where it is not there: whole or absent, whoever is killed.
 
-    Of two processes that call this at once, one makes it and the other waits.
+    Of two processes that call this at once, one makes it and the other waits. is_whole: says of the folder that it need
+    not be made; one that is there and damaged is replaced.
     """
-    if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
+    if not is_whole(folder):
+        scratch = folder.with_name(f".unfinished-{folder.name}")
         with FileLock(folder.with_name(f"{folder.name}.lock")):
-            scratch = folder.with_name(f".unfinished-{folder.name}")
             shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
             try:
-                if not folder.exists():
+                if not is_whole(folder):
                     make(scratch)
+                    shutil.rmtree(folder, ignore_errors=True)
                     scratch.rename(folder)
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
     return folder
 
 
-def digest(parts: Any) -> str:
+def digest(parts: object) -> str:
     """SHA-256 of JSON-able parts, in a canonical order."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=list).encode()).hexdigest()
 
@@ -68,27 +65,21 @@ def only_one(results: Path, name: str, waiting: Callable[[], None] = lambda: Non
 
     It goes with the process that holds it. waiting: called once where another process has it.
     """
-    path = _lock_of(results, name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
+    lock = FileLock(_lock_of(results, name))
     try:
-        lock.acquire(blocking=False)
+        held = lock.acquire(blocking=False)
     except Timeout:
         waiting()
-        lock.acquire()
-    try:
+        held = lock.acquire()
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 def is_held(results: Path, name: str) -> bool:
     """Whether some process holds the lock."""
     path = _lock_of(results, name)
-    if not path.exists():
-        return False
     try:
-        with FileLock(path, blocking=False):
+        with FileLock(path, blocking=False) if path.exists() else nullcontext():
             return False
     except Timeout:
         return True

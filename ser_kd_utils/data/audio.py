@@ -1,19 +1,16 @@
 """Audio files as 16 kHz mono samples, decoded once into a memory-mapped cache.
 
-Levels are left as recorded. The cache holds 16-bit samples: what passes full scale after resampling is clipped there.
+Levels are left as recorded. The cache holds 16-bit samples: what passes full scale is clipped there, with a warning.
 """
-
-from __future__ import annotations
 
 import hashlib
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cached_property, partial
-from math import gcd
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +20,7 @@ import soundfile
 from scipy.signal import resample_poly
 
 from ser_kd_utils.data.corpora import Corpus, Split
-from ser_kd_utils.data.corpora.manifest import PARTS, exclusions
+from ser_kd_utils.data.corpora.manifest import PARTS, exclusions, some
 from ser_kd_utils.files import cache_root, make_once
 
 SAMPLE_RATE = 16_000
@@ -71,10 +68,7 @@ def read(path: str | Path) -> tuple[np.ndarray, int]:
 def to_mono(samples: np.ndarray, rate: int) -> np.ndarray:
     """(samples, channels) at `rate` -> float32 (samples,) at 16 kHz: mean of the channels, polyphase resampling."""
     mono = samples.mean(axis=1, dtype=np.float64)
-    if rate != SAMPLE_RATE:
-        common = gcd(SAMPLE_RATE, rate)
-        mono = resample_poly(mono, SAMPLE_RATE // common, rate // common)
-    return mono.astype(np.float32)
+    return resample_poly(mono, SAMPLE_RATE, rate).astype(np.float32)
 
 
 def _read(path: Path) -> tuple[np.ndarray, int]:
@@ -132,6 +126,7 @@ class AudioCache:
             ends = np.frombuffer(offsets, np.int32, len(samples) + 1) // 2
             views = np.split(np.frombuffer(content, "<i2", ends[-1]), ends[1:-1])
             self._samples.update(zip(utterances.to_pylist(), views, strict=True))
+        self.utterances = list(self._samples)
 
     def __reduce__(self):  # worker processes map the file again instead of receiving its samples
         return AudioCache, self._arguments
@@ -141,10 +136,6 @@ class AudioCache:
 
     def __getitem__(self, utterance: str) -> np.ndarray:
         return self._samples[utterance] * np.float32(2**-15)
-
-    @property
-    def utterances(self) -> list[str]:
-        return list(self._samples)
 
     def seconds(self, utterance: str) -> float:
         return len(self._samples[utterance]) / SAMPLE_RATE
@@ -164,14 +155,11 @@ def cache_audio(corpus: Corpus, min_seconds: float = 0.1, max_seconds: float = 6
 
     Not usable are files that `read` refuses and those that are silent (all under -80 dBFS), shorter than `min_seconds`
     or longer than `max_seconds`. Where `corpus.bad_audio` is "error" they raise one ValueError and nothing is kept;
-    where it is "exclude" they are listed in `excluded`.
+    where it is "exclude" they are listed in `excluded`. Warns of files that are clipped when they are decoded.
     """
     folder = cache_root() / "audio" / f"{corpus.name}-{_key(corpus, min_seconds, max_seconds)}"
-    if folder.exists() and not _is_undamaged(folder, corpus.manifest):
-        warnings.warn(f"the cached audio {folder.name} was damaged and is decoded again", stacklevel=2)
-        shutil.rmtree(folder)
-    load = partial(_stored, min_seconds=min_seconds, max_seconds=max_seconds)
-    make_once(folder, lambda place: _decode_all(corpus, place, load))
+    decode_all = partial(_decode_all, corpus, min_seconds, max_seconds)
+    make_once(folder, decode_all, partial(_is_undamaged, manifest=corpus.manifest))
     _intact.add(folder)
     return AudioCache(folder, corpus.manifest)
 
@@ -184,19 +172,22 @@ def _is_undamaged(folder: Path, manifest: pd.DataFrame) -> bool:
     """Whether all utterances are there or excluded, with the samples that were written."""
     if folder in _intact:
         return True
-    try:
+    with suppress(OSError, ValueError, pa.ArrowException):
         cache = AudioCache(folder, manifest)
         digests = {utterance: _sha256(samples) for utterance, samples in cache._samples.items()}
-        return {*digests, *cache.excluded.utterance} == {*manifest.utterance} and digests == cache.sha256
-    except (OSError, ValueError, pa.ArrowException):
-        return False
+        if {*digests, *cache.excluded.utterance} == {*manifest.utterance} and digests == cache.sha256:
+            return True
+    if folder.exists():
+        warnings.warn(f"the cached audio {folder.name} was damaged and is decoded again", stacklevel=4)
+    return False
 
 
-def _decode_all(corpus: Corpus, folder: Path, load: Callable[[str], np.ndarray | str]) -> None:
+def _decode_all(corpus: Corpus, min_seconds: float, max_seconds: float, folder: Path) -> None:
     from datasets import Dataset, Features, Value, disable_progress_bars
     from datasets.exceptions import DatasetGenerationError
 
-    excluded = []
+    excluded, clipped = [], []
+    load = partial(_stored, min_seconds=min_seconds, max_seconds=max_seconds, clipped=clipped)
 
     def examples() -> Iterator[dict[str, str | bytes]]:
         with ThreadPoolExecutor() as pool:
@@ -219,20 +210,28 @@ def _decode_all(corpus: Corpus, folder: Path, load: Callable[[str], np.ndarray |
     Path(written.cache_files[0]["filename"]).rename(folder / "audio.arrow")
     shutil.rmtree(work)
     exclusions(excluded).to_csv(folder / "excluded.csv", index=False)
+    if clipped:
+        warnings.warn(
+            f"{corpus.name}: {len(clipped)} of {len(corpus.manifest)} files pass full scale and are clipped there, as "
+            f"{min(clipped)}: write them at a lower level to keep them whole",
+            stacklevel=4,
+        )
 
 
 def refuse_shared_samples(split: Split, audio: AudioCache) -> None:
-    """Raises ValueError where two parts of a split hold the same samples, under whatever names."""
+    """Two parts of a split hold the same samples, under whatever names: ValueError, or a warning if it is published."""
     first = {}
     for part in PARTS:
         for utterance in getattr(split, part):
             digest = audio.sha256.get(utterance, utterance)  # what is excluded has no samples
             other, where = first.setdefault(digest, (utterance, part))
             if where != part:
-                raise ValueError(
-                    f"{split.corpus}, {split.protocol}, fold {split.fold}: {other} in {where} and {utterance} in "
-                    f"{part} are the same samples: leave one of them out"
-                )
+                pair = f"{other} in {where} and {utterance} in {part} are the same samples"
+                message = f"{split.corpus}, {split.protocol}, fold {split.fold}: {pair}"
+                if split.corpus == "manifest":
+                    raise ValueError(f"{message}: leave one of them out")
+                warnings.warn(message, stacklevel=2)  # the corpus is tested as it was published
+                return
 
 
 def _key(corpus: Corpus, min_seconds: float, max_seconds: float) -> str:
@@ -250,29 +249,30 @@ def _sha256(samples: np.ndarray) -> str:
     return hashlib.sha256(samples).hexdigest()
 
 
-def _stored(path: str, min_seconds: float, max_seconds: float) -> np.ndarray | str:
-    """The int16 samples of a file, or the reason why it cannot be used."""
+def _stored(path: str, min_seconds: float, max_seconds: float, clipped: list[str]) -> np.ndarray | str:
+    """The int16 samples of a file, or the reason why it cannot be used; adds it to `clipped` where it is."""
     try:
         samples = decode(path)
     except AudioError as error:
         return error.reason
-    seconds = len(samples) / SAMPLE_RATE
-    if seconds < min_seconds:
+    if (seconds := len(samples) / SAMPLE_RATE) < min_seconds:
         return f"shorter than {min_seconds:g} s"
     if seconds > max_seconds:
         return f"longer than {max_seconds:g} s"
-    if np.abs(samples).max() < SILENCE:
+    peak = np.abs(samples).max()
+    if peak < SILENCE:
         return "silent"
+    if peak > 1:
+        clipped.append(path)
     return np.rint(samples * 2**15).clip(-(2**15), 2**15 - 1).astype("<i2")
 
 
 def _check(corpus: Corpus, excluded: list[tuple[str, str]]) -> None:
     total = len(corpus.manifest)
     if corpus.bad_audio == "error" and excluded or len(excluded) == total:
-        named = ", ".join(f"{utterance} ({reason})" for utterance, reason in excluded[:3])
-        more = f" and {len(excluded) - 3} more" if len(excluded) > 3 else ""
+        named = some(f"{utterance} ({reason})" for utterance, reason in excluded)
         own = ", or take their rows out of the table given with --data-root" if corpus.name == "manifest" else ""
         raise ValueError(
-            f"{corpus.name}: {len(excluded)} of {total} audio files cannot be used: {named}{more}; "
+            f"{corpus.name}: {len(excluded)} of {total} audio files cannot be used: {named}; "
             f"restore them as their publisher gives them{own}"
         )

@@ -3,8 +3,6 @@
 All that is on the way lies in `<folder>.download` beside the corpus; the corpus appears whole, by one rename.
 """
 
-from __future__ import annotations
-
 import json
 import shlex
 import shutil
@@ -12,7 +10,8 @@ import tarfile
 import warnings
 import zipfile
 import zlib
-from dataclasses import dataclass
+from collections import namedtuple
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path, PureWindowsPath
 from stat import S_ISLNK
@@ -20,23 +19,16 @@ from stat import S_ISLNK
 import pooch
 import requests
 
-from ser_kd_utils import __version__
 from ser_kd_utils.data.corpora import Corpus, load_corpus
 from ser_kd_utils.data.corpora.iemocap import IEMOCAP
 from ser_kd_utils.data.corpora.meld import MELD
-from ser_kd_utils.files import cache_root
+from ser_kd_utils.files import cache_root, sha256
 
 TIMEOUT = 30  # seconds without a byte
 
 
-@dataclass(frozen=True)
-class Archive:
-    """Where a corpus comes from; checksum: "algorithm:hex digits" as its publisher gives it, None where it does not."""
-
-    url: str
-    checksum: str | None
-
-
+# Where a corpus comes from; checksum: "algorithm:hex digits" as its publisher gives it, None where it does not.
+Archive = namedtuple("Archive", "url checksum")
 ARCHIVES = {
     "emodb": Archive("http://emodb.bilderbar.info/download/download.zip", None),
     "ravdess": Archive(
@@ -74,19 +66,19 @@ def download(name: str, to: str = "", url: str = "") -> int:
         print(f"Then: ser-kd reproduce {option}")
         return 0
     if name not in ARCHIVES:
-        raise ValueError(
-            f"unknown data {name!r}; fetched: {', '.join(ARCHIVES)}; access explained: {', '.join(ON_REQUEST)}"
-        )
+        known = f"fetched: {', '.join(ARCHIVES)}; access explained: {', '.join(ON_REQUEST)}"
+        raise ValueError(f"unknown data {name!r}; {known}")
     home = (Path(to).expanduser() if to else cache_root() / "corpora" / name).resolve()
-    if home.is_file() or any(home.glob("*")):
-        try:
-            corpus = _load(name, home)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"{error}; pass with --to a new or an empty folder") from None
-        print(f"{name} is already in {home}: nothing fetched.")
-    else:
-        corpus = _fetched(name, home, url or ARCHIVES[name].url)
-        print(f"{name} is in {home}.")
+    with warnings.catch_warnings(action="ignore"):  # the card says what differs from the published counts
+        if home.is_file() or any(home.glob("*")):
+            try:
+                corpus = load_corpus(name, home)
+            except FileNotFoundError as error:
+                raise FileNotFoundError(f"{error}; pass with --to a new or an empty folder") from None
+            print(f"{name} is already in {home}: nothing fetched.")
+        else:
+            corpus = _fetched(name, home, url or ARCHIVES[name].url)
+            print(f"{name} is in {home}.")
     card = dict(corpus.card().itertuples(index=False))
     for item in ("utterances", "speakers", "classes", "differs from published", "licence", "citation"):
         print(f"{item}: {card[item]}")
@@ -94,38 +86,28 @@ def download(name: str, to: str = "", url: str = "") -> int:
     return 0
 
 
-def _load(name: str, folder: Path) -> Corpus:
-    with warnings.catch_warnings(action="ignore"):  # the card says what differs from the published counts
-        return load_corpus(name, folder)
-
-
 def _fetched(name: str, home: Path, url: str) -> Corpus:
-    """Fetched, or resumed, or there already with the right checksum; then unpacked and put in its place."""
+    """Fetched, checked, unpacked and put in its place; nothing stays of what fails."""
     work = home.with_name(f"{home.name}.download")
-    unpacked, part, checksum = work / "unpacked", _part(work, url), ARCHIVES[name].checksum
+    unpacked, checksum = work / "unpacked", ARCHIVES[name].checksum
     pooch.get_logger().setLevel("WARNING")
+    print(f"fetching {url}", flush=True)
     try:
-        archive = Path(pooch.retrieve(url, checksum, path=work, downloader=resume))
-        sha256 = pooch.file_hash(str(archive))
-        print(
-            f"checksum as published: {checksum}" if checksum else f"sha256 {sha256} (the publisher gives no checksum)"
-        )
+        downloader = pooch.HTTPDownloader(timeout=TIMEOUT, headers={"Accept-Encoding": "identity"})
+        archive = Path(pooch.retrieve(url, checksum, path=work, downloader=downloader))
+        facts = {"url": url, "sha256": sha256(archive), "bytes": archive.stat().st_size}
+        print(f"sha256 {facts['sha256']}; checksum as published: {checksum or 'none given'}")
         unpack(archive, unpacked)
-        corpus = _load(name, unpacked)
+        corpus = load_corpus(name, unpacked)
+        facts["date"] = f"{datetime.now(UTC):%Y-%m-%d}"
+        (unpacked / "download.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        unpacked.rename(home)
     except requests.RequestException as error:
-        kept = ""
-        if _tag(part).exists():
-            kept = f"; {part.stat().st_size / 1e6:.1f} MB are kept, the same command goes on from there"
-        else:
-            shutil.rmtree(work, ignore_errors=True)
-        raise FileNotFoundError(f"{name} did not come from {url}: {_reason(error)}{kept}") from error
+        raise FileNotFoundError(f"{name} did not come from {url}: {_reason(error)}") from error
     except (ValueError, FileNotFoundError) as error:
-        shutil.rmtree(work)
         raise ValueError(f"what came from {url} is of no use and was removed: {error}") from None
-    facts = {"url": url, "sha256": sha256, "bytes": archive.stat().st_size, "date": f"{datetime.now(UTC):%Y-%m-%d}"}
-    (unpacked / "download.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    unpacked.rename(home)
-    shutil.rmtree(work)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
     return corpus
 
 
@@ -138,50 +120,6 @@ def _reason(error: BaseException) -> str:
     return str(error)
 
 
-def _part(folder: Path, url: str) -> Path:
-    return folder / f"{pooch.utils.unique_file_name(url)}.part"
-
-
-def _tag(part: Path) -> Path:
-    return part.with_suffix(".tag")
-
-
-def resume(url: str, output: str, _: object = None) -> None:
-    """A pooch downloader that keeps what came in `<name>.part` beside `output` and asks for the rest the next time.
-
-    The rest is of the same file or does not come: If-Range names the ETag or the date that came with the part, kept in
-    `<name>.tag`. A server that gave neither, knows no ranges or has another file by now starts anew. Raises
-    requests.RequestException.
-    """
-    part = _part(Path(output).parent, url)
-    tag = _tag(part)
-    headers = {"User-Agent": f"ser-kd/{__version__}", "Accept-Encoding": "identity"}
-    if tag.exists():
-        headers |= {"Range": f"bytes={part.stat().st_size}-", "If-Range": tag.read_text(encoding="utf-8")}
-    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as answer:
-        if answer.status_code == 416:  # nothing after it: it was whole, or the server forgot about If-Range
-            tag.unlink()
-            return resume(url, output)
-        answer.raise_for_status()
-        if answer.status_code != 206:
-            tag.unlink(missing_ok=True)
-            part.write_bytes(b"")
-            mark = answer.headers.get("ETag", "W/")
-            if mark.startswith("W/"):  # none, or a weak one, which is not of the bytes
-                mark = answer.headers.get("Last-Modified", "")
-            if mark:
-                tag.write_text(mark, encoding="utf-8")
-        done, left = part.stat().st_size, int(answer.headers.get("Content-Length", 0))
-        here = f", {done / 1e6:.1f} MB of them here already" if done else ""
-        print(f"{url}: {(done + left) / 1e6:.1f} MB{here}", flush=True)
-        with part.open("ab") as file:
-            for piece in answer.iter_content(2**16):
-                file.write(piece)
-    tag.unlink(missing_ok=True)
-    part.replace(output)
-    return None
-
-
 def unpack(archive: Path, folder: Path) -> None:
     """Unpack a zip or tar file into the new `folder` (what is there goes).
 
@@ -191,33 +129,24 @@ def unpack(archive: Path, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     try:
         if zipfile.is_zipfile(archive):
-            unpacker = pooch.Unzip
             with zipfile.ZipFile(archive) as file:
-                faults = [(m.filename, "a link" if S_ISLNK(m.external_attr >> 16) else "") for m in file.infolist()]
+                links = {member.filename for member in file.infolist() if S_ISLNK(member.external_attr >> 16)}
+                _refuse_unsafe(file.namelist(), links)
+                file.extractall(folder)
         elif tarfile.is_tarfile(archive):
-            unpacker = pooch.Untar
             with tarfile.open(archive) as file:
-                faults = [(member.name, _unsafe(member, folder)) for member in file]
+                _refuse_unsafe(file.getnames())
+                file.extractall(folder, filter="data")  # which refuses links to outside and devices
         else:
-            raise ValueError(f"{archive.name} is neither a zip nor a tar file")
-        for (
-            name,
-            fault,
-        ) in faults:  # refused before pooch begins, which leaves out or rewrites what is unsafe, or trusts
-            path = PureWindowsPath(name)  # takes both kinds of slashes
-            fault = "a path through .." if ".." in path.parts else "an absolute path" if path.anchor else fault
-            if fault:
-                raise ValueError(f"{archive.name} is not safe to unpack: {name} is {fault}")
-        unpacker(extract_dir=str(folder))(str(archive), "download", None)
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError) as error:
+            raise ValueError("it is neither a zip nor a tar file")
+    except (ValueError, zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError) as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise ValueError(f"{archive.name} cannot be unpacked: {error}") from None
 
 
-def _unsafe(member: tarfile.TarInfo, folder: Path) -> str:
-    """What Python's own filter for data has against a member; nothing: ""."""
-    try:
-        tarfile.data_filter(member, str(folder))
-    except tarfile.FilterError as error:
-        return f"not data ({error})"
-    return ""
+def _refuse_unsafe(names: Iterable[str], links: Iterable[str] = ()) -> None:
+    """Before anything is unpacked: the libraries would leave such a member out, or give it another name."""
+    for name in names:
+        path = PureWindowsPath(name)  # takes both kinds of slashes
+        if path.anchor or ".." in path.parts or name in links:
+            raise ValueError(f"{name} is not safe, it is absolute, goes through .. or is a link")

@@ -1,7 +1,5 @@
 """Spectral features, batched in torch: what the cited code computes with its settings; where a whole corpus's lie."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from functools import cache
 from tempfile import TemporaryFile

@@ -4,8 +4,6 @@ Nothing here keeps a random state: what an utterance gets is a function of its n
 epoch, whatever the batch, the order or the number of workers.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 import unicodedata
@@ -18,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ser_kd_utils.data.audio import SAMPLE_RATE, SILENCE, AudioError, read, to_mono
-from ser_kd_utils.data.sound_files import SOUND_SUFFIXES, sound_files
+from ser_kd_utils.data.corpora.manifest import SOUND_SUFFIXES, sound_files
 
 # File names of NOISEX-92 (Varga & Steeneken 1993). Babble: 100 people in a canteen; buccaneer1, buccaneer2: cockpit at
 # 190 and 450 knots; f16: another; hfchannel: short-wave radio; leopard, m109: tanks; volvo: a car.
@@ -61,7 +59,7 @@ class NoiseBank:
         self.fingerprint = digest.hexdigest()
 
     @classmethod
-    def from_folder(cls, folder: str | Path, types: Sequence[str] | None = None, most: int = 5) -> NoiseBank:
+    def from_folder(cls, folder: str | Path, types: Sequence[str] | None = None, most: int = 5) -> "NoiseBank":
         """All usable recordings of `types` in `folder`.
 
         A file's type is the first folder on its way from `folder`, or else its name up to the first "_", in lower case;
@@ -76,26 +74,27 @@ class NoiseBank:
         """
         folder = Path(folder)
         labels = _labels(folder)
-        if unknown := sorted(set(types or ()) - set(labels.values())):
-            there = ", ".join(sorted(set(labels.values())))
-            raise ValueError(f"no noise of type {', '.join(unknown)} in {folder}; there are: {there}.")
+        there = set(labels.values())
+        if unknown := sorted(set(types or ()) - there):
+            raise ValueError(
+                f"no noise of type {', '.join(unknown)} in {folder}; there are: {', '.join(sorted(there))}."
+            )
         recordings, excluded = {}, []
         for path, kind in labels.items():
-            if types and kind not in types:
-                continue
-            loaded = _load(path)
-            if isinstance(loaded, str):
-                excluded.append((path.relative_to(folder).as_posix(), kind, loaded))
-            else:
-                recordings.setdefault(kind, []).append(loaded)
-        chosen = set(types) if types else _default_types(recordings, most)
-        if lost := sorted((chosen or set(labels.values())) - set(recordings)):
+            if not types or kind in types:
+                try:
+                    sounding = _load(path)
+                    recordings.setdefault(kind, []).append(sounding)
+                except AudioError as error:
+                    excluded.append((path.relative_to(folder).as_posix(), kind, error.reason))
+        chosen = set(types or _default_types(recordings, most) or there)
+        if lost := sorted(chosen - set(recordings)):
             reasons = "; ".join(f"{name}: {reason}" for name, kind, reason in excluded if kind in lost)
             raise ValueError(f"no usable recording of {', '.join(lost)} in {folder} ({reasons}).")
         return cls({kind: recordings[kind] for kind in sorted(chosen)}, "folder", excluded)
 
     @classmethod
-    def generated(cls, speech: Sequence[np.ndarray], seed: int = 0, seconds: float = 30.0) -> NoiseBank:
+    def generated(cls, speech: Sequence[np.ndarray], seed: int = 0, seconds: float = 30.0) -> "NoiseBank":
         """One recording of `seconds` of each of TYPES_GENERATED, all at the same RMS.
 
         babble: 12 talkers at once, each a chain of utterances of `speech` (float32 arrays at 16 kHz, training speakers
@@ -107,20 +106,19 @@ class NoiseBank:
             raise ValueError(f"babble needs at least {2 * _TALKERS} utterances, not {len(speech)}.")
         samples = round(seconds * SAMPLE_RATE)
         rng = keyed_rng("generated", seed)
-        shapes = {
-            "white": np.ones_like,
-            "pink": lambda hertz: np.maximum(hertz, 20) ** -0.5,
-            "low-band": lambda hertz: hertz < 500,
-            "high-band": lambda hertz: hertz > 2000,
-        }
         recordings = {"babble": _babble(speech, samples, rng)}
-        recordings |= {kind: _shaped(shape, samples, rng) for kind, shape in shapes.items()}
-        return cls({kind: [_levelled(piece)] for kind, piece in recordings.items()}, "generated")
+        hertz = np.fft.rfftfreq(samples, 1 / SAMPLE_RATE)
+        pink = np.maximum(hertz, 20) ** -0.5
+        for kind, shape in {"white": 1, "pink": pink, "low-band": hertz < 500, "high-band": hertz > 2000}.items():
+            recordings[kind] = np.fft.irfft(np.fft.rfft(rng.standard_normal(samples)) * shape, samples)
+        level = {kind: _RMS / np.sqrt(np.mean(np.square(piece))) for kind, piece in recordings.items()}
+        return cls({k: [(piece * level[k]).astype(np.float32)] for k, piece in recordings.items()}, "generated")
 
     def report(self) -> pd.DataFrame:
         """Columns type, recordings, seconds, left out."""
+        left_out = self.excluded.type.value_counts()
         rows = [
-            (kind, len(pieces), round(sum(map(len, pieces)) / SAMPLE_RATE, 1), int((self.excluded.type == kind).sum()))
+            (kind, len(pieces), round(sum(map(len, pieces)) / SAMPLE_RATE, 1), left_out.get(kind, 0))
             for kind, pieces in self._recordings.items()
         ]
         return pd.DataFrame(rows, columns=["type", "recordings", "seconds", "left out"])
@@ -278,30 +276,28 @@ def _kind(path: Path) -> str:
     return unicodedata.normalize("NFC", name).strip().lower()
 
 
-def _default_types(recordings: dict[str, list[np.ndarray]], most: int) -> set[str]:
-    if set(NOISEX92_STUDY) <= set(recordings):
-        return set(NOISEX92_STUDY)
+def _default_types(recordings: dict[str, list[np.ndarray]], most: int) -> Sequence[str]:
     samples = {kind: sum(map(len, pieces)) for kind, pieces in recordings.items()}
-    return set(sorted(samples, key=lambda kind: (-samples[kind], kind))[:most])
+    longest = sorted(samples, key=lambda kind: (-samples[kind], kind))[:most]
+    return NOISEX92_STUDY if samples.keys() >= set(NOISEX92_STUDY) else longest
 
 
-def _load(path: Path) -> np.ndarray | str:
-    """A recording without its digital silence, or the reason why it is left out."""
-    try:
-        samples, rate = read(path)
-    except AudioError as error:
-        return error.reason
+def _load(path: Path) -> np.ndarray:
+    """A recording without its digital silence. Raises AudioError where it is to be left out."""
+    samples, rate = read(path)
     if np.mean(np.abs(samples) >= _CLIPPED_FROM) > _CLIPPED_FRACTION:
-        return "clipped"
+        raise AudioError(path, "clipped")
     mono = to_mono(samples, rate)
     quiet = np.abs(mono) < SILENCE
     if quiet.all():
-        return "silent"
+        raise AudioError(path, "silent")
     stretches = np.flatnonzero(np.diff(quiet, prepend=False, append=False)).reshape(-1, 2)
     for start, stop in stretches[stretches[:, 1] - stretches[:, 0] >= FRAME]:
         mono[start:stop] = np.nan
     sounding = mono[~np.isnan(mono)]
-    return sounding if len(sounding) >= SAMPLE_RATE else "under 1 s of sound"
+    if len(sounding) < SAMPLE_RATE:
+        raise AudioError(path, "under 1 s of sound")
+    return sounding
 
 
 def _babble(speech: Sequence[np.ndarray], samples: int, rng: np.random.Generator) -> np.ndarray:
@@ -326,12 +322,3 @@ def _talker(speech: Sequence[np.ndarray], order: np.ndarray, samples: int, rng: 
             break
     voice = np.concatenate(chain)
     return np.resize(np.roll(voice, rng.integers(len(voice))), samples)
-
-
-def _shaped(shape: Callable[[np.ndarray], np.ndarray], samples: int, rng: np.random.Generator) -> np.ndarray:
-    hertz = np.fft.rfftfreq(samples, 1 / SAMPLE_RATE)
-    return np.fft.irfft(np.fft.rfft(rng.standard_normal(samples)) * shape(hertz), samples)
-
-
-def _levelled(samples: np.ndarray) -> np.ndarray:
-    return (samples * (_RMS / np.sqrt(np.mean(np.square(samples))))).astype(np.float32)

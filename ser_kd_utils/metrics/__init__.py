@@ -6,8 +6,6 @@ independent data.
 WA, UA, macro_f1 and WF1 as in `ser_metrics/ser_metrics.py`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -47,12 +45,7 @@ def interval(
 
 
 def paired_test(
-    a: pd.DataFrame,
-    b: pd.DataFrame,
-    metric: str = "UA",
-    level: float = 0.95,
-    resamples: int = 9999,
-    seed: int = 0,
+    a: pd.DataFrame, b: pd.DataFrame, metric: str = "UA", level: float = 0.95, resamples: int = 9999, seed: int = 0
 ) -> dict[str, float]:
     """Difference of `metric`, a minus b, over the same utterances, with its bootstrap interval and two-sided p.
 
@@ -74,15 +67,8 @@ def paired_test(
         return _metric(times @ first, classes, metric) - _metric(times @ second, classes, metric)
 
     n = len(first)
-    test = permutation_test(
-        (np.zeros(n), np.ones(n)),
-        exchanged,
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=resamples,
-        batch=_BATCH,
-        rng=np.random.default_rng(seed),
-    )
+    how = _resampling(resamples, seed)
+    test = permutation_test((np.zeros(n), np.ones(n)), exchanged, permutation_type="samples", **how)
     low, high = _bootstrap(n, resampled, level, 1000, seed)
     return {"difference": float(test.statistic), "low": low, "high": high, "p": float(test.pvalue)}
 
@@ -183,14 +169,11 @@ def _bootstrap(units: int, statistic: Callable, level: float, resamples: int, se
         times = np.bincount(places.ravel(), minlength=rows.size).reshape(rows.shape)
         return statistic(times.astype(float)).reshape(drawn.shape[:-1])
 
-    found = bootstrap(
-        (np.arange(units),),
-        of_drawn,
-        vectorized=True,
-        method="percentile",
-        confidence_level=level,
-        n_resamples=resamples,
-        batch=_BATCH,
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return float(found.low), float(found.high)
+    how = _resampling(resamples, seed)
+    found = bootstrap((np.arange(units),), of_drawn, method="percentile", confidence_level=level, **how)
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def _resampling(resamples: int, seed: int) -> dict[str, object]:
+    """Options of scipy's resampling functions."""
+    return {"vectorized": True, "n_resamples": resamples, "batch": _BATCH, "rng": np.random.default_rng(seed)}

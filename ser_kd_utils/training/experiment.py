@@ -21,7 +21,7 @@ from torch import nn
 from transformers import PreTrainedModel, Wav2Vec2FeatureExtractor
 
 from ser_kd_utils import records
-from ser_kd_utils.data.audio import AudioCache, cache_audio
+from ser_kd_utils.data.audio import AudioCache, cache_audio, refuse_shared_samples
 from ser_kd_utils.data.corpora import CORPORA, load_corpus, split
 from ser_kd_utils.data.noise import NoiseBank, keyed_rng
 from ser_kd_utils.files import digest, only_one, unfinished
@@ -83,6 +83,7 @@ class Experiment:
         if corpus == "manifest":
             self._claim_folder(str(Path(data_root).expanduser().resolve()))
         self.audio = cache_audio(loaded)
+        refuse_shared_samples(self.split, self.audio)
         self.corpus = loaded.without(self.audio.excluded)
         self.labels = self.corpus.labels
         self.class_names = {

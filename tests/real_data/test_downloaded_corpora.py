@@ -19,7 +19,7 @@ from ser_kd_utils.data.download import ARCHIVES, Archive
 
 @pytest.fixture
 def served(tmp_path):
-    """A folder and its address; the server knows no ranges."""
+    """A folder and its address."""
     folder = tmp_path / "served"
     folder.mkdir()
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=folder)) as server:

@@ -7,6 +7,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -174,9 +175,14 @@ def test_cache_returns_what_was_decoded(tmp_path):
         cache["u999"]
 
 
-def test_samples_beyond_full_scale_are_clipped(tmp_path):
-    soundfile.write(tmp_path / "a.wav", tone(0.5, amplitude=1.5), SAMPLE_RATE, "FLOAT")
-    samples = cache_audio(corpus_of({"a": tmp_path / "a.wav"}))["a"]
+def test_samples_beyond_full_scale_are_clipped_with_one_warning(tmp_path):
+    for name, amplitude in {"a": 1.5, "b": 1.0, "c": 1.9}.items():
+        soundfile.write(tmp_path / f"{name}.wav", tone(0.5, amplitude=amplitude), SAMPLE_RATE, "FLOAT")
+    corpus = corpus_of({name: tmp_path / f"{name}.wav" for name in "cab"})
+    with pytest.warns(UserWarning) as caught:
+        samples = cache_audio(corpus)["a"]
+    (said,) = [str(each.message) for each in caught]
+    assert said.startswith(f"little: 2 of 3 files pass full scale and are clipped there, as {tmp_path / 'a.wav'}: ")
     np.testing.assert_allclose(samples, tone(0.5, amplitude=1.5).clip(-1, 1), atol=2**-15)
     assert samples.min() == -1 and samples.max() == 1 - 2**-15
 
@@ -296,7 +302,7 @@ def test_bad_files_stop_everything_where_it_does_not(tmp_path):
     cache_audio(tolerant)
     before = contents()
     corpus = replace(tolerant, bad_audio="error")
-    named = r"little: 6 of 9 .*: corrupted \(unreadable\), empty \(empty\), nan \(NaN.*\) and 3 more; restore them"
+    named = r"little: 6 of 9 .*: corrupted \(unreadable\), empty \(empty\), nan \(NaN.*\), \.\.\.; restore them"
     for _ in range(2):
         with pytest.raises(ValueError, match=named):
             cache_audio(corpus)
@@ -334,19 +340,52 @@ def test_of_two_that_want_the_same_cache_one_writes_it_and_the_other_waits(tmp_p
         np.testing.assert_array_equal(cache["a"], integers(0, 3200) / 2**15)
 
 
-@pytest.mark.parametrize("damage", ["changed", "cut", "emptied"])
-def test_a_damaged_cache_is_decoded_again_with_a_warning(tmp_path, monkeypatch, damage):
+def damaged(tmp_path: Path, damage: str = "changed") -> tuple[Corpus, str]:
+    """A corpus with its fingerprint, whose cache has been damaged."""
     corpus = write_corpus(tmp_path / "c", {"a": integers(0, 3200), "b": integers(1, 3200)})
-    wanted = cache_audio(corpus).fingerprint
+    fingerprint = cache_audio(corpus).fingerprint
     (path,) = cache_root().rglob("audio.arrow")
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes({"changed": content, "cut": content[:-2000], "emptied": b""}[damage])
+    return corpus, fingerprint
+
+
+@pytest.mark.parametrize("damage", ["changed", "cut", "emptied"])
+def test_a_damaged_cache_is_decoded_again_with_a_warning(tmp_path, monkeypatch, damage):
+    corpus, wanted = damaged(tmp_path, damage)
     monkeypatch.setattr(audio, "_intact", set())  # as in another process
     with pytest.warns(UserWarning, match="was damaged and is decoded again"):
         again = cache_audio(corpus)
     assert again.fingerprint == wanted
     np.testing.assert_array_equal(again["b"], integers(1, 3200) / 2**15)
+
+
+@pytest.mark.filterwarnings("ignore:.*was damaged")
+def test_of_two_that_find_the_same_damage_one_removes_it_and_the_other_waits(tmp_path, monkeypatch):
+    class OfAnother(set):
+        """What this process knows of the caches is nothing, as if each call came from a process of its own."""
+
+        def __contains__(self, _):
+            return False
+
+    corpus, wanted = damaged(tmp_path)
+    check, is_undamaged, met, calls = audio._check, audio._is_undamaged, threading.Barrier(2), []
+
+    def at_once(folder, manifest):
+        found = is_undamaged(folder, manifest)
+        if threading.get_ident() not in seen:
+            seen.add(threading.get_ident())
+            met.wait(30)  # both have seen the damage before either does anything about it
+        return found
+
+    seen = set()
+    monkeypatch.setattr(audio, "_intact", OfAnother())
+    monkeypatch.setattr(audio, "_is_undamaged", at_once)
+    monkeypatch.setattr(audio, "_check", lambda *args: (calls.append(args), time.sleep(0.3), check(*args)))
+    with ThreadPoolExecutor(2) as pool:
+        caches = list(pool.map(cache_audio, [corpus] * 2))
+    assert len(calls) == 1 and [cache.fingerprint for cache in caches] == [wanted] * 2
 
 
 def test_a_changed_file_is_decoded_again(tmp_path):

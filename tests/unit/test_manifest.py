@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -152,6 +153,17 @@ def test_the_same_samples_in_two_parts_are_refused_with_the_pair(faulty):
     corpus = load_corpus("manifest", faulty / "same_audio_train_and_test.csv")
     with pytest.raises(ValueError, match=r"official, fold 1: \w+ in train and \w+ in test are the same samples: leave"):
         refuse_shared_samples(split(corpus, "official", 1, 0), cache_audio(corpus))
+
+
+@pytest.mark.filterwarnings("ignore:.*scores there leave it out")
+def test_of_a_published_corpus_the_pair_is_only_named(faulty):
+    """Its users cannot mend it."""
+    corpus = load_corpus("manifest", faulty / "same_audio_train_and_test.csv")
+    got = replace(split(corpus, "official", 1, 0), corpus="emodb")
+    with pytest.warns(
+        UserWarning, match=r"emodb, official, fold 1: \w+ in train and \w+ in test are the same samples$"
+    ):
+        refuse_shared_samples(got, cache_audio(corpus))
 
 
 def test_a_gsm_file_among_others_is_read(faulty):

@@ -13,7 +13,7 @@ import soundfile
 
 from ser_kd_utils.data.audio import SAMPLE_RATE, cache_audio, decode
 from ser_kd_utils.data.corpora import COLUMNS, unlabelled
-from ser_kd_utils.data.sound_files import sound_files
+from ser_kd_utils.data.corpora.manifest import sound_files
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,5 @@
 """Corpora: one manifest per corpus, whatever its layout on disk, checked against the published counts."""
 
-from __future__ import annotations
-
 import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,13 +7,14 @@ from pathlib import Path
 import pandas as pd
 
 from ser_kd_utils.data.corpora import folds
+from ser_kd_utils.data.corpora import manifest as tables
+from ser_kd_utils.data.corpora.demo import ensure_demo
 from ser_kd_utils.data.corpora.emodb import EMODB
 from ser_kd_utils.data.corpora.folds import Split, split
 from ser_kd_utils.data.corpora.iemocap import IEMOCAP, IMPROVISED
-from ser_kd_utils.data.corpora.manifest import COLUMNS, MANIFEST, Source, exclusions, protocols_of, tidy
+from ser_kd_utils.data.corpora.manifest import COLUMNS, MANIFEST, Source, exclusions
 from ser_kd_utils.data.corpora.meld import MELD, MELD_4
 from ser_kd_utils.data.corpora.ravdess import RAVDESS
-from ser_kd_utils.data.sound_files import SOUND_SUFFIXES, require_utf8, sound_files
 from ser_kd_utils.files import cache_root
 
 __all__ = ["COLUMNS", "CORPORA", "Corpus", "Split", "load_corpus", "split", "unlabelled"]
@@ -32,6 +31,7 @@ _DEMO = replace(
     counts={},
     synthetic=True,
 )
+_SPEECH = replace(MANIFEST, name="speech", access="local: the files of a folder", bad_audio="exclude")
 _SOURCES = {source.name: source for source in (_DEMO, IEMOCAP, IMPROVISED, MELD, MELD_4, EMODB, RAVDESS, MANIFEST)}
 
 
@@ -78,13 +78,13 @@ class Corpus:
             "access": self.access,
             "citation": self.citation,
         }
-        return pd.DataFrame(list(items.items()), columns=["item", "value"])
+        return pd.DataFrame(items.items(), columns=["item", "value"])
 
     def fold_count(self, protocol: str | None = None) -> int:
         """Number of folds of `protocol` (default: the first). ValueError if the corpus has no such protocol."""
         return folds.fold_count(self, protocol)
 
-    def without(self, excluded: pd.DataFrame) -> Corpus:
+    def without(self, excluded: pd.DataFrame) -> "Corpus":
         """The same corpus less the utterances of `excluded` (columns utterance, reason)."""
         kept = self.manifest[~self.manifest.utterance.isin(excluded.utterance)].reset_index(drop=True)
         extended = pd.concat([self.excluded, excluded[["utterance", "reason"]]], ignore_index=True)
@@ -100,29 +100,21 @@ def load_corpus(name: str, root: str | Path | None = None) -> Corpus:
     if name not in _SOURCES:
         raise ValueError(f"unknown corpus {name!r}; choose one of {', '.join(CORPORA)}")
     source = _SOURCES[name]
-    home = _demo_root() if source.synthetic else _root(source, root)
+    home = ensure_demo(cache_root()) if source.synthetic else _root(source, root)
     rows, excluded = source.read(home)
     labels = source.classes or tuple(sorted(set(rows.label)))
-    dropped = rows[~rows.label.isin(labels)]
-    rows = rows.drop(dropped.index)
-    _check_rows(rows, labels, f"{name} at {home}")
-    rows = tidy(rows)
+    known = rows.label.isin(labels)
+    if not known.any():
+        raise ValueError(f"{name} at {home}: no utterance labelled {', '.join(labels)}")
+    excluded = excluded[~excluded.utterance.isin(rows.utterance[~known])].reset_index(drop=True)
+    rows = tables.tidy(rows[known], f"{name} at {home}")
     notes = _differences(rows, labels, source)
     if notes:
         warnings.warn(f"{name} differs from the published counts: {'; '.join(notes)}", stacklevel=2)
-    excluded = excluded[~excluded.utterance.isin(dropped.utterance)].reset_index(drop=True)
+    manifest = rows[~rows.utterance.isin(excluded.utterance)].reset_index(drop=True)
+    protocols = source.protocols or tables.protocols_of(rows)
     return Corpus(
-        name=name,
-        manifest=rows[~rows.utterance.isin(excluded.utterance)].reset_index(drop=True),
-        labels=labels,
-        protocols=source.protocols or protocols_of(rows),
-        licence=source.licence,
-        access=source.access,
-        citation=source.citation,
-        synthetic=source.synthetic,
-        bad_audio=source.bad_audio,
-        notes=notes,
-        excluded=excluded,
+        manifest=manifest, labels=labels, protocols=protocols, notes=notes, excluded=excluded, **_about(source)
     )
 
 
@@ -133,31 +125,15 @@ def unlabelled(folder: str | Path) -> Corpus:
     folder, no sound in it) or ValueError (two files that differ in their suffix only).
     """
     home = Path(folder).expanduser().resolve()
-    paths = sound_files(home)
+    paths = tables.sound_files(home)
     if not paths:
         raise FileNotFoundError(
             f"no speech at {home}: {'no sound files' if home.is_dir() else 'no such folder'}; pass with --speech-dir "
-            f"a folder of sound files ({', '.join(SOUND_SUFFIXES)})"
+            f"a folder of sound files ({', '.join(tables.SOUND_SUFFIXES)})"
         )
     names = [f"speech/{path.relative_to(home).with_suffix('').as_posix()}" for path in paths]
-    rows = tidy(pd.DataFrame({"utterance": names, "path": map(str, paths)}))
-    _check_rows(rows, (), f"speech at {home}")
-    return Corpus(
-        name="speech",
-        manifest=rows,
-        labels=(),
-        protocols=(),
-        licence=MANIFEST.licence,
-        access="local: the files of a folder",
-        citation=MANIFEST.citation,
-        bad_audio="exclude",
-    )
-
-
-def _demo_root() -> Path:
-    from ser_kd_utils.data.corpora.demo import ensure_demo
-
-    return ensure_demo(cache_root())
+    rows = tables.tidy(pd.DataFrame({"utterance": names, "path": map(str, paths)}), f"speech at {home}")
+    return Corpus(manifest=rows, labels=(), protocols=(), **_about(_SPEECH))
 
 
 def _root(source: Source, root: str | Path | None) -> Path:
@@ -167,7 +143,7 @@ def _root(source: Source, root: str | Path | None) -> Path:
             f"{source.name}: no place of the data given; access: {source.access}. "
             f"Pass with --data-root the place of {source.layout}"
         )
-    home = require_utf8(Path(root).expanduser().resolve())
+    home = tables.require_utf8(Path(root).expanduser().resolve())
     if home.exists() and source.recognises(home):
         return home
     raise FileNotFoundError(f"no {source.name} at {home}: looked for {source.layout}; found {_found(home)}")
@@ -181,16 +157,13 @@ def _found(home: Path) -> str:
         return f"{' or '.join(others)}: choose that corpus or pass another --data-root"
     if home.is_file():
         return f"a file, {home.name}"
-    names = sorted(path.name for path in home.iterdir() if not path.name.startswith("."))
-    return f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}" if names else "an empty folder"
+    return tables.some(sorted(path.name for path in home.iterdir() if path.name[0] != "."), 5) or "an empty folder"
 
 
-def _check_rows(rows: pd.DataFrame, labels: tuple[str, ...], where: str) -> None:
-    if rows.empty:
-        raise ValueError(f"{where}: no utterance labelled {', '.join(labels)}")
-    twice = rows[rows.utterance.duplicated(keep=False)].sort_values(["utterance", "path"])
-    if len(twice):
-        raise ValueError(f"{where}: utterance {twice.utterance.iloc[0]} occurs twice: {' and '.join(twice.path[:2])}")
+def _about(source: Source) -> dict[str, object]:
+    """What a corpus takes over from its source as it is."""
+    names = ("name", "licence", "access", "citation", "synthetic", "bad_audio")
+    return {name: getattr(source, name) for name in names}
 
 
 def _differences(rows: pd.DataFrame, labels: tuple[str, ...], source: Source) -> tuple[str, ...]:

@@ -9,15 +9,14 @@ utterance draws its own, so that the emotions overlap. All emotions share the sa
 The corpus is synthetic: it shows that the suite works, and says nothing about people.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import subprocess
 import sys
 import warnings
+from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,34 +27,17 @@ SESSIONS = 5
 # Utterances per voice, about as in IEMOCAP (ang 20, hap + exc 30, neu 31, sad 20 %); readers drop the last two.
 COUNTS = {"ang": 6, "hap": 7, "exc": 3, "neu": 10, "sad": 6, "fru": 1, "xxx": 1}
 SENTENCES = (
-    "The letter is on the table.",
-    "They come back on Sunday.",
-    "I will call you tomorrow.",
-    "We leave at half past seven.",
-    "She put it in the kitchen.",
-    "My brother has the keys.",
-    "It was under the window.",
-    "He told me about the job.",
-    "You can see it from here.",
-    "The train is at the station.",
-    "That is where we used to live.",
-    "There are two more of them.",
-)
+    "The letter is on the table.", "They come back on Sunday.", "I will call you tomorrow.",
+    "We leave at half past seven.", "She put it in the kitchen.", "My brother has the keys.",
+    "It was under the window.", "He told me about the job.", "You can see it from here.",
+    "The train is at the station.", "That is where we used to live.", "There are two more of them.",
+)  # fmt: skip
 
-
-@dataclass(frozen=True)
-class Prosody:
-    """What an emotion does to a voice on average; an utterance draws around it (SPREAD)."""
-
-    shift: float  # mean F0, semitones from the speaker's own
-    width: float  # F0 excursions, natural log of a factor
-    tempo: float  # speaking rate, natural log of a factor
-    level: float  # dB
-    tilt: float  # spectral tilt above 300 Hz, dB per octave
-    final: float  # F0 movement over the last 40 %, semitones
-    affect: tuple[int, int, int]  # valence, activation, dominance, 1 to 5: what the raters say
-
-
+# What an emotion does to a voice on average; an utterance draws around it (SPREAD).
+# shift: mean F0, semitones from the speaker's own; width of the F0 excursions and tempo: natural log of a factor;
+# level: dB; tilt: of the spectrum above 300 Hz, dB per octave; final: F0 movement over the last 40 %, semitones;
+# affect: valence, activation and dominance, 1 to 5, as the raters say
+Prosody = namedtuple("Prosody", "shift width tempo level tilt final affect")
 PROSODY = {
     "ang": Prosody(3.0, 0.35, 0.16, 4.0, 3.2, -5.0, (2, 4, 4)),
     "hap": Prosody(6.0, 0.60, 0.04, 2.0, 1.1, 5.0, (4, 3, 3)),
@@ -68,17 +50,8 @@ PROSODY = {
 SPREAD = {"shift": 1.2, "width": 0.20, "tempo": 0.08, "level": 3.0, "tilt": 0.7, "final": 1.2}  # standard deviations
 
 
-@dataclass(frozen=True)
-class Voice:
-    """A speaker: an espeak voice of Praat, its language, median F0 in Hz, formant factor and tempo factor."""
-
-    language: str
-    name: str
-    f0: float
-    formants: float
-    tempo: float
-
-
+# A speaker: an espeak voice of Praat, its language, median F0 in Hz, formant factor and tempo factor.
+Voice = namedtuple("Voice", "language name f0 formants tempo")
 US, GB = "English (America)", "English (Great Britain)"
 VOICES = {  # session: its female and its male speaker
     1: {"F": Voice(US, "Female1", 195, 1.00, 1.00), "M": Voice(US, "Male1", 105, 1.00, 1.00)},
@@ -124,15 +97,13 @@ def _make(folder: Path) -> None:
 
     folder.mkdir(parents=True)
 
-    def session(number: int) -> None:
-        # A fresh process for each: a voice carries state from one utterance to the next.
-        command = [sys.executable, "-P", __file__, str(folder), str(number)]
-        done = subprocess.run(command, capture_output=True, text=True)
+    # A fresh process for each session: a voice carries state from one utterance to the next.
+    commands = [[sys.executable, "-P", __file__, str(folder), str(number)] for number in range(1, SESSIONS + 1)]
+    with ThreadPoolExecutor(2) as pool:
+        ended = list(pool.map(partial(subprocess.run, capture_output=True, text=True), commands))
+    for number, done in enumerate(ended, 1):
         if done.returncode:
             raise RuntimeError(f"Praat could not make session {number} of the demo corpus:\n{done.stderr}")
-
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(session, range(1, SESSIONS + 1)))
     made = {"checksum": checksum(folder), "praat": parselmouth.PRAAT_VERSION, "parselmouth": parselmouth.__version__}
     (folder / "demo.json").write_text(json.dumps(made, indent=1) + "\n")
 

@@ -1,13 +1,12 @@
 """EMO-DB (Berlin, acted, German) with four classes: boredom (L), disgust (E) and fear (A) are dropped."""
 
-from __future__ import annotations
-
 import re
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
-from ser_kd_utils.data.corpora.manifest import Source, exclusions
+from ser_kd_utils.data.corpora.manifest import Source, exclusions, matching
 
 LABELS = {"W": "angry", "F": "happy", "N": "neutral", "T": "sad"}  # Wut, Freude, neutral, Trauer
 GENDERS = {"03": "M", "08": "F", "09": "F", "10": "M", "11": "M", "12": "M", "13": "F", "14": "F", "15": "M", "16": "F"}
@@ -16,13 +15,7 @@ GENDERS = {"03": "M", "08": "F", "09": "F", "10": "M", "11": "M", "12": "M", "13
 NAME = re.compile(rf"({'|'.join(GENDERS)})[ab]\d\d([WLEAFTN])[a-z]\.(?:wav|flac)", re.IGNORECASE)
 
 
-def _files(root: Path) -> list[tuple[Path, re.Match[str]]]:
-    folder = root / "wav" if (root / "wav").is_dir() else root
-    return [(path, name) for path in sorted(folder.glob("*")) if (name := NAME.fullmatch(path.name))]
-
-
-def recognises(root: Path) -> bool:
-    return bool(_files(root))
+_files = partial(matching, folders="wav", name=NAME)
 
 
 def read(root: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -38,7 +31,7 @@ def read(root: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 EMODB = Source(
     name="emodb",
     layout="files as 03a01Wa.wav (or .flac), in it or in its folder wav",
-    recognises=recognises,
+    recognises=lambda root: bool(_files(root)),
     read=read,
     licence="CC0-1.0 (as github.com/audeering/emodb states)",
     access="open (ser-kd download emodb): emodb.bilderbar.info",

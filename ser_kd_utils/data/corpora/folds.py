@@ -89,7 +89,7 @@ def split(corpus: Corpus, protocol: str | None, fold: int, seed: int) -> Split:
         raise ValueError(f"{corpus.name}, {protocol}: no fold {fold}; folds: {there}")
     rows = corpus.manifest
     if protocol in SPEAKER_INDEPENDENT:
-        parts = _held_out(_groups(corpus, protocol), fold)
+        parts = _groups(corpus, protocol).map({fold: "test", fold % folds + 1: "dev"}).fillna("train")
     else:
         parts = _random(corpus, fold, seed) if protocol == "random" else rows.split
     members = {part: rows[parts == part] for part in PARTS}
@@ -98,19 +98,14 @@ def split(corpus: Corpus, protocol: str | None, fold: int, seed: int) -> Split:
         raise ValueError(f"{where}: nothing to put in {' and '.join(empty)}")
     speakers = {part: tuple(sorted(set(members[part].speaker))) for part in PARTS}
     if protocol in SPEAKER_INDEPENDENT:
-        _check_disjoint(speakers, where)
+        for one, other in combinations(PARTS, 2):
+            if shared := sorted({*speakers[one]} & {*speakers[other]}):
+                raise ValueError(f"{where}: speaker {shared[0]} is in {one} and in {other}; correct speaker or session")
     classes = {part: {label: int((members[part].label == label).sum()) for label in corpus.labels} for part in PARTS}
     _check_classes(classes, where)
-    return Split(
-        corpus=corpus.name,
-        protocol=protocol,
-        fold=fold,
-        seed=seed,
-        **{part: tuple(members[part].utterance) for part in PARTS},
-        optimistic=protocol == "random",
-        speakers=speakers,
-        classes=classes,
-    )
+    names = {part: tuple(members[part].utterance) for part in PARTS}
+    optimistic = protocol == "random"
+    return Split(corpus.name, protocol, fold, seed, **names, optimistic=optimistic, speakers=speakers, classes=classes)
 
 
 def _protocol(corpus: Corpus, protocol: str | None) -> str:
@@ -125,11 +120,10 @@ def _groups(corpus: Corpus, protocol: str) -> pd.Series:
     """Number (from 1) of the session or speaker group of every utterance."""
     rows = corpus.manifest
     if protocol == "leave-one-session-out":
-        groups = pd.Series(pd.factorize(rows.session, sort=True)[0] + 1, index=rows.index)
+        kind, groups = "sessions", pd.Series(pd.factorize(rows.session, sort=True)[0] + 1, index=rows.index)
     else:
-        groups = rows.speaker.map(_speaker_groups(corpus))
+        kind, groups = "speaker groups", rows.speaker.map(_speaker_groups(corpus))
     if groups.max() < len(PARTS):
-        kind = "sessions" if protocol == "leave-one-session-out" else "speaker groups"
         raise ValueError(f"{corpus.name}, {protocol}: needs at least 3 {kind}, has {groups.max()}")
     return groups
 
@@ -141,22 +135,15 @@ def _speaker_groups(corpus: Corpus) -> dict[str, int]:
         genders = [sorted(set(rows.speaker[rows.gender == gender])) for gender in "FM"]
         count = max(1, min(GENDER_GROUPS[corpus.name], *map(len, genders)))
         return {name: place * count // len(names) + 1 for names in genders for place, name in enumerate(names)}
-    counts = pd.crosstab(rows.speaker, rows.label)
-    sizes = counts.sum(axis=1)
-    fractions = np.column_stack([counts, sizes]) / np.append(counts.sum(), sizes.sum())  # of each class and of all
-    loads = np.zeros((min(OWN_GROUPS, len(counts)), fractions.shape[1]))
+    counts = pd.crosstab(rows.speaker, rows.label, margins=True, margins_name="")
+    fractions = (counts / counts.loc[""]).drop("")  # of each class and of all
+    loads = np.zeros((min(OWN_GROUPS, len(fractions)), fractions.shape[1]))
     groups = {}
-    for name in sorted(counts.index, key=lambda name: (-sizes[name], name)):  # by name too: the same everywhere
-        speaker = fractions[counts.index.get_loc(name)]
-        group = int((loads @ speaker).round(12).argmin())  # where the sum of squares over all groups grows least
-        loads[group] += speaker
+    for name in counts[""].drop("").sort_values(ascending=False, kind="stable").index:  # of the same size: by name
+        group = int((loads @ fractions.loc[name]).round(12).argmin())  # where the sum of squares over all grows least
+        loads[group] += fractions.loc[name]
         groups[name] = group + 1
     return groups
-
-
-def _held_out(groups: pd.Series, fold: int) -> pd.Series:
-    following = fold % groups.max() + 1
-    return groups.map({fold: "test", following: "dev"}).fillna("train")
 
 
 def _random(corpus: Corpus, fold: int, seed: int) -> pd.Series:
@@ -164,21 +151,15 @@ def _random(corpus: Corpus, fold: int, seed: int) -> pd.Series:
 
     labels = corpus.manifest.label
     counts = labels.value_counts()
-    if counts.min() < RANDOM_LEAST:
-        least = f"{counts.min()} {counts.idxmin()}"
-        raise ValueError(f"{corpus.name}, random: needs {RANDOM_LEAST} utterances of every class, has {least}")
+    if (least := counts.min()) < RANDOM_LEAST:
+        needed = f"needs {RANDOM_LEAST} utterances of every class, has {least} {counts.idxmin()}"
+        raise ValueError(f"{corpus.name}, random: {needed}")
     folds = list(StratifiedKFold(RANDOM_FOLDS, shuffle=True, random_state=seed).split(labels, labels))
     rest, test = folds[fold - 1]
     _, dev = next(StratifiedKFold(RANDOM_DEV, shuffle=True, random_state=seed).split(rest, labels.iloc[rest]))
     parts = np.full(len(labels), "train", dtype=object)
     parts[test], parts[rest[dev]] = "test", "dev"
     return pd.Series(parts, index=labels.index)
-
-
-def _check_disjoint(speakers: dict[str, tuple[str, ...]], where: str) -> None:
-    for one, other in combinations(PARTS, 2):
-        if shared := sorted({*speakers[one]} & {*speakers[other]}):
-            raise ValueError(f"{where}: speaker {shared[0]} is in {one} and in {other}; correct speaker or session")
 
 
 def _check_classes(classes: dict[str, dict[str, int]], where: str) -> None:

@@ -5,8 +5,6 @@
 them.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,13 +13,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from ser_kd_utils.data.corpora.manifest import Source, exclusions
+from ser_kd_utils.data.corpora.manifest import Source, exclusions, some
 
 LABELS = {"ang": "angry", "hap": "happy", "exc": "happy", "neu": "neutral", "sad": "sad"}
 EXCITED = {"ang": "angry", "exc": "excited", "neu": "neutral", "sad": "sad"}
 
 # [6.2901 - 8.2357]<TAB>Ses01F_impro01_F000<TAB>neu<TAB>[2.5, ...: start and end in s, utterance, label, ratings
-SUMMARY = re.compile(r"^\[(\d+\.?\d*) - (\d+\.?\d*)\]\t(Ses\d\d[FM]_\S+_[FM]\w+)\t(?P<label>\w+)\t\[", re.MULTILINE)
+SUMMARY = re.compile(r"^\[(\d+\.?\d*) - (\d+\.?\d*)\]\t(Ses\d\d[FM]_\S+_[FM]\w+)\t(\w+)\t\[", re.MULTILINE)
 
 
 def home(root: Path) -> Path:
@@ -39,38 +37,23 @@ def read(root: Path, labels: Mapping[str, str] = LABELS, dialogs: str = "[!.]*")
 
     labels: our name of each label to keep; dialogs: a pattern of those to read (default: all but macOS's ._Ses*).
     """
-    rows = pd.DataFrame(
-        [
-            _row(session, *summary.groups())
-            for session in sorted(home(root).glob("Session*"))
-            for table in sorted((session / "dialog" / "EmoEvaluation").glob(f"{dialogs}.txt"))
-            for summary in SUMMARY.finditer(table.read_text(encoding="latin-1"))
-            if summary["label"] in labels
-        ],
-        columns=["utterance", "path", "label", "speaker", "gender", "session", "style", "seconds"],
-    )
-    missing = [path.stem for path in map(Path, rows.path) if not path.is_file()]
-    if missing:
+    rows = []
+    for table in sorted(home(root).glob(f"Session*/dialog/EmoEvaluation/{dialogs}.txt")):
+        for start, end, utterance, label in SUMMARY.findall(table.read_text(encoding="latin-1")):
+            dialog, turn = utterance.rsplit("_", 1)
+            path = table.parents[2] / "sentences" / "wav" / dialog / f"{utterance}.wav"
+            # Ses01F_impro01_M000: the F after Ses01 wore the markers, the M before the number speaks
+            who = (utterance[:5] + turn[0], turn[0], str(int(utterance[3:5])))
+            style = "impro" if "_impro" in dialog else "script"
+            rows.append((utterance, str(path), label, *who, style, float(end) - float(start)))
+    columns = ["utterance", "path", "label", "speaker", "gender", "session", "style", "seconds"]
+    rows = pd.DataFrame([row for row in rows if row[2] in labels], columns=columns)
+    if missing := [path.stem for path in map(Path, rows.path) if not path.is_file()]:
         raise FileNotFoundError(
-            f"{root}: {len(missing)} of {len(rows)} wav files of IEMOCAP are missing ({', '.join(missing[:3])}"
-            f"{', ...' if len(missing) > 3 else ''}); unpack Session*/sentences/wav completely"
+            f"{root}: {len(missing)} of {len(rows)} wav files of IEMOCAP are missing ({some(missing)}); "
+            "unpack Session*/sentences/wav completely"
         )
     return rows.assign(label=rows.label.map(labels)), exclusions()
-
-
-def _row(session: Path, start: str, end: str, utterance: str, label: str) -> tuple[str | float, ...]:
-    dialog, turn = utterance.rsplit("_", 1)
-    # Ses01F_impro01_M000: the F after Ses01 wore the markers, the M before the number speaks
-    return (
-        utterance,
-        str(session / "sentences" / "wav" / dialog / f"{utterance}.wav"),
-        label,
-        utterance[:5] + turn[0],
-        turn[0],
-        str(int(utterance[3:5])),
-        "impro" if "_impro" in dialog else "script",
-        float(end) - float(start),
-    )
 
 
 IEMOCAP = Source(

@@ -1,7 +1,9 @@
-"""What a corpus reader provides, what every manifest looks like, and the user's own corpus: a CSV or TSV file."""
+"""What a corpus reader provides, what every manifest looks like, and the user's own corpus: a CSV or TSV file.
 
-from __future__ import annotations
+Also which files below a folder are sound, by the same rules for speech and for noise.
+"""
 
+import os
 import re
 import unicodedata
 import warnings
@@ -20,6 +22,10 @@ FOUR_CLASSES = ("angry", "happy", "neutral", "sad")
 SUFFIXES = (".csv", ".tsv")
 MISSING = ("nan", "none", "null", "n/a", "na")  # as other programs write what is not there
 MIN_OF_CLASS = 3  # utterances: one for each part
+SOUND_SUFFIXES = (
+    ".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".mp4",
+    ".aac", ".aif", ".aiff", ".aifc", ".au", ".webm", ".wma",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,11 +52,30 @@ def exclusions(pairs: Iterable[tuple[str, str]] = ()) -> pd.DataFrame:
     return pd.DataFrame(list(pairs), columns=["utterance", "reason"], dtype="str")
 
 
-def tidy(rows: pd.DataFrame) -> pd.DataFrame:
-    """The final form of a manifest: COLUMNS, sorted by utterance; unknown lengths are read from the files' headers."""
-    texts = rows.reindex(columns=list(COLUMNS[:-1]), fill_value="")
+def some(names: Iterable[str], most: int = 3) -> str:
+    """The first of the names, for messages."""
+    names = list(names)
+    return ", ".join(names[:most] + ["..."] * (len(names) > most))
+
+
+def matching(root: Path, folders: str, name: re.Pattern[str]) -> list[tuple[Path, re.Match[str]]]:
+    """The files with such a name in `folders` (a pattern) of the root, or in itself if there is nothing in those."""
+    paths = sorted(root.glob(f"{folders}/*")) or sorted(root.glob("*"))
+    return [(path, found) for path in paths if (found := name.fullmatch(path.name))]
+
+
+def tidy(rows: pd.DataFrame, where: str) -> pd.DataFrame:
+    """The final form of a manifest: COLUMNS, sorted by utterance; unknown lengths are read from the files' headers.
+
+    Raises ValueError for an utterance that occurs twice.
+    """
+    rows = rows.sort_values(["utterance", "path"], ignore_index=True)
+    twice = rows[rows.utterance.duplicated(keep=False)]
+    if len(twice):
+        both = f"utterance {twice.utterance.iloc[0]} occurs twice: {' and '.join(twice.path[:2])}"
+        raise ValueError(f"{where}: {both}")
     seconds = rows["seconds"] if "seconds" in rows else rows.path.map(_header_seconds)
-    return texts.assign(seconds=seconds.astype("float64")).sort_values("utterance", ignore_index=True)
+    return rows.reindex(columns=list(COLUMNS[:-1]), fill_value="").assign(seconds=seconds.astype("float64"))
 
 
 def _header_seconds(path: str) -> float:
@@ -75,15 +100,13 @@ def read(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     Texts but paths are stripped and brought to Unicode's composed form (NFC). Raises one ValueError that lists
     everything wrong with it.
     """
-    separator = "\t" if path.suffix.lower() == ".tsv" else ","
+    sep = "\t" if path.suffix.lower() == ".tsv" else ","
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)  # more fields than columns would be cut off
-            rows = pd.read_csv(
-                path, sep=separator, dtype="str", keep_default_na=False, encoding="utf-8-sig", index_col=False
-            )
+        # more fields than columns would be cut off with a warning only
+        with warnings.catch_warnings(action="error", category=pd.errors.ParserWarning):
+            rows = pd.read_csv(path, sep=sep, dtype="str", keep_default_na=False, encoding="utf-8-sig", index_col=False)
     except (ValueError, pd.errors.ParserWarning) as error:  # also: another encoding, empty
-        wanted = "TSV table in UTF-8 with tabs" if separator == "\t" else "CSV table in UTF-8 with commas"
+        wanted = "CSV table in UTF-8 with commas" if sep == "," else "TSV table in UTF-8 with tabs"
         raise ValueError(f"{path} is no {wanted}: {str(error).strip()}") from None
     rows = rows.fillna("").rename(columns=str.strip)
     rows = rows[[column for column in COLUMNS if column in rows]]
@@ -99,8 +122,7 @@ def read(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def _problems(rows: pd.DataFrame) -> Iterator[str]:
-    missing = [column for column in REQUIRED if column not in rows]
-    if missing:
+    if missing := [column for column in REQUIRED if column not in rows]:
         yield f"missing columns: {', '.join(missing)} (found: {', '.join(rows.columns)})"
         return
     if rows.empty:
@@ -114,12 +136,12 @@ def _problems(rows: pd.DataFrame) -> Iterator[str]:
             yield f"{column} {missing[0]!r} means a missing one: fill it in or leave these rows out"
     named = rows.utterance[rows.utterance.ne("")]
     if duplicates := sorted(set(named[named.duplicated()])):
-        yield f"{len(duplicates)} duplicate utterances ({', '.join(duplicates[:3])})"
+        yield f"{len(duplicates)} duplicate utterances ({some(duplicates)})"
     for column in ("utterance", "label", "speaker"):
         for one, other in _near_equal(rows[column])[:3]:
             yield f"{column} {one!r} and {other!r} look like the same: write it in one way, or give them other names"
     if absent := [name for name in rows.path if name and not Path(name).is_file()]:
-        yield f"{len(absent)} files not found ({', '.join(absent[:3])})"
+        yield f"{len(absent)} files not found ({some(absent)})"
     if rows.label.nunique() == 1:
         yield f"only one label ({rows.label.iloc[0]})"
     for label, count in rows.label.value_counts().items():
@@ -142,7 +164,7 @@ def _wrong_seconds(rows: pd.DataFrame) -> Iterator[str]:
         yield f"seconds must be numbers above 0 or empty (found {wrong[0]})"
     header = rows.path.map(_header_seconds).where(possible)
     if differing := rows.utterance[(seconds - header).abs() > 0.1 + 0.02 * header].tolist():
-        yield f"{len(differing)} seconds are not those of the sound ({', '.join(differing[:3])}): leave them empty"
+        yield f"{len(differing)} seconds are not those of the sound ({some(differing)}): leave them empty"
 
 
 def _near_equal(names: Iterable[str]) -> list[tuple[str, str]]:
@@ -154,6 +176,31 @@ def _near_equal(names: Iterable[str]) -> list[tuple[str, str]]:
         if first.setdefault(key, name) != name:
             pairs.append((first[key], name))
     return pairs
+
+
+def sound_files(folder: Path) -> list[Path]:
+    """Every sound file (SOUND_SUFFIXES) below `folder`, sorted.
+
+    Links are followed, each folder is entered once; hidden files and folders are left out. Raises ValueError for a name
+    that is not UTF-8.
+    """
+    found, entered, tops = [], set(), [folder]
+    for top in tops:  # links to folders are appended on the way, so that a folder's own place comes before them
+        for place, folders, names in os.walk(top):
+            here = os.path.realpath(place)
+            folders[:] = sorted(name for name in folders if name[0] != "." and here not in entered)
+            found += [Path(place, name) for name in names if name[0] != "." and here not in entered]
+            tops += [Path(place, name) for name in folders if Path(place, name).is_symlink()]
+            entered.add(here)
+    return sorted(require_utf8(path) for path in found if path.suffix.lower() in SOUND_SUFFIXES)
+
+
+def require_utf8(path: Path) -> Path:
+    """The path itself. Raises ValueError where it is in another encoding, which no table can hold."""
+    if re.search("[\ud800-\udfff]", str(path)):  # as Python holds bytes that are not UTF-8
+        name = repr(os.fsencode(path))
+        raise ValueError(f"{name} is not named in UTF-8 (perhaps in Windows-1252): rename it, as with convmv")
+    return path
 
 
 MANIFEST = Source(

@@ -1,13 +1,12 @@
 """RAVDESS speech, audio only, with four classes: calm, fearful, disgust and surprised are dropped."""
 
-from __future__ import annotations
-
 import re
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
-from ser_kd_utils.data.corpora.manifest import Source, exclusions
+from ser_kd_utils.data.corpora.manifest import Source, exclusions, matching
 
 LABELS = {"01": "neutral", "03": "happy", "04": "sad", "05": "angry"}
 
@@ -17,14 +16,7 @@ SPEECH = "03-01"
 DUPLICATE, ORIGINAL = "03-01-03-01-02-02-07", "03-01-03-01-02-01-07"  # the same samples twice in the release
 
 
-def _files(root: Path) -> list[tuple[Path, re.Match[str]]]:
-    folders = sorted(root.glob("Actor_*")) or [root]
-    paths = (path for folder in folders for path in sorted(folder.glob("*")))
-    return [(path, name) for path in paths if (name := NAME.fullmatch(path.name))]
-
-
-def recognises(root: Path) -> bool:
-    return bool(_files(root))
+_files = partial(matching, folders="Actor_*", name=NAME)
 
 
 def read(root: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -42,7 +34,7 @@ def read(root: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 RAVDESS = Source(
     name="ravdess",
     layout="files as 03-01-05-01-02-01-16.wav (or .flac), in it or in its folders Actor_01 to Actor_24",
-    recognises=recognises,
+    recognises=lambda root: bool(_files(root)),
     read=read,
     licence="CC BY-NC-SA 4.0",
     access="open (ser-kd download ravdess): zenodo.org/records/1188976",
