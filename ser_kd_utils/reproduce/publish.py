@@ -1,7 +1,5 @@
 """`ser-kd publish`: finished local runs become committed evidence, a folder of few files that reads as they do."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil
@@ -31,9 +29,8 @@ def publish(options: Namespace) -> int:
     id is replaced. Raises FileNotFoundError without local runs; ValueError for runs that cannot stand in one table, for
     damaged ones, for a path of this machine in what would be published and for a folder that holds runs of one's own.
     """
-    which = (options.name or options.corpus, options.profile, options.overrides)
-    local = records.results_folder(options.results, *which)
-    to = Path(options.to or records.EVIDENCE / records.folder_name(*which))
+    local, usual = records.folders(options)
+    to = Path(options.to) if options.to else usual
     if (to / "runs").exists():
         raise ValueError(f"{to} holds runs of your own: choose another folder (--to), since it is replaced as a whole.")
     own = records.read_runs(local)
