@@ -73,21 +73,14 @@ RESULTS = ("corpus", "name", "profile", "results", "set")
 DATA = (*RESULTS, "data-root", "noise-dir", "speech-dir")
 PLAN = (*DATA, "folds", "seeds", "only", "ablations")
 RUN = (*PLAN, "workers", "scheduler", "time-limit", "run-limit", "force", "dry-run")
-TRAIN = ("VARIANT", *DATA, "fold", "seed", "protocol")
-EXPLAIN = ("TABLE", "ROW", "COLUMN", *RESULTS)
-COMPARE = ("FOLDER", *RESULTS, "json", "page")
 COMMANDS = {
     "reproduce": ("reproduce.schedule:reproduce", "run the notebooks and write records, tables and figures", RUN),
-    "status": (
-        "reproduce.status:status",
-        "say what is done, running, failed, stale, published, and what it costs",
-        PLAN,
-    ),
-    "train": ("cli:train", "train single variants; under torchrun, on several GPUs", TRAIN),
+    "status": ("reproduce.status:status", "say what is done, running, stale or published, and what is left", PLAN),
+    "train": ("cli:train", "train variants, alone or by torchrun", ("VARIANT", *DATA, "fold", "seed", "protocol")),
     "download": ("data.download:download", "fetch an open corpus, or say how to get another", ("NAME", "to", "url")),
-    "explain": ("cli:explain", "from a number in a table to the records behind it", EXPLAIN),
+    "explain": ("cli:explain", "from a table's number to the records behind it", ("TABLE", "ROW", "COLUMN", *RESULTS)),
     "publish": ("reproduce.publish:publish", "copy your records to the committed evidence", (*RESULTS, "to")),
-    "compare": ("reproduce.compare:compare", "set your results beside the committed evidence", COMPARE),
+    "compare": ("reproduce.compare:compare", "set results beside the evidence", ("FOLDER", *RESULTS, "json", "page")),
     "readme": ("report.write:update_readme", "put the tables of results/ between the README's markers", ("check",)),
 }
 """What it calls, help and options of each command."""

@@ -141,7 +141,7 @@ class Run:
 
     def _damage(self, what: str) -> ValueError:
         return ValueError(
-            f"{what} of {self.id} is damaged: restore its files, or delete runs/{self.id} and reproduce it again."
+            f"{what} of {self.id} is damaged: restore its files, or delete runs/{self.id} to run it again."
         )
 
     @cached_property
@@ -274,10 +274,8 @@ def check_together(name: str, runs: Sequence[Run]) -> None:
             found.setdefault(what, set()).add(value)
     for what, values in found.items():
         if len(values) > 1:
-            raise ValueError(
-                f"The records in {name} differ in {what} ({'; '.join(sorted(values))}): "
-                "one table cannot hold both, so run one kind again or write it to another folder of results."
-            )
+            kinds = f"differ in {what} ({'; '.join(sorted(values))})"
+            raise ValueError(f"The records in {name} {kinds}: run one kind again, or write it to another folder.")
 
 
 def predictions(runs: Iterable[Run], checkpoint: str = "best") -> pd.DataFrame:

@@ -7,7 +7,6 @@ between types of processor, which training amplifies, keep most numbers within i
 """
 
 import json
-import textwrap
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,20 +36,15 @@ class Comparison:
     cells: pd.DataFrame
 
     @property
-    def code(self) -> int:
-        return int(self.counts["outside"] + self.counts["changed"] > 0)
-
-    @property
     def summary(self) -> str:
-        """In lines of at most 80 characters."""
+        """In a sentence."""
         processors = self.machines.loc[["processor", "instruction_set"]]
         on = {side: ", ".join(dict.fromkeys(values)) for side, values in processors.items()}
-        told = (
+        return (
             "{name} compared with the committed evidence ({committed}; here {here}): {equal} numbers equal, {within} "
             "within the other's interval, {outside} outside, {differs} without an interval differ; {same} verdicts the "
             "same, {changed} changed. Compared: {both} of {runs committed} committed runs."
-        )
-        return textwrap.fill(told.format(name=self.name, **on, **self.counts), 80)
+        ).format(name=self.name, **on, **self.counts)
 
 
 def compare(options: Namespace) -> int:
@@ -69,7 +63,7 @@ def compare(options: Namespace) -> int:
         print(found.machines.to_string(), "", *map(" | ".join, failed), "", found.summary, sep="\n")
     if options.page:
         _write_page(found, Path(options.page))
-    return found.code
+    return int(found.counts["outside"] + found.counts["changed"] > 0)
 
 
 def compared(folder: Path) -> Comparison:
@@ -137,12 +131,9 @@ def _write_page(found: Comparison, path: Path) -> None:
     parts = [f"# {found.name} and the committed evidence", found.summary, f"![committed and here]({path.stem}.png)"]
     parts += [found.machines.to_markdown(), others.to_markdown()]
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    plotted = cells[cells["status"].isin(["equal", "within", "outside"])].dropna(subset=["committed low", "here low"])
-    x, y = (plotted[f"{side} value"].astype(float) for side in ("committed", "here"))
+    plotted = cells[cells["status"].isin(STATES[:3])].dropna(subset=["committed low", "here low"])
+    sides = {axis: plotted[f"{side} value"].astype(float) for axis, side in (("x", "committed"), ("y", "here"))}
     axes = Figure(figsize=(6, 6), layout="constrained").subplots()
     axes.axline((0, 0), slope=1, color="0.5", linewidth=0.8)
-    axes.hlines(y, plotted["committed low"], plotted["committed high"], "0.85", linewidth=0.6, zorder=0)
-    axes.vlines(x, plotted["here low"], plotted["here high"], "0.85", linewidth=0.6, zorder=0)
-    sns.scatterplot(x=x, y=y, hue=plotted["status"], hue_order=STATES[:3], palette="colorblind", ax=axes)
-    axes.set(xlabel="committed (percent or points, with 95 % intervals)", ylabel="here")
+    sns.scatterplot(**sides, hue=plotted["status"], hue_order=STATES[:3], palette="colorblind", ax=axes)
     axes.figure.savefig(path.with_suffix(".png"), dpi=150)

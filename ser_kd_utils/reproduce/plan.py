@@ -42,7 +42,7 @@ def plan(options: Namespace) -> list[NotebookRun]:
     folder = folders(options)[0]
     _check_writable(folder)
     inputs = _inputs(corpus, given, settings["noise"].train_types)
-    trained = _trained(settings, options.ablations, corpus.synthetic, bool(options.speech_dir))
+    trained = _trained(settings, options, corpus.synthetic)
     if not NOTEBOOKS.is_dir():
         raise FileNotFoundError(f"no notebooks at {NOTEBOOKS}: clone the project and `pip install -e .` the clone")
     known = sorted({name[:2] for name in (FIRST, *(notebook.name for _, notebook, _ in trained), LAST)})
@@ -72,26 +72,23 @@ def plan(options: Namespace) -> list[NotebookRun]:
     return [replace(run, label=f"[{number}/{len(runs)}] {run.name}") for number, run in enumerate(runs, 1)]
 
 
-def _trained(
-    settings: Mapping[str, Any], asked: str, demo: bool, speech: bool
-) -> list[tuple[Method, Notebook, dict[str, Variant]]]:
+def _trained(settings: Mapping, options: Namespace, demo: bool) -> list[tuple[Method, Notebook, dict[str, Variant]]]:
     """The notebooks that have something to train, and their variants by name; of ablations those that are asked for."""
-    notebooks = [(method, notebook) for method in METHODS.values() for notebook in method.notebooks]
-    every = variants_of(settings).items()
-    possible = {name: each for name, each in every if speech or not each.overrides.get("unlabelled_speech")}
-    kinds = {(method.name, kind) for method, notebook in notebooks if notebook.chosen for kind in notebook.kinds}
-    ablations = {name: each for name, each in possible.items() if (each.method, each.kind) in kinds}
+    every = variants_of(settings).values()
+    possible = [each for each in every if options.speech_dir or not each.overrides.get("unlabelled_speech")]
+    ablations = {each.name: each for each in possible if each.kind != "main"}
     shown = {name for method in METHODS.values() for name in method.demo_ablations}
-    chosen = [] if asked == "none" else choose(asked, ablations, demo, shown)
-    wanted = [each for name, each in possible.items() if name in chosen or name not in ablations]
+    chosen = [] if options.ablations == "none" else choose(options.ablations, ablations, demo, shown)
+    wanted = [each for each in possible if each.kind == "main" or each.name in chosen]
     found = []
-    for method, notebook in notebooks:
-        if own := {each.name: each for each in wanted if each.method == method.name and each.kind in notebook.kinds}:
-            found.append((method, notebook, own))
+    for method in METHODS.values():
+        for notebook in method.notebooks:
+            own = [each for each in wanted if each.method == method.name and each.kind in notebook.kinds]
+            found += [(method, notebook, {each.name: each for each in own})] if own else []
     return found
 
 
-def _inputs(corpus: Corpus, given: Mapping[str, Any], train_types: tuple[str, ...]) -> dict[str, str]:
+def _inputs(corpus: Corpus, given: Mapping[str, Any], train_types: Sequence[str]) -> dict[str, str]:
     """What the corpus, the unlabelled speech and the noise are; no path counts.
 
     Sound files count by size and time of change: a copy elsewhere runs the notebooks again, but no training, since

@@ -15,7 +15,6 @@ from ser_kd_utils.methods import tables_of
 from ser_kd_utils.report.tables import about, mark_of
 from ser_kd_utils.report.write import write
 
-LARGEST_NOTEBOOK = 400_000  # bytes
 _PLACE = re.compile(r"(?<![\w.-])(/(home|root|tmp|work|Users|data|mnt|media|scratch|var)/|[A-Z]:\\+Users)[^\s\"']*")
 """A path that only this machine has."""
 CHECK = "What is behind a number: `ser-kd explain results/{}/tables/TABLE.csv ROW COLUMN`. How your own runs compare: "
@@ -66,14 +65,12 @@ def write_published(runs: Sequence[records.Run], folder: Path) -> None:
 
 
 def _copy(folder: Path, fresh: Path, synthetic: bool) -> None:
-    """Figures and, of real speech, each notebook of up to LARGEST_NOTEBOOK as it was run on its first fold and seed."""
+    """Figures and, of real speech, each notebook as it was run on its first fold and seed."""
     if (folder / "figures").exists():
         shutil.copytree(folder / "figures", fresh / "figures", dirs_exist_ok=True)
-    for path in sorted(folder.glob("notebooks/*.ipynb"), reverse=True):  # the first comes last
-        text = _notebook(path)
-        if not synthetic and len(text.encode()) <= LARGEST_NOTEBOOK:
-            (fresh / "notebooks").mkdir(exist_ok=True)
-            (fresh / "notebooks" / f"{path.stem.partition('__')[0]}.ipynb").write_text(text, encoding="utf-8")
+    for path in [] if synthetic else sorted(folder.glob("notebooks/*.ipynb"), reverse=True):  # the first comes last
+        (fresh / "notebooks").mkdir(exist_ok=True)
+        (fresh / "notebooks" / f"{path.stem.partition('__')[0]}.ipynb").write_text(_notebook(path), encoding="utf-8")
 
 
 def _notebook(path: Path) -> str:

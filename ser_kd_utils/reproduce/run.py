@@ -8,6 +8,7 @@ import re
 import shutil
 import socket
 import time
+from argparse import Namespace
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -70,15 +71,6 @@ class NotebookRun:
 
 
 @dataclass(frozen=True)
-class Limits:
-    """force: run what is recorded, too; run_limit: seconds of one run; deadline: time.time() at which all must end."""
-
-    force: bool = False
-    run_limit: float = math.inf
-    deadline: float = math.inf
-
-
-@dataclass(frozen=True)
 class Outcome:
     """How a run ended, after how long, and what went wrong."""
 
@@ -92,13 +84,7 @@ class Outcome:
         return {FAILED: 1, BLOCKED: 1, OUT_OF_TIME: 3}.get(self.status, 0)
 
     def __str__(self) -> str:
-        return {
-            RECORDED: "already recorded, skipped",
-            DONE: f"done in {self.seconds:.0f} s",
-            FAILED: f"FAILED: {self.error}",
-            BLOCKED: f"not run: needs {self.error}, which failed",
-            OUT_OF_TIME: "stopped by the time limit" if self.seconds else "not started: the time limit is reached",
-        }[self.status]
+        return self.status + f" after {self.seconds:.0f} s" * bool(self.seconds) + f": {self.error}" * bool(self.error)
 
 
 def say(text: str) -> None:
@@ -148,24 +134,26 @@ def state_of(run: NotebookRun) -> tuple[str, str]:
     return ("stale", f"damaged or not here: {', '.join(lost)}") if lost else (DONE, "")
 
 
-def execute(run: NotebookRun, limits: Limits, tell: Callable[[str], None], gpu: str = "") -> Outcome:
+def execute(run: NotebookRun, options: Namespace, tell: Callable[[str], None], gpu: str = "") -> Outcome:
     """Execute the notebook unless its run is recorded; wait where another process is at it.
 
-    gpu: the device that it gets, "" for whatever there is. Whatever goes wrong is this run's outcome, no exception.
+    options: force, whether what is recorded is run, too; run_limit, minutes of one run; deadline, the time.time() at
+    which all must end. gpu: the device that it gets, "" for whatever there is. Whatever goes wrong is this run's
+    outcome, no exception.
     """
     try:
         waits = partial(tell, f"{run.label}  waits: {run.receipt().get('by', 'another')} runs it")
         with only_one(run.folder, run.name, waits):
-            if not (limits.force or run.last) and state_of(run)[0] == DONE:
+            if not (options.force or run.last) and state_of(run)[0] == DONE:
                 return Outcome(RECORDED)
-            if time.time() >= limits.deadline:
+            if time.time() >= options.deadline:
                 return Outcome(OUT_OF_TIME)
             tell(f"{run.label}  running ...")
-            for name in run.records if limits.force else ():  # the old record goes once the new one is whole
+            for name in run.records if options.force else ():  # the old record goes once the new one is whole
                 shutil.rmtree(run.weights(name), ignore_errors=True)
             _write_receipt(run, Outcome("running"))
             began = time.monotonic()
-            status, error = _papermill(run, limits, gpu)
+            status, error = _papermill(run, options, gpu)
             outcome = Outcome(status, round(time.monotonic() - began, 1), error)
             _write_receipt(run, outcome)
             return outcome
@@ -184,14 +172,14 @@ def _write_receipt(run: NotebookRun, outcome: Outcome) -> None:
     fresh.replace(run.receipt_path)
 
 
-def _papermill(run: NotebookRun, limits: Limits, gpu: str) -> tuple[str, str]:
+def _papermill(run: NotebookRun, options: Namespace, gpu: str) -> tuple[str, str]:
     """The status, and what went wrong."""
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what went wrong is said once, by us
-    end = min(time.time() + limits.run_limit, limits.deadline)
+    end = min(time.time() + 60 * options.run_limit, options.deadline)
     kernel = ["--log-level=50"]  # its notices would land in the terminal
     if gpu:  # set in the kernel, since runs of one process get different ones
         kernel.append(f"--IPKernelApp.exec_lines=__import__('os').environ.update(CUDA_VISIBLE_DEVICES={gpu!r})")
@@ -210,9 +198,9 @@ def _papermill(run: NotebookRun, limits: Limits, gpu: str) -> tuple[str, str]:
     except DeadKernelError:
         return FAILED, "its kernel was killed, perhaps for want of memory"
     except CellTimeoutError:
-        if time.time() >= limits.deadline:
+        if time.time() >= options.deadline:
             return OUT_OF_TIME, "stopped by --time-limit"
-        return FAILED, f"longer than {limits.run_limit / 60:g} minutes (--run-limit)"
+        return FAILED, f"longer than {options.run_limit:g} minutes (--run-limit)"
     except Exception as error:
         return FAILED, _one_line(error)
     return DONE, ""

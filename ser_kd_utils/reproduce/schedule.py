@@ -20,7 +20,7 @@ from ser_kd_utils import records
 from ser_kd_utils.files import PACKAGE, digest, only_one, unfinished
 from ser_kd_utils.reproduce import compare
 from ser_kd_utils.reproduce.plan import plan
-from ser_kd_utils.reproduce.run import BLOCKED, FAILED, OUT_OF_TIME, Limits, NotebookRun, Outcome, execute, say
+from ser_kd_utils.reproduce.run import BLOCKED, FAILED, OUT_OF_TIME, NotebookRun, Outcome, execute, say
 from ser_kd_utils.reproduce.status import status
 
 PROGRESS = "ser-kd"
@@ -41,8 +41,8 @@ def reproduce(options: Namespace) -> int:
     print(f"{len(runs)} notebook runs, results in {folder}", flush=True)
     for outputs in unfinished(folder).glob("teacher-outputs-*") if options.force else ():
         shutil.rmtree(outputs)
-    limits = Limits(options.force, 60 * options.run_limit, started + 60 * options.time_limit)
-    with on_cluster(options.scheduler, folder, limits) if options.scheduler else here(options.workers, limits) as place:
+    options.deadline = started + 60 * options.time_limit
+    with on_cluster(options, folder) if options.scheduler else here(options) as place:
         ended = run_all(place, runs)
     _summary(folder, ended, time.time() - started)
     return max(outcome.code for outcome in ended.values())
@@ -79,10 +79,11 @@ def run_all(place: Place, runs: Sequence[NotebookRun]) -> dict[str, Outcome]:
 
 
 def _blocked(run: NotebookRun, ended: Mapping[str, Outcome]) -> Outcome | None:
-    needed = {} if run.last else {name: ended[name].status for name in run.needs if name in ended}
-    if failed := [name for name, status in needed.items() if status in (FAILED, BLOCKED)]:
-        return Outcome(BLOCKED, error=failed[0])
-    return Outcome(OUT_OF_TIME) if OUT_OF_TIME in needed.values() else None
+    for name in () if run.last else run.needs:
+        if name in ended and ended[name].code:
+            status = OUT_OF_TIME if ended[name].status == OUT_OF_TIME else BLOCKED
+            return Outcome(status, error=f"needs {name}")
+    return None
 
 
 def _outcome(future: Future[Outcome]) -> Outcome:
@@ -95,34 +96,28 @@ def _outcome(future: Future[Outcome]) -> Outcome:
 
 
 @contextmanager
-def here(count: int, limits: Limits) -> Iterator[Place]:
-    """On this machine, `count` runs at a time, each with a GPU of its own where there are any.
+def here(options: Namespace) -> Iterator[Place]:
+    """On this machine, `options.workers` runs at a time, each with a GPU of its own where there are any.
 
     Each run's kernel is a process, for which a thread waits: what kills the one leaves the others alone. Raises
     ValueError for more runs at a time than GPUs.
     """
-    gpus, thread = _gpus(count), threading.local()
+    from torch.cuda import device_count
+
+    count, there, thread = options.workers, device_count(), threading.local()
+    if 0 < there < count:
+        raise ValueError(f"--workers {count}: this machine has {there} GPUs, one for each run.")
+    visible = (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(there)))).split(",")
+    gpus = visible if there and count > 1 else [""] * count
 
     def work(run: NotebookRun) -> Outcome:
-        return execute(run, limits, say, thread.gpu)
+        return execute(run, options, say, thread.gpu)
 
     yield ThreadPoolExecutor(count, initializer=lambda: setattr(thread, "gpu", gpus.pop())), work, count
 
 
-def _gpus(count: int) -> list[str]:
-    """A device for each of `count` runs; "" for whatever there is."""
-    if count == 1:
-        return [""]
-    from torch.cuda import device_count
-
-    devices = (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(device_count())))).split(",")
-    if 0 < device_count() < count:
-        raise ValueError(f"--workers {count}: this machine has {device_count()} GPUs, one for each run.")
-    return devices[:count] if device_count() else [""] * count
-
-
 @contextmanager
-def on_cluster(address: str, folder: Path, limits: Limits) -> Iterator[Place]:
+def on_cluster(options: Namespace, folder: Path) -> Iterator[Place]:
     """On the workers of a running Dask scheduler, once there is one: a cluster may have a queue.
 
     A run whose worker dies goes to another; where workers have the resource GPU, a run takes one. Raises
@@ -133,11 +128,11 @@ def on_cluster(address: str, folder: Path, limits: Limits) -> Iterator[Place]:
 
     logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # a lost scheduler is said once, by us
     try:
-        client = distributed.Client(address, timeout=SOON)
+        client = distributed.Client(options.scheduler, timeout=SOON)
     except OSError as error:  # a timeout among them
-        raise ConnectionError(f"no Dask scheduler at {address}: {error}") from None
+        raise ConnectionError(f"no Dask scheduler at {options.scheduler}: {error}") from None
     with client:
-        say(f"to the workers of {address}, as soon as there is one")
+        say(f"to the workers of {options.scheduler}, as soon as there is one")
         client.wait_for_workers(1)
         unfinished(folder).mkdir(parents=True, exist_ok=True)
         with NamedTemporaryFile(dir=unfinished(folder)) as token:
@@ -145,16 +140,16 @@ def on_cluster(address: str, folder: Path, limits: Limits) -> Iterator[Place]:
         client.subscribe_topic(PROGRESS, lambda event: say(event[1]))
         workers = client.scheduler_info(n_workers=-1)["workers"].values()
         gpu = {"GPU": 1} if any("GPU" in worker["resources"] for worker in workers) else None
-        yield client.get_executor(pure=False, resources=gpu), partial(_on_worker, limits=limits), 10**6
+        yield client.get_executor(pure=False, resources=gpu), partial(_on_worker, options=options), 10**6
 
 
-def _on_worker(run: NotebookRun, limits: Limits) -> Outcome:
+def _on_worker(run: NotebookRun, options: Namespace) -> Outcome:
     from distributed import get_worker
 
     # Dask's for its own processes; a kernel would hand its memory back at each step and be half as fast
     os.environ.pop("MALLOC_TRIM_THRESHOLD_", None)
     worker = get_worker()
-    return execute(run, limits, lambda text: worker.log_event(PROGRESS, f"{text} ({worker.address})"))
+    return execute(run, options, lambda text: worker.log_event(PROGRESS, f"{text} ({worker.address})"))
 
 
 def this_code() -> str:
@@ -180,9 +175,6 @@ def _summary(folder: Path, ended: Mapping[str, Outcome], seconds: float) -> None
     for name, outcome in ended.items():
         if outcome.status == FAILED:
             print(f"FAILED {name}: {outcome.error}")
-    if any(outcome.code for outcome in ended.values()):
-        print("What was recorded stays; the same command goes on from here.")
-    print(f"In {folder}: tables/, figures/, runs/ (predictions and settings), notebooks/ (executed)")
     if (records.EVIDENCE / folder.name).is_dir():
         try:
             print(f"\n{compare.compared(folder).summary}")
