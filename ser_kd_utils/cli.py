@@ -1,7 +1,5 @@
 """The `ser-kd` command. Heavy imports wait until a command needs them: `ser-kd --help` is instant."""
 
-from __future__ import annotations
-
 import argparse
 import math
 import os
@@ -31,16 +29,6 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(numbers))
 
 
-def _folds(text: str) -> tuple[int, ...] | None:
-    return None if text == "all" else _numbers(text)
-
-
-def _workers(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is below 1")
-    return number
-
-
 CORPORA = ("demo", "iemocap", "iemocap-improvised", "meld", "meld-4", "emodb", "ravdess", "manifest")
 SHARED = ("corpus", "name", "profile", "fold", "seed", "data_root", "noise_dir", "results", "overrides")
 """What every experiment takes."""
@@ -60,16 +48,16 @@ OPTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "data-root": ("", "where the corpus lies (manifest: its CSV file)", {"metavar": "DIR"}),
     "noise-dir": ("", "noise recordings (default: generated noise)", {"metavar": "DIR"}),
     "speech-dir": ("", "unlabelled speech, for the ablations that use it", {"metavar": "DIR"}),
-    "folds": ((), "1,3-5 or all (default: all; the demo: its first)", {"type": _folds, "metavar": "LIST"}),
+    "folds": ((), "1,2 or 1-5 (default: all; the demo: its first)", {"type": _numbers, "metavar": "LIST"}),
     "seeds": ((0,), "0,1,2 or 0-4 (default: 0)", {"type": _numbers, "metavar": "LIST"}),
     "only": ("", "notebook numbers, such as 01,09 (default: all)", {"metavar": "LIST"}),
     "ablations": ("", "variants by name, or none (default: all; the demo: one a method)", {"metavar": "LIST"}),
-    "workers": (1, "so many runs at a time on this machine (default: 1)", {"type": _workers, "metavar": "N"}),
+    "workers": (1, "so many runs at a time on this machine (default: 1)", {"type": int, "metavar": "N"}),
     "scheduler": ("", "spread the runs over a running Dask cluster", {"metavar": "ADDRESS"}),
     "time-limit": (math.inf, "stop in time; the same command goes on", {"type": float, "metavar": "MINUTES"}),
     "run-limit": (math.inf, "a notebook that takes longer has failed", {"type": float, "metavar": "MINUTES"}),
     "force": (False, "run again what is already recorded", {"action": "store_true"}),
-    "dry-run": (False, "print the plan, an estimate of its cost, and stop", {"action": "store_true"}),
+    "dry-run": (False, "print what `ser-kd status` prints, and stop", {"action": "store_true"}),
     "fold": (1, "the one that is tested (default: 1)", {"type": int, "metavar": "N"}),
     "seed": (0, "of everything random (default: 0)", {"type": int, "metavar": "N"}),
     "protocol": ("", "another protocol of the method, such as DKDFMH's P1", {}),
@@ -84,18 +72,18 @@ OPTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
 RESULTS = ("corpus", "name", "profile", "results", "set")
 DATA = (*RESULTS, "data-root", "noise-dir", "speech-dir")
 PLAN = (*DATA, "folds", "seeds", "only", "ablations")
-LIMITS = ("workers", "scheduler", "time-limit", "run-limit", "force", "dry-run")
+RUN = (*PLAN, "workers", "scheduler", "time-limit", "run-limit", "force", "dry-run")
 COMMANDS = {
-    "reproduce": ("run the notebooks and write records, tables and figures", (*PLAN, *LIMITS)),
-    "status": ("say what is done, running, failed, stale or published, and why", PLAN),
-    "train": ("train single variants; under torchrun, on several GPUs", ("VARIANT", *DATA, "fold", "seed", "protocol")),
-    "download": ("fetch an open corpus, or say how to get another", ("NAME", "to", "url")),
-    "explain": ("from a number in a table to the records behind it", ("TABLE", "ROW", "COLUMN", *RESULTS)),
-    "publish": ("copy your records to the committed evidence", (*RESULTS, "to")),
-    "compare": ("set your results beside the committed evidence", ("FOLDER", *RESULTS, "json", "page")),
-    "readme": ("put the tables of results/ between the README's markers", ("check",)),
+    "reproduce": ("reproduce.schedule:reproduce", "run the notebooks and write records, tables and figures", RUN),
+    "status": ("reproduce.status:status", "say what is done, running, stale or published, and what is left", PLAN),
+    "train": ("cli:train", "train variants, alone or by torchrun", ("VARIANT", *DATA, "fold", "seed", "protocol")),
+    "download": ("data.download:download", "fetch an open corpus, or say how to get another", ("NAME", "to", "url")),
+    "explain": ("cli:explain", "from a table's number to the records behind it", ("TABLE", "ROW", "COLUMN", *RESULTS)),
+    "publish": ("reproduce.publish:publish", "copy your records to the committed evidence", (*RESULTS, "to")),
+    "compare": ("reproduce.compare:compare", "set results beside the evidence", ("FOLDER", *RESULTS, "json", "page")),
+    "readme": ("report.write:update_readme", "put the tables of results/ between the README's markers", ("check",)),
 }
-"""Help and options of each command."""
+"""What it calls, help and options of each command."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -103,7 +91,7 @@ def parser() -> argparse.ArgumentParser:
     top = _Parser(prog="ser-kd", description="Reproduce knowledge distillation for speech emotion recognition.")
     top.add_argument("--version", action="version", version=f"ser-kd {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND")
-    for name, (description, options) in COMMANDS.items():
+    for name, (_, description, options) in COMMANDS.items():
         command = commands.add_parser(name, help=description, description=description)
         for option in options:
             default, text, more = OPTIONS[option]
@@ -120,9 +108,11 @@ def main(arguments: list[str] | None = None) -> int:
         if not options.command:
             top.print_help()
             return 0
-        if "corpus" in options:
-            options.overrides, options.name = ", ".join(options.overrides), _name(options)
-        return _run(options)
+        call = resolve_name(f"ser_kd_utils.{COMMANDS[options.command][0]}")
+        if "corpus" not in options:
+            return call(**{name: value for name, value in vars(options).items() if name != "command"})
+        options.overrides, options.name = ", ".join(options.overrides), _name(options)
+        return call(options)
     except (ValueError, OSError) as error:
         print(f"ser-kd: {error}", file=sys.stderr)
         return 2
@@ -140,35 +130,20 @@ def _name(options: argparse.Namespace) -> str:
     return name
 
 
-def _run(options: argparse.Namespace) -> int:
-    if options.command in ("train", "explain"):
-        return {"train": _train, "explain": _explain}[options.command](options)
-    if options.command == "download":
-        from ser_kd_utils.data.download import download
-
-        return download(options.name, options.to, options.url)
-    if options.command == "readme":
-        from ser_kd_utils.report.write import update_readme
-
-        return update_readme(options.check)
-    module = "schedule" if options.command == "reproduce" else options.command
-    return resolve_name(f"ser_kd_utils.reproduce.{module}:{options.command}")(options)
-
-
-def _explain(options: argparse.Namespace) -> int:
-    """Of a table's file, which lies in tables/ of its results folder, or of a table of one's own results by name."""
+def explain(options: argparse.Namespace) -> int:
+    """Of a table's file, which lies in tables/ of its results folder, or by name of one's own, else of the evidence."""
+    from ser_kd_utils import records
     from ser_kd_utils.methods import METHODS, settings_of, tables_of
-    from ser_kd_utils.records import read_runs, results_folder
     from ser_kd_utils.report.explain import explain, find
 
-    path, about = Path(options.table), (options.name or options.corpus, options.profile, options.overrides)
-    folder = path.absolute().parents[1] if path.suffix else results_folder(options.results, *about)
-    runs = read_runs(folder)
-    known = {"runs": runs, "methods": METHODS, "settings": settings_of(runs[0].info["profile"])}
-    return explain(find(tables_of(runs), options.table, folder), options.row, options.column, folder=folder, **known)
+    path, places = Path(options.table), records.folders(options)
+    places = [path.absolute().parents[1]] if path.suffix else [place for place in places if place.is_dir()] or places
+    runs = records.read_runs(places[0])
+    known = {"folder": places[0], "runs": runs, "methods": METHODS, "settings": settings_of(runs[0].info["profile"])}
+    return explain(find(tables_of(runs), options.table, places[0]), options.row, options.column, **known)
 
 
-def _train(options: argparse.Namespace) -> int:
+def train(options: argparse.Namespace) -> int:
     """Train the variants that are not recorded yet; notebooks then find their records."""
     from ser_kd_utils.methods import METHODS, settings_of
 

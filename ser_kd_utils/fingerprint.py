@@ -1,10 +1,8 @@
 """Fingerprints of code: what a module, or a script, can reach through imports. A change elsewhere cannot matter."""
 
-from __future__ import annotations
-
 import ast
 import hashlib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,38 +19,32 @@ def code_of(module: str, without: Collection[str] = ()) -> dict[str, str]:
     search stops, each with all below it; "package.__init__" means the package's own module and not what is below.
     Raises ValueError for a module that does not exist.
     """
-    return _closure([module], without)
+    found: dict[str, str] = {}
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        stopped = f"{name}.__init__" in without or any(f"{name}.".startswith(f"{each}.") for each in without)
+        if name not in found and not stopped:
+            found[name] = _hash(name)
+            waiting += _graph(name.partition(".")[0]).find_modules_directly_imported_by(name)
+            waiting += [name.rpartition(".")[0]] if "." in name else []  # importing it runs its package, too
+    return dict(sorted(found.items()))
 
 
 def code_of_source(text: str) -> dict[str, str]:
     """The same for everything of this package that a script or notebook imports."""
     named = set()
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Import):
-            named |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            named |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return _closure([name for name in named if name in _graph(OWN).modules])
-
-
-def _closure(modules: Iterable[str], without: Collection[str] = ()) -> dict[str, str]:
-    found: dict[str, str] = {}
-    waiting = list(modules)
-    while waiting:
-        name = waiting.pop()
-        stopped = f"{name}.__init__" in without or any(f"{name}.".startswith(f"{each}.") for each in without)
-        if name not in found and not stopped:
-            found[name] = _hash(name)
-            graph = _graph(name.partition(".")[0])
-            waiting += graph.find_modules_directly_imported_by(name)
-            waiting += [name.rpartition(".")[0]] if "." in name else []  # importing it runs its package, too
-    return dict(sorted(found.items()))
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            module = getattr(node, "module", None)
+            named |= {module, *(f"{module}.{alias.name}" if module else alias.name for alias in node.names)}
+    own = named & _graph(OWN).modules
+    return {name: code for module in own for name, code in code_of(module).items()}
 
 
 @cache  # the code of a process is what it was when it began
 def _graph(package: str) -> grimp.ImportGraph:
-    names = dict.fromkeys((package, OWN))
-    return grimp.build_graph(*names, exclude_type_checking_imports=True, cache_dir=None)
+    return grimp.build_graph(*{package, OWN}, exclude_type_checking_imports=True, cache_dir=None)
 
 
 @cache

@@ -15,8 +15,6 @@ Published runs share two files, in which the name of a run's folder is its id:
 Tables and figures are computed from these files only, and from either form alike.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -27,7 +25,7 @@ import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -63,6 +61,12 @@ def results_folder(folder: str, corpus: str, profile: str, overrides: str = "") 
     return results_root(folder) / folder_name(corpus, profile, overrides)
 
 
+def folders(options: Any) -> tuple[Path, Path]:
+    """Of a command's corpus, profile and settings: the folder of a reader's own runs, and that of the evidence."""
+    name = folder_name(options.name or options.corpus, options.profile, options.overrides)
+    return (results_root(options.results) / name).expanduser().resolve(), EVIDENCE / name
+
+
 def run_id(method: str, variant: str, fold: int | str, seed: int | str, protocol: str = "") -> str:
     """The name of a record; a protocol that is not the method's usual one is part of it."""
     return f"{method}__{variant}{f'+{protocol}' if protocol else ''}__fold-{fold}__seed-{seed}"
@@ -95,16 +99,13 @@ def _processor() -> str:
 
 def _commit() -> str | None:
     """The commit of the package's code, marked when the code on disk differs; None outside a git checkout."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(PACKAGE), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
+    command = ["git", "-C", str(PACKAGE), "status", "--branch", "--porcelain=v2", "--", "."]
     try:
-        commit = git("rev-parse", "HEAD")
-        return f"{commit} with local changes" if git("status", "--porcelain", "--", str(PACKAGE)) else commit
+        first, *others = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     except (OSError, subprocess.CalledProcessError):
         return None
+    changed = any(not line.startswith("#") for line in others)
+    return first.removeprefix("# branch.oid ") + " with local changes" * changed
 
 
 def content_sha256(predictions: pd.DataFrame) -> str:
@@ -113,33 +114,16 @@ def content_sha256(predictions: pd.DataFrame) -> str:
     return hashlib.sha256(text.encode() + np.stack(predictions["logits"]).astype("<f2").tobytes()).hexdigest()
 
 
-class _Published:
-    """The two files of a published folder, each read once."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    @cached_property
-    def lines(self) -> dict[str, dict[str, Any]]:
-        """Each run's record by id."""
-        text = (self.folder / "runs.jsonl").read_text(encoding="utf-8")
-        return {record.pop("run"): record for record in map(json.loads, text.splitlines())}
-
-    @cached_property
-    def predictions(self) -> dict[str, pd.DataFrame]:
-        """Each run's rows by id."""
-        return dict(iter(pd.read_parquet(self.folder / "predictions.parquet").groupby("run")))
-
-
 @dataclass(frozen=True)
 class Run:
     """One trained model's record.
 
-    folder: runs/<id>, with the record's files and weights; of a published run nothing but its name.
+    folder: runs/<id>, with the record's files and weights; of a published run nothing but its name. published: its line
+    of runs.jsonl, and what gives the rows of all runs beside it by id.
     """
 
     folder: Path
-    _published: _Published | None = field(default=None, repr=False, compare=False)
+    published: tuple[dict[str, Any], Callable[[], dict]] | None = field(default=None, repr=False, compare=False)
 
     @property
     def id(self) -> str:
@@ -148,8 +132,8 @@ class Run:
     @cached_property
     def info(self) -> dict[str, Any]:
         """run.json, or its line of runs.jsonl. Raises ValueError where run.json is damaged."""
-        if self._published:
-            return self._published.lines[self.id]
+        if self.published:
+            return self.published[0]
         try:
             return json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
         except ValueError:
@@ -157,7 +141,7 @@ class Run:
 
     def _damage(self, what: str) -> ValueError:
         return ValueError(
-            f"{what} of {self.id} is damaged: restore its files, or delete runs/{self.id} and reproduce it again."
+            f"{what} of {self.id} is damaged: restore its files, or delete runs/{self.id} to run it again."
         )
 
     @cached_property
@@ -169,10 +153,8 @@ class Run:
     def stored(self) -> pd.DataFrame:
         """The predictions as written, with the columns COLUMNS. Raises ValueError where they are not the record's."""
         try:
-            if self._published:
-                table = self._published.predictions[self.id]
-            else:
-                table = pd.read_parquet(self.folder / "predictions.parquet")
+            path = self.folder / "predictions.parquet"
+            table = self.published[1]()[self.id] if self.published else pd.read_parquet(path)
             if content_sha256(table) == self.info["predictions_sha256"]:
                 return table[list(COLUMNS)].reset_index(drop=True)
         except (OSError, ValueError, KeyError):  # no such file, run or column, or a file cut short
@@ -197,11 +179,10 @@ class Run:
 
         Published records come without weights: what somebody else trained is trained again.
         """
-        if self._published or not (self.folder / "model").is_dir():
+        if not (self.folder / "model").is_dir():
             return False
         try:
-            files = {self.folder / name: sha for name, sha in self.info["files"].items()}
-            whole = all(path.is_file() and sha256(path) == sha for path, sha in files.items())
+            whole = all(sha256(self.folder / name) == sha for name, sha in self.info["files"].items())
             return whole and self.info["fingerprint"] == wanted and self.stored is not None
         except (OSError, ValueError):
             return False
@@ -231,21 +212,17 @@ def write_run(
 ) -> Run:
     """Write a record into a new folder, then put it in the place of the old one: a record is whole or absent.
 
-    save_model: writes the weights into the folder given to it; without it a `model/` that is there is kept. run.json
-    gets the checksum of what is predicted as `predictions_sha256` and those of the weights as `files`.
+    save_model: writes the weights into the folder given to it. run.json gets the checksum of what is predicted as
+    `predictions_sha256` and those of the weights as `files`.
     """
     with replaced(folder, unfinished(folder.parents[1]) / f"{folder.name}.writing") as fresh:
         predictions.to_parquet(fresh / "predictions.parquet", compression="zstd", index=False)
         if save_model:
             save_model(fresh / "model")
-        elif (folder / "model").exists():
-            shutil.copytree(folder / "model", fresh / "model")
         paths = sorted(path for path in fresh.glob("model/**/*") if path.is_file())
-        sums = {
-            "predictions_sha256": content_sha256(predictions),
-            "files": {path.relative_to(fresh).as_posix(): sha256(path) for path in paths},
-        }
-        text = json.dumps({**info, **sums}, indent=1, default=list) + "\n"
+        files = {path.relative_to(fresh).as_posix(): sha256(path) for path in paths}
+        written = {**info, "predictions_sha256": content_sha256(predictions), "files": files}
+        text = json.dumps(written, indent=1, default=list) + "\n"
         (fresh / "run.json").write_text(text, encoding="utf-8")
     return Run(folder)
 
@@ -257,12 +234,20 @@ def read_runs(folder: Path) -> list[Run]:
     """
     runs = [Run(path.parent) for path in sorted(folder.glob("runs/[!.]*/run.json"))]
     if not runs and (folder / "runs.jsonl").is_file():
-        published = _Published(folder)
-        runs = [Run(folder / "runs" / run, published) for run in sorted(published.lines)]
+        rows = cache(lambda: dict(iter(pd.read_parquet(folder / "predictions.parquet").groupby("run"))))
+        lines = map(json.loads, (folder / "runs.jsonl").read_text(encoding="utf-8").splitlines())
+        found = {line.pop("run"): line for line in lines}
+        runs = [Run(folder / "runs" / name, (found[name], rows)) for name in sorted(found)]
     if not runs:
         raise FileNotFoundError(f"No records in {folder.name}: run notebooks 01 and 02, or `ser-kd reproduce`.")
     check_together(folder.name, runs)
     return runs
+
+
+def evidence(folder: Path) -> list[Run]:
+    """The committed records of the same corpus, profile and settings as those of this results folder."""
+    place = EVIDENCE / folder.name
+    return read_runs(place) if place.is_dir() else []
 
 
 def check_together(name: str, runs: Sequence[Run]) -> None:
@@ -289,10 +274,8 @@ def check_together(name: str, runs: Sequence[Run]) -> None:
             found.setdefault(what, set()).add(value)
     for what, values in found.items():
         if len(values) > 1:
-            raise ValueError(
-                f"The records in {name} differ in {what} ({'; '.join(sorted(values))}): "
-                "one table cannot hold both, so run one kind again or write it to another folder of results."
-            )
+            kinds = f"differ in {what} ({'; '.join(sorted(values))})"
+            raise ValueError(f"The records in {name} {kinds}: run one kind again, or write it to another folder.")
 
 
 def predictions(runs: Iterable[Run], checkpoint: str = "best") -> pd.DataFrame:

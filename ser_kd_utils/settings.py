@@ -5,8 +5,6 @@ wants a GPU. Any corpus goes with any profile. Notebooks print `table()`, so tha
 settings are in its own folder; here is what they have in common, and the noise that they share.
 """
 
-from __future__ import annotations
-
 import ast
 import dataclasses
 import re
@@ -87,8 +85,8 @@ class Settings:
         """
         rows = []
         for f in dataclasses.fields(self):
-            value, source = getattr(self, f.name), f.metadata["source"]
-            source = source if value == f.metadata["values"]["paper"] else ASSUMED
+            value = getattr(self, f.name)
+            source = f.metadata["source"] if value == f.metadata["values"]["paper"] else ASSUMED
             rows.append((f.name, value, source, f.metadata["note"]))
         return pd.DataFrame(rows, columns=["setting", "value", "source", "note"]).set_index("setting")
 
@@ -123,16 +121,15 @@ def parse_overrides(text: str) -> dict[str, dict[str, Any]]:
     Values are Python literals; what is none is text. Raises ValueError for what is not a list of METHOD.NAME=VALUE, and
     for a setting that is given twice.
     """
-    parts = re.split(r"(?:^|,)\s*([A-Za-z]\w*)\.([A-Za-z]\w*)\s*=", text.strip().rstrip(","))
-    first, groups, names, values = parts[0], parts[1::3], parts[2::3], parts[3::3]
-    if first.strip() or not all(value.strip() for value in values):
+    first, *parts = map(str.strip, re.split(r"(?:^|,)\s*([A-Za-z]\w*)\.([A-Za-z]\w*)\s*=", text.strip().rstrip(",")))
+    if first or not all(parts):
         raise ValueError(f"{text!r} is not a list of settings such as mlkd.epochs=2, teacher.epochs=4")
     found: dict[str, dict[str, Any]] = {}
-    for group, name, value in zip(groups, names, values, strict=True):
+    for group, name, value in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
         if name in found.setdefault(group, {}):
             raise ValueError(f"{group}.{name} is given twice")
         try:
-            found[group][name] = ast.literal_eval(value.strip())
+            found[group][name] = ast.literal_eval(value)
         except (SyntaxError, ValueError):
-            found[group][name] = value.strip()
+            found[group][name] = value
     return found

@@ -6,10 +6,7 @@ Both sides' tables are made anew from the records of the runs that both have. A 
 between types of processor, which training amplifies, keep most numbers within it.
 """
 
-from __future__ import annotations
-
 import json
-import textwrap
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,19 +16,19 @@ import pandas as pd
 
 from ser_kd_utils.methods import tables_of
 from ser_kd_utils.metrics import interval
-from ser_kd_utils.records import EVIDENCE, Run, folder_name, read_runs, results_folder
+from ser_kd_utils.records import Run, evidence, folders, read_runs
 from ser_kd_utils.report.tables import BLANK, Cell
 
 VERDICTS = ("verdict", "reading")
 COLUMNS = ["status", "table", "line", "column", "committed", "here"]
 ENDS = [f"{side} {part}" for side in ("committed", "here") for part in ("value", "low", "high")]
-STATES = ("equal", "within", "outside", "differs", "same", "changed", "only here", "only committed")
+STATES = ("equal", "within", "outside", "differs", "same", "changed")
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """counts: cells by status; runs that both sides have, only this folder and only the evidence; machines: what the
-    runs were made with, by side; cells: table, line, column, status and, by side, text, value, ends of the interval."""
+    """counts: cells by status, runs of both sides and those committed; machines: what the runs were made with, by side;
+    cells: table, line, column, status and, by side, text, value, ends of the interval."""
 
     name: str
     counts: dict[str, int]
@@ -39,21 +36,15 @@ class Comparison:
     cells: pd.DataFrame
 
     @property
-    def code(self) -> int:
-        return int(self.counts["outside"] + self.counts["changed"] > 0)
-
-    @property
     def summary(self) -> str:
-        """In lines of at most 80 characters."""
+        """In a sentence."""
         processors = self.machines.loc[["processor", "instruction_set"]]
         on = {side: ", ".join(dict.fromkeys(values)) for side, values in processors.items()}
-        told = (
+        return (
             "{name} compared with the committed evidence ({committed}; here {here}): {equal} numbers equal, {within} "
-            "within their interval, {outside} outside; {same} verdicts the same, {changed} changed; {differs} numbers "
-            "without interval, such as p-values, differ. Compared: {both} runs; {runs only here} are only here, "
-            "{runs only committed} only committed. Expect equal on the same type of processor, within on another."
-        )
-        return textwrap.fill(told.format(name=self.name, **on, **self.counts), 80)
+            "within the other's interval, {outside} outside, {differs} without an interval differ; {same} verdicts the "
+            "same, {changed} changed. Compared: {both} of {runs committed} committed runs."
+        ).format(name=self.name, **on, **self.counts)
 
 
 def compare(options: Namespace) -> int:
@@ -63,8 +54,7 @@ def compare(options: Namespace) -> int:
     page: "" or the path of a Markdown page, beside which a picture is written. Raises FileNotFoundError where there are
     no records or none of them is committed; ValueError for damaged records.
     """
-    about = (options.name or options.corpus, options.profile, options.overrides)
-    found = compared(Path(options.folder or results_folder(options.results, *about)))
+    found = compared(Path(options.folder) if options.folder else folders(options)[0])
     if options.json:
         tables = {"machines": found.machines.to_dict(), "cells": json.loads(found.cells.to_json(orient="records"))}
         print(json.dumps({"folder": found.name, "counts": found.counts} | tables, indent=1))
@@ -73,32 +63,20 @@ def compare(options: Namespace) -> int:
         print(found.machines.to_string(), "", *map(" | ".join, failed), "", found.summary, sep="\n")
     if options.page:
         _write_page(found, Path(options.page))
-    return found.code
-
-
-def summary(folder: Path) -> tuple[int, str]:
-    """What `compare` returns for this folder, and why in a paragraph; 0 where there is nothing to compare it with."""
-    try:
-        found = compared(folder)
-        return found.code, found.summary
-    except FileNotFoundError as nothing:
-        return 0, textwrap.fill(str(nothing), 80)
+    return int(found.counts["outside"] + found.counts["changed"] > 0)
 
 
 def compared(folder: Path) -> Comparison:
-    """Raises FileNotFoundError where none of the folder's runs is committed."""
-    here = {run.id: run for run in read_runs(folder)}
-    about = next(iter(here.values())).info
-    evidence = EVIDENCE / folder_name(about["corpus"], about["profile"], about["overrides"])
-    there = {run.id: run for run in read_runs(evidence)} if (evidence / "runs.jsonl").is_file() else {}
+    """This folder and the committed one of its name. Raises FileNotFoundError where they have no run in common."""
+    here, there = ({run.id: run for run in runs} for runs in (read_runs(folder), evidence(folder)))
     both = sorted(here.keys() & there.keys())
     if not both:
         raise FileNotFoundError(f"No run of {folder.name} is committed: there is nothing to compare it with.")
     sides = {"committed": [there[run] for run in both], "here": [here[run] for run in both]}
     machines = pd.DataFrame({side: _made_with(runs) for side, runs in sides.items()})
     cells = _cells(*sides.values())
-    counts = cells["status"].value_counts().reindex(STATES, fill_value=0).to_dict() | {"both": len(both)}
-    counts |= {"runs only here": len(here) - len(both), "runs only committed": len(there) - len(both)}
+    counts = cells["status"].value_counts().reindex(STATES, fill_value=0).to_dict()
+    counts |= {"both": len(both), "runs committed": len(there)}
     return Comparison(folder.name, counts, machines, cells)
 
 
@@ -116,21 +94,19 @@ def _by_place(runs: Sequence[Run]) -> dict[tuple[str, str, str], Cell]:
 def _cells(committed: Sequence[Run], here: Sequence[Run]) -> pd.DataFrame:
     first, second = _by_place(committed), _by_place(here)
     rows = []
-    for place in first | second:
-        pair = first.get(place, BLANK), second.get(place, BLANK)
-        texts, ends = zip(*((cell.text, (cell.value, cell.low, cell.high)) for cell in pair), strict=True)
-        rows.append((_status(place[-1], *pair), *place, *texts, *ends[0], *ends[1]))
-    cells = pd.DataFrame(rows, columns=COLUMNS + ENDS)
-    return cells[cells["status"] != ""]
+    for place in first:
+        pair = first[place], second.get(place, BLANK)
+        if status := _status(place[-1], *pair):
+            ends = [end for cell in pair for end in (cell.value, cell.low, cell.high)]
+            rows.append((status, *place, *(cell.text for cell in pair), *ends))
+    return pd.DataFrame(rows, columns=COLUMNS + ENDS)
 
 
 def _status(column: str, *pair: Cell) -> str:
-    """One of STATES; "" for what is neither a verdict nor a number that predictions decide. pair: committed, here."""
-    word = column in VERDICTS
-    told = [each for each in pair if each.text and (word or each.selection and not isinstance(each.value, str))]
-    if len(told) < 2:
-        return "" if not told else "only here" if told[0] is pair[1] else "only committed"
-    same = pair[0].text == pair[1].text
+    """One of STATES; "" for what is neither a verdict nor a number that predictions decide, or only on one side."""
+    word, same = column in VERDICTS, pair[0].text == pair[1].text
+    if not all(each.text and (word or each.selection and not isinstance(each.value, str)) for each in pair):
+        return ""
     if word or same:
         return "changed" if not same else "same" if word else "equal"
     spans = [(one.value, *_ends(other)) for one, other in (pair, pair[::-1])]
@@ -152,15 +128,12 @@ def _write_page(found: Comparison, path: Path) -> None:
 
     cells = found.cells
     others = cells.loc[~cells["status"].isin(["equal", "same"]), COLUMNS].set_index("status").sort_index(kind="stable")
-    tables = [found.machines, pd.crosstab(cells["table"], cells["status"]), others]
     parts = [f"# {found.name} and the committed evidence", found.summary, f"![committed and here]({path.stem}.png)"]
-    path.write_text("\n\n".join([*parts, *(table.to_markdown() for table in tables)]) + "\n", encoding="utf-8")
-    plotted = cells[cells["status"].isin(["equal", "within", "outside"])].dropna(subset=["committed low", "here low"])
-    x, y = (plotted[f"{side} value"].astype(float) for side in ("committed", "here"))
+    parts += [found.machines.to_markdown(), others.to_markdown()]
+    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    plotted = cells[cells["status"].isin(STATES[:3])].dropna(subset=["committed low", "here low"])
+    sides = {axis: plotted[f"{side} value"].astype(float) for axis, side in (("x", "committed"), ("y", "here"))}
     axes = Figure(figsize=(6, 6), layout="constrained").subplots()
     axes.axline((0, 0), slope=1, color="0.5", linewidth=0.8)
-    axes.hlines(y, plotted["committed low"], plotted["committed high"], "0.85", linewidth=0.6, zorder=0)
-    axes.vlines(x, plotted["here low"], plotted["here high"], "0.85", linewidth=0.6, zorder=0)
-    sns.scatterplot(x=x, y=y, hue=plotted["status"], hue_order=STATES[:3], palette="colorblind", ax=axes)
-    axes.set(xlabel="committed (percent or points, with 95 % intervals)", ylabel="here")
+    sns.scatterplot(**sides, hue=plotted["status"], hue_order=STATES[:3], palette="colorblind", ax=axes)
     axes.figure.savefig(path.with_suffix(".png"), dpi=150)

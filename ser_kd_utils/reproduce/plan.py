@@ -1,20 +1,19 @@
 """What there is to run: each notebook of METHODS for each fold and seed, checked before any of it begins."""
 
-from __future__ import annotations
-
-import ast
-import tempfile
+import re
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from ser_kd_utils.data.corpora import Corpus, load_corpus, split, unlabelled
 from ser_kd_utils.files import PACKAGE, digest
-from ser_kd_utils.methods import METHODS, settings_of
+from ser_kd_utils.methods import METHODS, settings_of, variants_of
 from ser_kd_utils.methods.base import Method, Notebook, Variant, choose
-from ser_kd_utils.records import results_folder, results_root, run_id
+from ser_kd_utils.records import folders, results_root, run_id
 from ser_kd_utils.reproduce.run import PLACES, NotebookRun, code_cells, provenance_of
 
 NOTEBOOKS = PACKAGE.parent / "notebooks"
@@ -37,17 +36,29 @@ def plan(options: Namespace) -> list[NotebookRun]:
     settings = settings_of(options.profile, options.overrides)
     corpus = load_corpus(options.corpus, given["data_root"] or None)
     every = tuple(range(1, corpus.fold_count() + 1))
-    folds = every if options.folds is None else options.folds or (every[:1] if corpus.synthetic else every)
+    folds = options.folds or (every[:1] if corpus.synthetic else every)
     for fold in folds:
         split(corpus, None, fold, 0)
-    folder = results_folder(given["results"], options.name or options.corpus, options.profile, options.overrides)
+    folder = folders(options)[0]
     _check_writable(folder)
     inputs = _inputs(corpus, given, settings["noise"].train_types)
-    trained = _trained(settings, options.ablations, corpus.synthetic, bool(options.speech_dir))
+    trained = _trained(settings, options, corpus.synthetic)
     if not NOTEBOOKS.is_dir():
         raise FileNotFoundError(f"no notebooks at {NOTEBOOKS}: clone the project and `pip install -e .` the clone")
-    first = given | {"fold": folds[0], "seed": options.seeds[0]}
-    planned: list[tuple[str, str, tuple[str, ...], dict[str, Any], dict[str, Any]]] = [(FIRST, "", EACH, first, {})]
+    known = sorted({name[:2] for name in (FIRST, *(notebook.name for _, notebook, _ in trained), LAST)})
+    wanted = [number.strip().zfill(2) for number in options.only.split(",") if number.strip()] or known
+    if unknown := [number for number in wanted if number not in known]:
+        raise ValueError(f"No notebook {', '.join(unknown)} in the plan: choose among {', '.join(known)}.")
+    runs: list[NotebookRun] = []
+
+    def add(notebook: str, where: str, names: Sequence[str], values: Mapping[str, Any], **more: Any) -> None:
+        if notebook[:2] in wanted:
+            source, parameters = NOTEBOOKS / f"{notebook}.ipynb", {name: values[name] for name in names}
+            _check_parameters(source, parameters)
+            provenance = provenance_of(source, parameters, inputs)
+            runs.append(NotebookRun(notebook + where, source, parameters, folder, provenance, **more))
+
+    add(FIRST, "", EACH, given | {"fold": folds[0], "seed": options.seeds[0]})
     for fold, seed in product(folds, options.seeds):
         where = f"__fold-{fold}__seed-{seed}"
         for method, notebook, variants in trained:
@@ -56,46 +67,28 @@ def plan(options: Namespace) -> list[NotebookRun]:
             marked = ((name, mark) for name, each in variants.items() for mark in ("", *each.protocols))
             records = tuple(run_id(method.name, name, fold, seed, mark) for name, mark in marked)
             needs = tuple(needed + where for needed in notebook.needs)
-            more = {"needs": needs, "records": records}
-            planned.append((notebook.name, where, (*EACH, *notebook.parameters), values, more))
-    needs = tuple(notebook + where for notebook, where, *_ in planned)
-    planned.append((LAST, "", READING, given, {"needs": needs, "last": True}))
-
-    wanted = [number.strip().zfill(2) for number in options.only.split(",") if number.strip()]
-    known = sorted({notebook[:2] for notebook, *_ in planned})
-    if unknown := [number for number in wanted if number not in known]:
-        raise ValueError(f"No notebook {', '.join(unknown)} in the plan: choose among {', '.join(known)}.")
-    runs = []
-    for notebook, where, names, values, more in planned:
-        if not wanted or notebook[:2] in wanted:
-            source, parameters = NOTEBOOKS / f"{notebook}.ipynb", {name: values[name] for name in names}
-            _check_parameters(source, parameters)
-            provenance = provenance_of(source, parameters, inputs)
-            runs.append(NotebookRun(notebook + where, source, parameters, folder, provenance, **more))
-    return runs
+            add(notebook.name, where, (*EACH, *notebook.parameters), values, needs=needs, records=records)
+    add(LAST, "", READING, given, needs=tuple(run.name for run in runs), last=True)
+    return [replace(run, label=f"[{number}/{len(runs)}] {run.name}") for number, run in enumerate(runs, 1)]
 
 
-def _trained(
-    settings: Mapping[str, Any], asked: str, demo: bool, speech: bool
-) -> list[tuple[Method, Notebook, dict[str, Variant]]]:
+def _trained(settings: Mapping, options: Namespace, demo: bool) -> list[tuple[Method, Notebook, dict[str, Variant]]]:
     """The notebooks that have something to train, and their variants by name; of ablations those that are asked for."""
-    found, ablations = [], {}
-    for method in METHODS.values():
-        every = method.variants(settings).values()
-        possible = [each for each in every if speech or not each.overrides.get("unlabelled_speech")]
-        for notebook in method.notebooks:
-            variants = {each.name: each for each in possible if each.kind in notebook.kinds}
-            found.append((method, notebook, variants))
-            ablations |= variants if notebook.chosen else {}
+    every = variants_of(settings).values()
+    possible = [each for each in every if options.speech_dir or not each.overrides.get("unlabelled_speech")]
+    ablations = {each.name: each for each in possible if each.kind != "main"}
     shown = {name for method in METHODS.values() for name in method.demo_ablations}
-    chosen = [] if asked == "none" else choose(asked, ablations, demo, shown)
-    for _, notebook, variants in found:
-        for name in [name for name in variants if notebook.chosen and name not in chosen]:
-            del variants[name]
-    return [each for each in found if each[2]]
+    chosen = [] if options.ablations == "none" else choose(options.ablations, ablations, demo, shown)
+    wanted = [each for each in possible if each.kind == "main" or each.name in chosen]
+    found = []
+    for method in METHODS.values():
+        for notebook in method.notebooks:
+            own = [each for each in wanted if each.method == method.name and each.kind in notebook.kinds]
+            found += [(method, notebook, {each.name: each for each in own})] if own else []
+    return found
 
 
-def _inputs(corpus: Corpus, given: Mapping[str, Any], train_types: tuple[str, ...]) -> dict[str, str]:
+def _inputs(corpus: Corpus, given: Mapping[str, Any], train_types: Sequence[str]) -> dict[str, str]:
     """What the corpus, the unlabelled speech and the noise are; no path counts.
 
     Sound files count by size and time of change: a copy elsewhere runs the notebooks again, but no training, since
@@ -123,22 +116,16 @@ def _check_writable(folder: Path) -> None:
     """Before an hour of training, not after it; leaves nothing behind."""
     place = next(path for path in (folder, *folder.parents) if path.exists())
     try:
-        with tempfile.TemporaryFile(dir=place) as file:
-            file.write(b"can be written")
+        TemporaryFile(dir=place).close()
     except OSError as error:
         raise OSError(f"cannot write to {folder} ({error.strerror}): pass another folder with --results") from None
 
 
 def _check_parameters(source: Path, parameters: Mapping[str, Any]) -> None:
     """papermill only warns about a parameter the notebook does not declare: refuse it, and a value of another type."""
-    tagged = [text for tags, text in code_cells(source) if "parameters" in tags]
-    try:
-        lines = [line for line in ast.parse("\n".join(tagged)).body if isinstance(line, ast.AnnAssign)]
-    except SyntaxError:
-        raise ValueError(f"{source}: its cell tagged `parameters` is no Python.") from None
-    declared = {ast.unparse(line.target): ast.unparse(line.annotation) for line in lines}
+    tagged = "\n".join(text for tags, text in code_cells(source) if "parameters" in tags)
+    declared = dict(re.findall(r"^(\w+): (\w+) = ", tagged, re.MULTILINE))
     for name, value in parameters.items():
-        if name not in declared:
-            raise ValueError(f"{source.stem} has no parameter {name!r}: it takes {', '.join(declared)}.")
-        if type(value).__name__ != declared[name]:
-            raise ValueError(f"{source.stem}: {name} is declared {declared[name]}, got {value!r}.")
+        if declared.get(name) != (kind := type(value).__name__):
+            there = ", ".join(f"{name}: {kind}" for name, kind in declared.items())
+            raise ValueError(f"{source.stem} has no parameter {name}: {kind}, which it is to get; it has {there}.")

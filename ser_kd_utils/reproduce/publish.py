@@ -1,7 +1,5 @@
 """`ser-kd publish`: finished local runs become committed evidence, a folder of few files that reads as they do."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil
@@ -17,7 +15,6 @@ from ser_kd_utils.methods import tables_of
 from ser_kd_utils.report.tables import about, mark_of
 from ser_kd_utils.report.write import write
 
-LARGEST_NOTEBOOK = 400_000  # bytes
 _PLACE = re.compile(r"(?<![\w.-])(/(home|root|tmp|work|Users|data|mnt|media|scratch|var)/|[A-Z]:\\+Users)[^\s\"']*")
 """A path that only this machine has."""
 CHECK = "What is behind a number: `ser-kd explain results/{}/tables/TABLE.csv ROW COLUMN`. How your own runs compare: "
@@ -31,9 +28,8 @@ def publish(options: Namespace) -> int:
     id is replaced. Raises FileNotFoundError without local runs; ValueError for runs that cannot stand in one table, for
     damaged ones, for a path of this machine in what would be published and for a folder that holds runs of one's own.
     """
-    which = (options.name or options.corpus, options.profile, options.overrides)
-    local = records.results_folder(options.results, *which)
-    to = Path(options.to or records.EVIDENCE / records.folder_name(*which))
+    local, usual = records.folders(options)
+    to = Path(options.to) if options.to else usual
     if (to / "runs").exists():
         raise ValueError(f"{to} holds runs of your own: choose another folder (--to), since it is replaced as a whole.")
     own = records.read_runs(local)
@@ -69,14 +65,12 @@ def write_published(runs: Sequence[records.Run], folder: Path) -> None:
 
 
 def _copy(folder: Path, fresh: Path, synthetic: bool) -> None:
-    """Figures and, of real speech, each notebook of up to LARGEST_NOTEBOOK as it was run on its first fold and seed."""
+    """Figures and, of real speech, each notebook as it was run on its first fold and seed."""
     if (folder / "figures").exists():
         shutil.copytree(folder / "figures", fresh / "figures", dirs_exist_ok=True)
-    for path in sorted(folder.glob("notebooks/*.ipynb"), reverse=True):  # the first comes last
-        text = _notebook(path)
-        if not synthetic and len(text.encode()) <= LARGEST_NOTEBOOK:
-            (fresh / "notebooks").mkdir(exist_ok=True)
-            (fresh / "notebooks" / f"{path.stem.partition('__')[0]}.ipynb").write_text(text, encoding="utf-8")
+    for path in [] if synthetic else sorted(folder.glob("notebooks/*.ipynb"), reverse=True):  # the first comes last
+        (fresh / "notebooks").mkdir(exist_ok=True)
+        (fresh / "notebooks" / f"{path.stem.partition('__')[0]}.ipynb").write_text(_notebook(path), encoding="utf-8")
 
 
 def _notebook(path: Path) -> str:

@@ -1,7 +1,5 @@
 """One notebook run: what decides its results, how it is executed, and the receipt it leaves."""
 
-from __future__ import annotations
-
 import json
 import logging
 import math
@@ -10,11 +8,12 @@ import re
 import shutil
 import socket
 import time
+from argparse import Namespace
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ class NotebookRun:
 
     folder: where its records lie; provenance: as of `provenance_of`; needs: names of the runs that come before it;
     records: ids of those it can leave; last: whether it reads all records that there are, so that it is run every time,
-    whatever became of the others.
+    whatever became of the others; label: what begins the lines that are said of it.
     """
 
     name: str
@@ -44,6 +43,7 @@ class NotebookRun:
     needs: tuple[str, ...] = ()
     records: tuple[str, ...] = ()
     last: bool = False
+    label: str = ""
 
     @property
     def output(self) -> Path:
@@ -55,37 +55,41 @@ class NotebookRun:
         return self.folder / "receipts" / f"{self.name}.json"
 
     def receipt(self) -> dict[str, Any]:
-        """What its last execution left: status, by, at, seconds, error, provenance, records; {} before the first."""
-        try:
+        """What its last execution left: status, by, at, seconds, error, provenance, records; {} without one."""
+        with suppress(FileNotFoundError, ValueError):  # of a damaged one the run counts as not run
             return json.loads(self.receipt_path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return {}
-        except ValueError:
-            return {"status": "damaged", "error": "its receipt cannot be read; the next run writes another"}
+        return {}
 
-    def record(self, name: str) -> Path:
-        return self.folder / "runs" / name
+    def weights(self, name: str) -> Path:
+        """Where those of one of its records lie."""
+        return self.folder / "runs" / name / "model"
 
     def checksums(self) -> dict[str, str]:
-        """SHA-256 of the predictions of those of its records that are there."""
-        paths = {name: self.record(name) / "predictions.parquet" for name in self.records}
-        return {name: sha256(path) for name, path in paths.items() if path.exists()}
-
-
-@dataclass(frozen=True)
-class Limits:
-    """force: run what is recorded, too; run_limit: seconds of one run; deadline: time.time() at which all must end."""
-
-    force: bool = False
-    run_limit: float = math.inf
-    deadline: float = math.inf
+        """SHA-256 of the predictions of those of its records that are there with their weights."""
+        paths = {name: self.weights(name).with_name("predictions.parquet") for name in self.records}
+        return {name: sha256(path) for name, path in paths.items() if path.exists() and self.weights(name).is_dir()}
 
 
 @dataclass(frozen=True)
 class Outcome:
-    state: str
+    """How a run ended, after how long, and what went wrong."""
+
+    status: str
     seconds: float = 0.0
     error: str = ""
+
+    @property
+    def code(self) -> int:
+        """The exit code of a reproduction in which nothing ended worse."""
+        return {FAILED: 1, BLOCKED: 1, OUT_OF_TIME: 3}.get(self.status, 0)
+
+    def __str__(self) -> str:
+        return self.status + f" after {self.seconds:.0f} s" * bool(self.seconds) + f": {self.error}" * bool(self.error)
+
+
+def say(text: str) -> None:
+    """Print a line in one piece, for there are threads."""
+    print(f"{text}\n", end="", flush=True)
 
 
 def provenance_of(source: Path, parameters: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str, Any]:
@@ -114,82 +118,68 @@ def code_cells(source: Path) -> list[tuple[list[str], str]]:
         raise ValueError(f"{source} is damaged, or no notebook: restore it.") from None
 
 
-def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """In words, in what two provenances differ; "" where they are equal."""
-    found = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
-    return f"{', '.join(found)} changed" if found else ""
-
-
 def state_of(run: NotebookRun) -> tuple[str, str]:
-    """`recorded`, or "running", "interrupted", "failed", "damaged", "stale", "elsewhere", "not run", and why."""
+    """`done`, or "running", "interrupted", "failed", "out of time", "stale", "not run", and why."""
     receipt = run.receipt()
     status = receipt.get("status", "not run")
     if status == "running":
         return status if is_held(run.folder, run.name) else "interrupted", f"{receipt['by']}, since {receipt['at']}"
     if status != DONE:
         return status, receipt.get("error", "")
-    if why := changes(receipt["provenance"], run.provenance):
-        return "stale", why
-    if not run.output.exists():
-        return "elsewhere", "its executed notebook is not on this machine"
-    found = run.checksums()
-    for name, checksum in receipt["records"].items():
-        if found.get(name) != checksum:
-            return "stale", f"{name} is {'damaged' if name in found else 'gone'}"
-        if not (run.record(name) / "model").is_dir():
-            return "elsewhere", f"the weights of {name} are not on this machine"
-    return RECORDED, ""
+    old, new, found = receipt["provenance"], run.provenance, run.checksums()
+    if changed := [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]:
+        return "stale", f"{', '.join(changed)} changed"
+    lost = [name for name, checksum in receipt["records"].items() if found.get(name) != checksum]
+    lost += [] if run.output.exists() else ["the executed notebook"]
+    return ("stale", f"damaged or not here: {', '.join(lost)}") if lost else (DONE, "")
 
 
-def execute(run: NotebookRun, limits: Limits, say: Callable[[str], None], gpu: str = "") -> Outcome:
+def execute(run: NotebookRun, options: Namespace, tell: Callable[[str], None], gpu: str = "") -> Outcome:
     """Execute the notebook unless its run is recorded; wait where another process is at it.
 
-    gpu: the device that it gets, "" for whatever there is. Whatever goes wrong is this run's outcome, no exception.
+    options: force, whether what is recorded is run, too; run_limit, minutes of one run; deadline, the time.time() at
+    which all must end. gpu: the device that it gets, "" for whatever there is. Whatever goes wrong is this run's
+    outcome, no exception.
     """
     try:
-        with only_one(run.folder, run.name, lambda: say(f"waits: {run.receipt().get('by', 'another')} runs it")):
-            if not (limits.force or run.last) and state_of(run)[0] == RECORDED:
+        waits = partial(tell, f"{run.label}  waits: {run.receipt().get('by', 'another')} runs it")
+        with only_one(run.folder, run.name, waits):
+            if not (options.force or run.last) and state_of(run)[0] == DONE:
                 return Outcome(RECORDED)
-            if time.time() >= limits.deadline:
+            if time.time() >= options.deadline:
                 return Outcome(OUT_OF_TIME)
-            say("running ...")
-            return _execute(run, limits, gpu)
+            tell(f"{run.label}  running ...")
+            for name in run.records if options.force else ():  # the old record goes once the new one is whole
+                shutil.rmtree(run.weights(name), ignore_errors=True)
+            _write_receipt(run, Outcome("running"))
+            began = time.monotonic()
+            status, error = _papermill(run, options, gpu)
+            outcome = Outcome(status, round(time.monotonic() - began, 1), error)
+            _write_receipt(run, outcome)
+            return outcome
     except Exception as error:  # such as a disk too full for the receipt
         return Outcome(FAILED, error=_one_line(error))
 
 
-def _execute(run: NotebookRun, limits: Limits, gpu: str) -> Outcome:
-    if limits.force:  # weights go: what is trained again replaces the old record once it is whole
-        for name in run.records:
-            shutil.rmtree(run.record(name) / "model", ignore_errors=True)
-    _write_receipt(run, status="running")
-    began = time.monotonic()
-    state, error = _papermill(run, limits, gpu)
-    outcome = Outcome(state, round(time.monotonic() - began, 1), error)
-    records = run.checksums() if state == DONE else {}
-    entry = {"seconds": outcome.seconds, "error": error, "provenance": run.provenance, "records": records}
-    _write_receipt(run, status=state, **entry)
-    return outcome
-
-
-def _write_receipt(run: NotebookRun, **entry: Any) -> None:
+def _write_receipt(run: NotebookRun, outcome: Outcome) -> None:
     """In one step, so that a receipt is whole at any moment."""
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    entry |= {"by": f"process {os.getpid()} on {socket.gethostname()}", "at": now}
+    entry = asdict(outcome) | {"by": f"process {os.getpid()} on {socket.gethostname()}"}
+    entry |= {"at": datetime.now(UTC).isoformat(timespec="seconds"), "provenance": run.provenance}
+    entry |= {"records": run.checksums() if outcome.status == DONE else {}}
     fresh = unfinished(run.folder) / run.receipt_path.name
     fresh.write_text(json.dumps(entry, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     run.receipt_path.parent.mkdir(exist_ok=True)
     fresh.replace(run.receipt_path)
 
 
-def _papermill(run: NotebookRun, limits: Limits, gpu: str) -> tuple[str, str]:
-    """The state, and what went wrong."""
+def _papermill(run: NotebookRun, options: Namespace, gpu: str) -> tuple[str, str]:
+    """The status, and what went wrong."""
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what went wrong is said once, by us
-    end = min(time.time() + limits.run_limit, limits.deadline)
+    end = min(time.time() + 60 * options.run_limit, options.deadline)
     kernel = ["--log-level=50"]  # its notices would land in the terminal
     if gpu:  # set in the kernel, since runs of one process get different ones
         kernel.append(f"--IPKernelApp.exec_lines=__import__('os').environ.update(CUDA_VISIBLE_DEVICES={gpu!r})")
@@ -208,9 +198,9 @@ def _papermill(run: NotebookRun, limits: Limits, gpu: str) -> tuple[str, str]:
     except DeadKernelError:
         return FAILED, "its kernel was killed, perhaps for want of memory"
     except CellTimeoutError:
-        if time.time() >= limits.deadline:
+        if time.time() >= options.deadline:
             return OUT_OF_TIME, "stopped by --time-limit"
-        return FAILED, f"longer than {limits.run_limit / 60:g} minutes (--run-limit)"
+        return FAILED, f"longer than {options.run_limit:g} minutes (--run-limit)"
     except Exception as error:
         return FAILED, _one_line(error)
     return DONE, ""

@@ -16,7 +16,7 @@ from ser_kd_utils.metrics import interval, score
 from ser_kd_utils.records import Run, read_runs, run_id, write_run
 from ser_kd_utils.report.tables import Cell, Selection, Table
 from ser_kd_utils.reproduce import publish as module
-from ser_kd_utils.reproduce.publish import LARGEST_NOTEBOOK, publish
+from ser_kd_utils.reproduce.publish import publish
 
 LABELS = ["angry", "sad"]
 PROTOCOL = {
@@ -200,11 +200,11 @@ def test_code_with_local_changes_is_told(place, tmp_path, capsys):
     assert f"code with local changes, which nobody else has: {run.id}" in capsys.readouterr().out
 
 
-def notebook(path: Path, root: Path, size: int = 0) -> None:
+def notebook(path: Path, root: Path) -> None:
     source = [f'data_root = "{root}"\n', f'noise_dir = "{root}/noise"']
     cell = {"cell_type": "code", "metadata": {"tags": ["parameters"], "papermill": {"duration": 1}}, "source": source}
     about = {"parameters": {"data_root": str(root), "noise_dir": f"{root}/noise", "fold": 1}, "output_path": str(path)}
-    cells = [cell | {"outputs": [], "execution_count": 1, "id": "a"}, {**cell, "source": "#" * size, "outputs": []}]
+    cells = [cell | {"outputs": [], "execution_count": 1, "id": "a"}]
     content = {"cells": cells, "metadata": {"papermill": about}, "nbformat": 4, "nbformat_minor": 5}
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(content))
@@ -215,7 +215,6 @@ def test_executed_notebooks_of_recorded_speech_are_published_without_the_machine
     folder = tmp_path / "local" / "demo-tiny" / "notebooks"
     for fold in (2, 1):
         notebook(folder / f"02_x__fold-{fold}__seed-0.ipynb", tmp_path / f"at-{fold}")
-    notebook(folder / "03_large__fold-1__seed-0.ipynb", tmp_path, LARGEST_NOTEBOOK)
     publish(place)
     (published,) = (tmp_path / "evidence" / "demo-tiny" / "notebooks").iterdir()
     assert published.name == "02_x.ipynb"

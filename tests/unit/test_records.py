@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -83,14 +85,12 @@ def test_complete_means_here_with_weights_and_made_with_this_fingerprint(folder)
     assert not Run(folder).complete("abc")
 
 
-def test_a_new_record_replaces_the_old_and_keeps_the_model(folder):
-    (folder / "model").mkdir(parents=True)
-    (folder / "model" / "weights").write_text("w")
+def test_a_new_record_replaces_the_old(folder):
+    folder.mkdir(parents=True)
     (folder / "litter").write_text("from an interrupted run")
-    write_run(folder, table(), info())
-    write_run(folder, table(angry=9.0), info(fingerprint="new"))
+    write_run(folder, table(), info(), lambda model: model.mkdir())
+    write_run(folder, table(angry=9.0), info(fingerprint="new"), lambda model: model.mkdir())
     assert sorted(path.name for path in folder.iterdir()) == ["model", "predictions.parquet", "run.json"]
-    assert (folder / "model" / "weights").read_text() == "w"
     assert Run(folder).complete("new") and Run(folder).predictions["logits"][0][0] == 9.0
 
 
@@ -114,9 +114,11 @@ def test_a_failed_write_leaves_the_old_record_whole(folder, step, monkeypatch):
     def full(*_, **__):
         raise OSError("disk full")
 
-    (folder / "model").mkdir(parents=True)
-    (folder / "model" / "weights").write_text("w")
-    write_run(folder, table(), info())
+    def save(model):
+        model.mkdir()
+        (model / "weights").write_text("w")
+
+    write_run(folder, table(), info(), save)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     if step == "predictions":
         monkeypatch.setattr(pd.DataFrame, "to_parquet", full)
@@ -314,6 +316,23 @@ def test_results_go_where_the_argument_or_the_environment_says(monkeypatch, tmp_
     assert records.results_root() == Path("results")
 
 
+def test_a_commands_own_runs_and_evidence_have_one_name(monkeypatch, tmp_path):
+    monkeypatch.setattr(records, "EVIDENCE", tmp_path / "evidence")
+    about = {
+        "corpus": "manifest",
+        "name": "mine",
+        "profile": "tiny",
+        "overrides": "",
+        "results": str(tmp_path / "here"),
+    }
+    assert records.folders(Namespace(**about)) == (tmp_path / "here" / "mine-tiny", tmp_path / "evidence" / "mine-tiny")
+    about |= {"corpus": "demo", "name": ""}
+    own, committed = records.folders(Namespace(**about))
+    assert own.name == committed.name == "demo-tiny" and records.evidence(own) == []
+    published(committed, write_run(own / "runs" / run_id("mlkd", "v", 1, 0), table(), info()))
+    assert [run.id for run in records.evidence(own)] == ["mlkd__v__fold-1__seed-0"]
+
+
 def test_a_folders_name_says_corpus_profile_and_changed_settings():
     assert records.folder_name("demo", "tiny") == "demo-tiny"
     assert records.folder_name("demo", "tiny", "mlkd.epochs=2, mlkd.lr=1") == "demo-tiny+mlkd.epochs=2,_mlkd.lr=1"
@@ -328,6 +347,25 @@ def test_the_environment_says_versions_commit_and_hardware():
     assert found["commit"] is None or len(found["commit"].split()[0]) == 40
     assert found["hardware"]["cpu_threads"] >= 1
     assert found["hardware"]["processor"] and found["hardware"]["instruction_set"]
+
+
+def test_the_commit_is_marked_when_the_package_differs(tmp_path, monkeypatch):
+    package = tmp_path / "clone" / "package"
+    package.mkdir(parents=True)
+    (package / "code.py").write_text("1")
+    monkeypatch.setattr(records, "PACKAGE", package)
+    assert records._commit() is None
+
+    def git(*arguments) -> str:
+        who = ["-c", "user.name=x", "-c", "user.email=x"]
+        return subprocess.run(["git", *who, *arguments], cwd=package, check=True, capture_output=True, text=True).stdout
+
+    git("init"), git("add", "."), git("commit", "-m", "x")
+    commit = git("rev-parse", "HEAD").strip()
+    (package.parent / "notes").write_text("beside it")
+    assert records._commit() == commit
+    (package / "code.py").write_text("2")
+    assert records._commit() == f"{commit} with local changes"
 
 
 def test_a_digest_ignores_order_and_notices_every_value():

@@ -113,8 +113,8 @@ def status(corpus, tmp_path, capsys):
         capsys.readouterr()
         given = ["--corpus", "manifest", "--data-root", str(corpus), "--results", str(tmp_path / "results")]
         assert main(["status", *given, *extra]) == 0
-        lines = [re.split(r"  +", line) for line in capsys.readouterr().out.splitlines()[:-1]]
-        return {re.sub(r"^(\d\d)_.*", r"\1", name): " ".join([state, *why]) for state, name, *why in lines}
+        lines = [re.split(r"  +", line) for line in capsys.readouterr().out.splitlines()[:-2]]
+        return {re.sub(r"^(\d\d)_.*", r"\1", name): ": ".join([state, *why]) for state, name, *why in lines}
 
     return found
 
@@ -141,7 +141,7 @@ def noise(tmp_path):
 
 def test_plan_is_notebook_by_fold_by_seed(run, notebooks, capsys):
     assert run("--folds", "1-2", "--seeds", "0,3", "--dry-run") == 0
-    lines = [line.split()[1] for line in capsys.readouterr().out.splitlines() if "would run" in line]
+    lines = [line.split()[2] for line in capsys.readouterr().out.splitlines() if line.startswith("not run")]
     each = [f"{name}__fold-{fold}__seed-{seed}" for fold in (1, 2) for seed in (0, 3) for name in NAMES]
     assert lines == [plan.FIRST, *each, plan.LAST]
 
@@ -207,14 +207,14 @@ def test_other_ablations_or_other_speech_run_notebook_03_again(run, notebooks, t
         out = capsys.readouterr().out
         assert "03_mlkd_ablations__fold-1__seed-0  running" in out
     assert run(*options, "--ablations", *again) == 0
-    assert capsys.readouterr().out.count("already recorded, skipped") == 2
+    assert capsys.readouterr().out.count("  recorded\n") == 2
 
 
 def test_other_ablations_of_one_notebook_leave_the_other_alone(run, notebooks, receipts, capsys):
     options = ("--folds", "1", "--only", "03,05", "--ablations")
     assert run(*options, "gamma-10,cnn-nckd") == run(*options, "gamma-10,cnn-tckd") == 0
     out = capsys.readouterr().out
-    assert "03_mlkd_ablations__fold-1__seed-0  already recorded, skipped" in out and out.count("skipped") == 1
+    assert "03_mlkd_ablations__fold-1__seed-0  recorded\n" in out and out.count("  recorded\n") == 1
     asked = {name[:2]: receipt["provenance"]["parameter ablations"] for name, receipt in receipts().items()}
     assert asked == {"03": "gamma-10", "05": "cnn-tckd"}
 
@@ -239,6 +239,14 @@ def test_other_noise_runs_again_but_not_the_same_elsewhere(run, notebooks, noise
     assert runs(noise)
 
 
+def test_force_drops_teacher_outputs_which_otherwise_stay(run, notebooks, folder):
+    outputs = folder / "unfinished" / "teacher-outputs-0123456789abcdef"
+    outputs.mkdir(parents=True)
+    (outputs / "0.npy").touch()
+    assert run("--folds", "1", "--only", "01") == 0 and outputs.exists()
+    assert run("--folds", "1", "--only", "01", "--force") == 0 and not outputs.exists()
+
+
 def test_forcing_the_ablations_keeps_the_weights_of_the_main_variants(run, notebooks, folder):
     kept = ["teacher__a", "mlkd__e", "dkdfmh__cnn-dkd"]
     dropped = ["mlkd__gamma-10", "dkdfmh__cnn-tckd"]
@@ -251,9 +259,9 @@ def test_forcing_the_ablations_keeps_the_weights_of_the_main_variants(run, noteb
 
 def test_all_folds_by_default_but_one_of_the_demo(run, notebooks, capsys):
     run("--dry-run", "--only", "1")
-    assert capsys.readouterr().out.count("would run") == 5
+    assert capsys.readouterr().out.count("not run      01") == 5
     main(["reproduce", "--dry-run", "--only", "01"])
-    assert capsys.readouterr().out.count("would run") == 1
+    assert capsys.readouterr().out.count("not run      01") == 1
 
 
 def test_what_is_recorded_is_skipped_until_something_changes(run, notebooks, receipts, corpus, folder, capsys):
@@ -262,7 +270,7 @@ def test_what_is_recorded_is_skipped_until_something_changes(run, notebooks, rec
     def skipped(*extra) -> int:
         capsys.readouterr()
         assert run(*options, *extra) == 0
-        return capsys.readouterr().out.count("already recorded, skipped")
+        return capsys.readouterr().out.count("  recorded\n")
 
     assert skipped() == 0
     assert {receipt["status"] for receipt in receipts().values()} == {"done"}
@@ -294,9 +302,9 @@ def test_of_a_failing_notebook_one_line_is_said_and_the_others_go_on(run, notebo
     write_notebook(notebooks / "02_noisy_student_distillation.ipynb", "raise ValueError('the noise folder is silent')")
     assert run("--folds", "1") == 1
     out, error = capsys.readouterr()
-    said = f"{MLKD}  FAILED: cell 2: ValueError: the noise folder is silent"
-    assert said in out and f"FAILED {MLKD}: cell 2" in out
-    assert f"{ABLATIONS}  not run: needs {MLKD}, wh" in out
+    said = r"  failed after \d+ s: cell 2: ValueError: the noise folder is silent\n"
+    assert re.search(MLKD + said, out) and f"FAILED {MLKD}: cell 2" in out
+    assert f"{ABLATIONS}  blocked: needs {MLKD}\n" in out
     assert "7 done, 1 failed, 1 blocked" in out and "Traceback" not in out + error
     assert {name[:2]: receipt["status"] for name, receipt in receipts().items()} == {
         **dict.fromkeys(("00", "01", "04", "05", "06", "07", "09"), "done"), "02": "failed"}  # fmt: skip
@@ -308,34 +316,37 @@ def test_status_says_what_is_done_and_what_is_not_and_why(run, notebooks, folder
     run(*options)
     assert status(*options) == {
         **dict.fromkeys(("00", "01", "02", "06", "09"), "done"),
-        "04": "failed (cell 2: ZeroDivisionError: division by zero)",
+        "04": "failed: cell 2: ZeroDivisionError: division by zero",
     }
     runs = folder / "runs"
     (runs / "teacher__a__fold-1__seed-0" / "predictions.parquet").write_text("others")
     shutil.rmtree(runs / "mlkd__e__fold-1__seed-0" / "model")
     write_notebook(notebooks / "06_curriculum_meta_distillation.ipynb", "other = 1")
     found = status(*options)
-    assert found["01"] == "stale (teacher__a__fold-1__seed-0 is damaged)"
-    assert found["02"] == "elsewhere (the weights of mlkd__e__fold-1__seed-0 are not on this machine)"
-    assert found["06"] == "stale (the notebook's code changed)"
+    assert found["01"] == "stale: damaged or not here: teacher__a__fold-1__seed-0"
+    assert found["02"] == "stale: damaged or not here: mlkd__e__fold-1__seed-0"  # its weights
+    assert found["06"] == "stale: the notebook's code changed"
     corpus.write_text(corpus.read_text().replace("A0.wav,angry", "A0.wav,sad"))
-    assert status(*options)["00"] == "stale (the manifest changed)"
+    assert status(*options)["00"] == "stale: the manifest changed"
     monkeypatch.setattr(run_module, "code_of_source", lambda text: {"ser_kd_utils.training.losses": "other"})
     run_module._code_of.cache_clear()
     assert "ser_kd_utils.training.losses" in status(*options)["00"]
     kept = folder / "unfinished" / "mckd__mc-full__fold-1__seed-0@abc"
     kept.mkdir()
-    assert status(*options)["mckd__mc-full__fold-1__seed-0"] == "training (in its first epoch)"
+    (kept.parent / f"teacher-outputs-{16 * 'a'}").mkdir()  # which all students read: no training
+    found = status(*options)
+    assert found["mckd__mc-full__fold-1__seed-0"] == "training: in its first epoch"
+    assert not any("teacher-outputs" in name for name in found)
     for epoch in (2, 11):
         (kept / f"epoch-{epoch:05}-{64 * 'a'}.pt").touch()
-    assert status(*options)["mckd__mc-full__fold-1__seed-0"] == "training (epoch 11 is kept)"
+    assert status(*options)["mckd__mc-full__fold-1__seed-0"] == "training: epoch 11 is kept"
 
 
-def committed(tmp_path, *names, commit="0123456789abcdef") -> None:
+def committed(tmp_path, *names) -> None:
     """Evidence in which these records are."""
     for name in names:
         method, variant, fold, seed = name.split("__")
-        info = {"method": method, "variant": variant, "seconds": 60, "test_seconds": 60, "commit": commit}
+        info = {"method": method, "variant": variant, "seconds": 60, "test_seconds": 60}
         info |= {"corpus": "corpus", "labels": ["angry"], "audio_fingerprint": "a", "settings": {}}
         rule = {"protocol": "speaker-groups", "optimistic": False, "mark": ""}
         info |= {"fold": int(fold[5:]), "seed": int(seed[5:])}
@@ -349,12 +360,11 @@ def test_what_is_committed_is_published_and_what_nobody_has_is_not_run(run, note
     main_variants = ("teacher__a", "mlkd__b", "mlkd__c", "mlkd__d", "mlkd__e")
     committed(tmp_path, *(f"{name}__fold-1__seed-0" for name in main_variants), "mlkd__e__fold-2__seed-0")
     options = ("--only", "01,02", "--folds")
-    said = "published (not run here; committed evidence, trained at commit 0123456789)"
-    assert status(*options, "1") == {"01": said, "02": said}
-    assert status(*options, "2") == {"01": "not run", "02": "not run"}  # (e) alone is not the notebook
-    assert status(*options, "1", "--seeds", "1") == {"01": "not run", "02": "not run"}
-    assert run(*options, "2", "--dry-run") == 0
-    assert "02_noisy_student_distillation__fold-2__seed-0  would run, about 8.0 min" in capsys.readouterr().out
+    cost = {"01": "about 2.0 min", "02": "about 8.0 min"}
+    assert status(*options, "1") == {number: f"published: {minutes}" for number, minutes in cost.items()}
+    not_run = {number: f"not run: {minutes}" for number, minutes in cost.items()}
+    assert status(*options, "2") == not_run  # (e) alone is not the notebook
+    assert status(*options, "1", "--seeds", "1") == not_run
     assert run(*options, "1") == 0
     assert status(*options, "1") == {"01": "done", "02": "done"}
 
@@ -368,19 +378,24 @@ def test_the_plan_says_what_it_will_cost_from_recorded_durations(run, notebooks,
     for name, seconds in (("teacher__a", 600), ("mlkd__c", 1200), ("mlkd__e", 1800), ("mckd__mc-full", 60)):
         for fold in (1, 2):  # as long on average
             recorded(f"{name}__fold-{fold}__seed-0", seconds + 60 * (2 * fold - 3))
-    assert run("--folds", "1-2", "--only", "01,02,06", "--ablations", "none", "--dry-run", "--workers", "2") == 0
+    assert run("--folds", "1-2", "--only", "01,02,06", "--ablations", "none", "--dry-run") == 0
     out = capsys.readouterr().out
-    assert "02_noisy_student_distillation__fold-2__seed-0  would run, about 54.0 min" in out
-    # 12 + 54 + 3 minutes a fold, shared by two
-    assert "about 2.30 hours of training and tests, 1.15 with 2 at a time" in out
-    assert "durations of 8 recorded trainings" in out
-    assert run("--folds", "1", "--only", "01,02,06", "--ablations", "none", "--dry-run", "--workers", "2") == 0
-    assert ", 1.10 with 2 at a time" in capsys.readouterr().out  # 02 waits for 01
+    assert "02_noisy_student_distillation__fold-2__seed-0  about 54.0 min\n" in out
+    assert "about 2.30 hours of training and tests" in out  # 12 + 54 + 3 minutes a fold
     recorded("dkdfmh__cnn-dkd+P1__fold-1__seed-0", 60)
     assert run("--folds", "2", "--only", "04,07", "--dry-run") == 0
     out = capsys.readouterr().out
-    assert "04_decoupled_distillation__fold-2__seed-0  would run, about 3.0 min" in out
-    assert "no durations recorded yet for 07_curriculum_meta_ablations: run one fold to know more" in out
+    assert "04_decoupled_distillation__fold-2__seed-0  about 3.0 min\n" in out
+    assert "07_curriculum_meta_ablations__fold-2__seed-0\n" in out  # nobody knows
+
+
+def test_what_is_done_costs_nothing(run, notebooks, folder, capsys):
+    assert run("--folds", "1", "--only", "01") == 0
+    (folder / "runs" / "teacher__a__fold-1__seed-0" / "run.json").write_text('{"seconds": 600}')
+    capsys.readouterr()
+    assert run("--folds", "1-2", "--only", "01", "--dry-run") == 0
+    out = capsys.readouterr().out
+    assert "done         01_teacher_finetuning__fold-1__seed-0\n" in out and "about 0.17 hours" in out
 
 
 def test_time_limit_stops_and_the_same_command_goes_on(run, notebooks, receipts, capsys):
@@ -395,20 +410,18 @@ def test_time_limit_stops_and_the_same_command_goes_on(run, notebooks, receipts,
     capsys.readouterr()
     assert run("--folds", "1", "--only", "00,01,02") == 0
     out = capsys.readouterr().out
-    assert out.count("skipped") == 1 and out.count("done in") == 2
+    assert out.count("  recorded\n") == 1 and out.count("  done after") + out.count("  done\n") == 2
 
 
 def test_a_parameter_the_notebook_does_not_declare_is_refused(run, notebooks, capsys):
     write_notebook(notebooks / "01_teacher_finetuning.ipynb", "1", first=parameters(plan.READING))
     assert run("--folds", "1") == 2
-    assert "01_teacher_finetuning has no parameter" in capsys.readouterr().err
+    assert "01_teacher_finetuning has no parameter data_root: str, which it is to get" in capsys.readouterr().err
     other = parameters(plan.EACH).replace("fold: int", "fold: str")
     write_notebook(notebooks / "01_teacher_finetuning.ipynb", "1", first=other)
     assert run("--folds", "1") == 2
-    assert "fold is declared str, got 1" in capsys.readouterr().err
-    write_notebook(notebooks / "01_teacher_finetuning.ipynb", "1", first="corpus: str = ")
-    assert run("--folds", "1") == 2
-    assert "its cell tagged `parameters` is no Python" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "has no parameter fold: int, which it is to get" in error and "fold: str" in error
 
 
 @pytest.mark.parametrize("what", ["run", "dry run", "status"])
@@ -450,10 +463,13 @@ def test_bad_options_are_one_clear_line_before_any_work(
     assert captured.err.startswith("ser-kd: ") and message in captured.err and captured.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("number", ["0", "-1", "two"])
-def test_there_is_no_number_of_workers_below_one(run, notebooks, capsys, number):
-    assert run("--workers", number, "--dry-run") == 2
-    assert "ser-kd: argument --workers: " in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [("0", "max_workers must be greater than 0"), ("-1", "max_workers must be"), ("two", "argument --workers: ")],
+)
+def test_there_is_no_number_of_workers_below_one(run, notebooks, capsys, receipts, number, message):
+    assert run("--workers", number) == 2
+    assert f"ser-kd: {message}" in capsys.readouterr().err and not receipts()
 
 
 def test_without_a_clone_the_error_says_where_notebooks_come_from(run, notebooks, capsys, monkeypatch):
@@ -505,7 +521,7 @@ def toy(notebooks, tmp_path, monkeypatch):
 def test_a_fourth_method_is_planned_run_and_listed_without_another_line(toy, run, status, tmp_path, capsys):
     options = ("--folds", "1", "--only", "01,10,11")
     assert run(*options, "--dry-run", "--set", "toy.epochs=3") == 0
-    assert "[2/3] 10_toy__fold-1__seed-0  would run" in capsys.readouterr().out
+    assert "not run      10_toy__fold-1__seed-0" in capsys.readouterr().out
     assert run(*options) == 0
     assert status(*options) == {"01": "done", "10": "done", "11": "done"}
     committed(tmp_path, "toy__toy__fold-2__seed-0")
@@ -547,11 +563,10 @@ def test_publish_and_compare_get_their_options(what, module, monkeypatch):
     assert given == [shared | more]
 
 
-@pytest.mark.parametrize("verdict", [0, 1])
 def test_the_last_words_of_a_reproduction_compare_it_with_the_committed_evidence(
-    run, notebooks, tmp_path, folder, capsys, monkeypatch, verdict
+    run, notebooks, tmp_path, folder, capsys, monkeypatch
 ):
-    monkeypatch.setattr(compare, "summary", lambda found: (verdict, f"compared {found.name}"))
+    monkeypatch.setattr(compare, "compared", lambda found: Namespace(summary=f"compared {found.name}"))
     assert run("--folds", "1", "--only", "00") == 0
     assert "compared" not in capsys.readouterr().out  # nothing is committed
     committed(tmp_path, "teacher__a__fold-1__seed-0")
