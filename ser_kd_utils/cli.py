@@ -4,6 +4,7 @@ import argparse
 import math
 import os
 import sys
+import warnings
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, NoReturn
@@ -102,6 +103,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code: 0, 2 for what cannot be done as asked, or what the command says."""
+    warnings.showwarning = lambda message, *_: print(f"ser-kd: {message}", file=sys.stderr)  # without a line of code
     top = parser()
     try:
         options = top.parse_args(arguments)

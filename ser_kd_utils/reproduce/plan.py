@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
+from ser_kd_utils.data.audio import cache_audio, refuse_shared_samples
 from ser_kd_utils.data.corpora import Corpus, load_corpus, split, unlabelled
 from ser_kd_utils.files import PACKAGE, digest
 from ser_kd_utils.methods import METHODS, settings_of, variants_of
@@ -37,8 +38,11 @@ def plan(options: Namespace) -> list[NotebookRun]:
     corpus = load_corpus(options.corpus, given["data_root"] or None)
     every = tuple(range(1, corpus.fold_count() + 1))
     folds = options.folds or (every[:1] if corpus.synthetic else every)
-    for fold in folds:
-        split(corpus, None, fold, 0)
+    parts = [split(corpus, None, fold, 0) for fold in folds]
+    if corpus.name == "manifest":  # of the others the sound is known
+        audio = cache_audio(corpus)
+        for part in parts:
+            refuse_shared_samples(part, audio)
     folder = folders(options)[0]
     _check_writable(folder)
     inputs = _inputs(corpus, given, settings["noise"].train_types)
