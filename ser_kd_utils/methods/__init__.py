@@ -1,6 +1,4 @@
-"""The methods of the suite. Another one is a folder here, a line below and a pair of notebooks."""
-
-from __future__ import annotations
+"""The methods of the suite. Another one is a folder here, its name in METHODS and a pair of notebooks."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,12 +6,7 @@ from typing import Any
 from ser_kd_utils.methods import dkdfmh, mckd, mlkd, teacher
 from ser_kd_utils.methods.base import Method, Variant
 
-METHODS: dict[str, Method] = {
-    "teacher": teacher.METHOD,
-    "mlkd": mlkd.METHOD,
-    "dkdfmh": dkdfmh.METHOD,
-    "mckd": mckd.METHOD,
-}
+METHODS: dict[str, Method] = {room.METHOD.name: room.METHOD for room in (teacher, mlkd, dkdfmh, mckd)}
 
 
 def settings_of(profile: str, overrides: str = "") -> dict[str, Any]:

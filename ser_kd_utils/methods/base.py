@@ -1,7 +1,5 @@
 """What a method is to the rest of the suite: its variants, notebooks, settings, experiment and tables."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pkgutil import resolve_name
@@ -45,14 +43,18 @@ class Notebook:
     """A notebook that runs once for each fold and seed, and trains the variants of some kinds.
 
     needs: notebooks of the same fold and seed whose records it starts from or compares with; parameters: what it takes
-    beside the parameters of all notebooks; chosen: whether `--ablations` chooses among its variants.
+    beside the parameters of all notebooks.
     """
 
     name: str
     kinds: tuple[str, ...]
     needs: tuple[str, ...] = ()
     parameters: tuple[str, ...] = ()
-    chosen: bool = False
+
+    @property
+    def chosen(self) -> bool:
+        """Whether `--ablations` chooses among its variants."""
+        return "ablations" in self.parameters
 
 
 @dataclass(frozen=True)

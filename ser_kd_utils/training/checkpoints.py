@@ -1,7 +1,5 @@
 """What a killed training resumes from: one file after each epoch, of tensors and plain values."""
 
-from __future__ import annotations
-
 import pickle
 import warnings
 from pathlib import Path

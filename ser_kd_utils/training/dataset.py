@@ -34,36 +34,38 @@ class KeyedSampler(torch.utils.data.Sampler):
         return sum(1 for _ in self)
 
     def __iter__(self):
-        return iter(self.order(keyed_rng("order", self.data.seed, self.data.epoch)))
+        rng = keyed_rng("order", self.data.seed, self.data.epoch)
+        return iter(self.data.order(self.data, self.batch_size, rng))
 
 
-class LengthGrouped(KeyedSampler):
+def length_grouped(data: SpeechDataset, batch_size: int, rng: np.random.Generator) -> list[int]:
     """Batches of windows of similar length."""
-
-    def order(self, rng: np.random.Generator) -> list[int]:
-        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        return get_length_grouped_indices(self.data.lengths, self.batch_size, generator=generator)
+    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    return get_length_grouped_indices(data.lengths, batch_size, generator=generator)
 
 
-class Shuffled(KeyedSampler):
+def shuffled(data: SpeechDataset, batch_size: int, rng: np.random.Generator) -> list[int]:
     """Any order."""
-
-    def order(self, rng: np.random.Generator) -> list[int]:
-        return rng.permutation(len(self.data)).tolist()
+    return rng.permutation(len(data)).tolist()
 
 
-class PairedByClass(KeyedSampler):
+def paired_by_class(data: SpeechDataset, batch_size: int, rng: np.random.Generator) -> list[int]:
     """Pairs of one class, so that in a batch of even size every item has a positive for SupCon.
 
     In each epoch the items of a class are paired anew and the pairs shuffled; the odd one out is paired with one that
     then occurs twice.
     """
+    labels = data.labels.numpy()
+    orders = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
+    pairs = np.concatenate([np.append(order, order[: len(order) % 2]).reshape(-1, 2) for order in orders])
+    return rng.permutation(pairs).flatten().tolist()
 
-    def order(self, rng: np.random.Generator) -> list[int]:
-        labels = self.data.labels.numpy()
-        orders = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
-        pairs = np.concatenate([np.append(order, order[: len(order) % 2]).reshape(-1, 2) for order in orders])
-        return rng.permutation(pairs).flatten().tolist()
+
+def noisy_input(batch: Mapping[str, Tensor], speech_level: str) -> Tensor:
+    """The waves (batch, samples) of a batch of SpeechDataset in their noise, where they have any."""
+    if "noise" not in batch:
+        return batch["clean"]
+    return mix(batch["clean"], batch["noise"], batch["snr_db"], speech_level, batch["lengths"])
 
 
 @dataclass(eq=False, kw_only=True)
@@ -96,17 +98,17 @@ class SpeechDataset(torch.utils.data.Dataset):
     targets: Mapping[str, Tensor] = field(default_factory=dict)
     features: Tensor | Mapping[str, np.ndarray] | None = None
     frames: int = 0
-    order: type[KeyedSampler] = LengthGrouped
+    order: Callable[..., list[int]] = length_grouped
     epoch: int = 0
 
     def __post_init__(self):
         if not self.classes:
             raise ValueError("No utterance to train on: all were left out, as shorter than a segment or otherwise.")
-        self.windows = [(utterance, place) for utterance in self.classes for place in range(self._count(utterance))]
+        counts = dict.fromkeys(self.classes, 1)
+        if self.hop:
+            counts = {u: 1 + max(len(self.audio[u]) - self.longest, 0) // self.hop for u in self.classes}
+        self.windows = [(utterance, place) for utterance, count in counts.items() for place in range(count)]
         self.labels = torch.tensor([self.classes[utterance] for utterance, _ in self.windows])
-
-    def _count(self, utterance: str) -> int:
-        return 1 + max(len(self.audio[utterance]) - self.longest, 0) // self.hop if self.hop else 1
 
     @cached_property
     def lengths(self) -> list[int]:
@@ -114,7 +116,7 @@ class SpeechDataset(torch.utils.data.Dataset):
         return [min(len(self.audio[utterance]), self.longest) for utterance, _ in self.windows]
 
     def sampler(self, batch_size: int) -> KeyedSampler:
-        return self.order(self, batch_size)
+        return KeyedSampler(self, batch_size)
 
     def set_epoch(self, epoch: int) -> None:
         """Called before each epoch."""
@@ -157,10 +159,7 @@ class SpeechDataset(torch.utils.data.Dataset):
 
         def features(first: int) -> np.ndarray:
             batch = self.__getitems__([*range(first, min(first + batch_size, len(self)))])
-            if "noise" not in batch:
-                return features_of(batch["clean"]).cpu().numpy()
-            given = (batch[name] for name in ("clean", "noise", "snr_db"))
-            return features_of(mix(*given, speech_level, batch["lengths"])).cpu().numpy()
+            return features_of(noisy_input(batch, speech_level)).cpu().numpy()
 
         return on_disk(map(features, range(0, len(self), batch_size)))
 

@@ -1,7 +1,5 @@
 """Scores of a network on clean and noisy speech."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Sequence
 

@@ -1,7 +1,5 @@
 """What all methods share: corpus, fold, seed and noise source; how a variant is trained, scored and recorded."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import shutil
@@ -13,15 +11,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from accelerate.utils import broadcast_object_list
 from torch import nn
+from torch.utils.data import Subset
 from transformers import PreTrainedModel, Wav2Vec2FeatureExtractor
 
 from ser_kd_utils import records
-from ser_kd_utils.data.audio import AudioCache, cache_audio, refuse_shared_samples
+from ser_kd_utils.data.audio import cache_audio, refuse_shared_samples
 from ser_kd_utils.data.corpora import CORPORA, load_corpus, split
 from ser_kd_utils.data.noise import NoiseBank, keyed_rng
 from ser_kd_utils.files import digest, only_one, unfinished
@@ -33,25 +31,18 @@ from ser_kd_utils.training.evaluation import CLEAN, dev_condition, grid, predict
 from ser_kd_utils.training.loop import Fitted, fit, processes
 
 
-class _Recordings(Sequence):
-    """Utterances of a cache, each decoded when it is asked for."""
-
-    def __init__(self, audio: AudioCache, utterances: Sequence[str]):
-        self.audio, self.utterances = audio, utterances
-
-    def __len__(self) -> int:
-        return len(self.utterances)
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        return self.audio[self.utterances[index]]
+def names_of_classes(labels: Sequence[str]) -> dict[str, dict]:
+    """Of a network's config."""
+    return {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
 
 
 class Experiment:
     """One corpus, fold and seed, ready to train the variants of a method; records land in `folder`.
 
     A method adds its name (`method`), `settings_by_group(profile, overrides)`, `available()`, the variants that can be
-    trained here by name, `dataset(name)`, `trained(name)`, which gives the network to be saved, how training went and
-    predictions of other checkpoints, and `prepare_inputs(waves, lengths, mask)`, the arguments of its networks.
+    trained here by name, `trained(name)`, which gives the network to be saved, how training went and predictions of
+    other checkpoints, `prepare_inputs(waves, lengths, mask)`, the arguments of its networks, `code_by_value()`, modules
+    that count in a fingerprint by what they gave, and `teacher_fingerprint(teacher)`.
     """
 
     mark = ""  # of the protocol, where the method has more than one
@@ -66,11 +57,8 @@ class Experiment:
         "mlkd.epochs=2, teacher.epochs=2", whose records go to a folder of their own; name: of a corpus of one's own
         (corpus="manifest"), empty for that of its CSV file. Raises ValueError for what cannot be trained.
         """
+        self.options = {key: value for key, value in locals().items() if key != "self"}
         torch.set_num_threads(1)  # a sum split among threads comes out another in its last bits
-        self.options = {
-            "corpus": corpus, "data_root": data_root, "name": name, "noise_dir": noise_dir, "results": results,
-            "profile": profile, "fold": fold, "seed": seed, "overrides": overrides,
-        }  # fmt: skip
         self.profile, self.fold, self.seed, self.overrides = profile, fold, seed, overrides
         self.all_settings = self.settings_by_group(profile, overrides)
         self.settings, self.noise_settings = self.all_settings[self.method], self.all_settings["noise"]
@@ -86,17 +74,14 @@ class Experiment:
         refuse_shared_samples(self.split, self.audio)
         self.corpus = loaded.without(self.audio.excluded)
         self.labels = self.corpus.labels
-        self.class_names = {
-            "id2label": dict(enumerate(self.labels)),
-            "label2id": {n: i for i, n in enumerate(self.labels)},
-        }
+        self.class_names = names_of_classes(self.labels)
         self.label_of = dict(zip(self.corpus.manifest["utterance"], self.corpus.manifest["label"], strict=True))
         parts = (self.split.train, self.split.dev, self.split.test)
         self.train, self.dev, self.test = ([u for u in part if u in self.label_of] for part in parts)
         if noise_dir:
             self.noise = NoiseBank.from_folder(noise_dir)
         else:  # babble is made of training speakers, so that no test voice is heard before the test
-            self.noise = NoiseBank.generated(_Recordings(self.audio, self.train))
+            self.noise = NoiseBank.generated(Subset(self.audio, self.train))  # each decoded when it is asked for
         if unknown := sorted(set(self.noise_settings.train_types) - set(self.noise.types)):
             raise ValueError(f"No noise {', '.join(unknown)} to train on: choose among {', '.join(self.noise.types)}.")
         self.train_types = self.noise_settings.train_types or self.noise.types
@@ -149,18 +134,14 @@ class Experiment:
             (done,) = broadcast_object_list([run.complete(wanted)])
             if not done:
                 network, fitted, others = self.trained(name)
-                if state.is_main_process:
-                    self._record(name, network, fitted, others)
+            if not done and state.is_main_process:
+                started, table = time.monotonic(), self._test(fitted, others)
+                info = self._info(name, fitted, network) | {"test_seconds": round(time.monotonic() - started, 1)}
+                records.write_run(run.folder, table, info, partial(self.save, network))
+                for old in unfinished(self.folder).glob(f"{run.id}@*"):
+                    shutil.rmtree(old)
             state.wait_for_everyone()
         return records.Run(run.folder)
-
-    def _record(self, name: str, network: PreTrainedModel, fitted: Fitted, others: list[pd.DataFrame]) -> None:
-        folder, started = self._run_folder(name), time.monotonic()
-        table = self._test(fitted, others)
-        info = self._info(name, fitted, network) | {"test_seconds": round(time.monotonic() - started, 1)}
-        records.write_run(folder, table, info, partial(self.save, network))
-        for old in unfinished(self.folder).glob(f"{folder.name}@*"):
-            shutil.rmtree(old)
 
     @classmethod
     def save(cls, network: PreTrainedModel, folder: Path) -> None:
@@ -178,8 +159,11 @@ class Experiment:
 
     def fingerprint(self, name: str) -> str:
         """Of everything that decides the variant's predictions; a student's includes its teacher's."""
+        return digest(self._decides(name))
+
+    def _decides(self, name: str) -> dict[str, Any]:
         variant = self.variants[name]
-        decides = {
+        return {
             "variant": [variant.noisy, variant.role],
             "settings": self._recorded_settings(name),
             "split": [self.mark, self.train, self.dev, self.test, self.seed],
@@ -188,20 +172,6 @@ class Experiment:
             "code": code_of(type(self).__module__, self.code_by_value()),
             "teacher": self.teacher_fingerprint(variant.teacher),
         }
-        return digest(decides | self._decides(name))
-
-    @classmethod
-    def code_by_value(cls) -> list[str]:
-        """Modules that count in a fingerprint by what they gave (samples, split, settings), or that only keep files."""
-        names = ("__init__", "data.corpora", "records", "settings", "files", "fingerprint")
-        return [f"ser_kd_utils.{name}" for name in names]
-
-    def _decides(self, name: str) -> dict[str, Any]:
-        """What decides the variant's predictions beside what all methods share."""
-        return {}
-
-    def teacher_fingerprint(self, teacher: str) -> str:
-        return self.fingerprint(teacher) if teacher else ""
 
     def _run_folder(self, name: str) -> Path:
         mark = self.mark if self.mark == "P1" else ""
@@ -220,17 +190,9 @@ class Experiment:
         """What trains the variant; DATA, NOISE and the like stand for places on the reader's machine."""
         places = {"data_root": "DATA", "noise_dir": "NOISE", "results": ""}
         given = {key: value and places.get(key, value) for key, value in self.options.items()}
-        given |= {
-            "overrides": self.overrides and f'"{self.overrides}"',
-            "protocol": self.mark,
-            **self._own_options(name),
-        }
+        given |= {"set": given.pop("overrides") and f'"{self.overrides}"', "protocol": self.mark}
         shown = {key: value for key, value in given.items() if value not in ("", "demo", "tiny")}
         return " ".join(["ser-kd train", name, *(f"--{key.replace('_', '-')} {shown[key]}" for key in shown)])
-
-    def _own_options(self, name: str) -> dict[str, str]:
-        """What the method's variant needs of the command beside what all take; "" for what it does without."""
-        return {}
 
     def _recorded_settings(self, name: str) -> dict[str, Any]:
         return {used.group: dataclasses.asdict(used) for used in (self.settings_of(name), self.noise_settings)}

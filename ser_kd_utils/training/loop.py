@@ -1,7 +1,5 @@
 """The training loop of every method, on one page: noisy students, a teacher, resumption, several processes."""
 
-from __future__ import annotations
-
 import math
 import resource
 import time
@@ -19,8 +17,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import get_linear_schedule_with_warmup
 
-from ser_kd_utils.data.noise import keyed_rng, mix
+from ser_kd_utils.data.noise import keyed_rng
 from ser_kd_utils.training.checkpoints import last_checkpoint, save_checkpoint
+from ser_kd_utils.training.dataset import noisy_input
 
 
 class Objective(Protocol):
@@ -61,8 +60,7 @@ def forward(
     """
     inputs, targets = batch.get("inputs"), None
     if inputs is None:
-        clean, lengths = batch["clean"], batch["lengths"]
-        noisy = mix(clean, batch["noise"], batch["snr_db"], speech_level, lengths) if "noise" in batch else clean
+        clean, lengths, noisy = batch["clean"], batch["lengths"], noisy_input(batch, speech_level)
         mask = batch["attention_mask"] = (torch.arange(clean.shape[1], device=clean.device) < lengths[:, None]).long()
         inputs = prepare_inputs(noisy, lengths, mask)
         if teacher is not None:
@@ -94,7 +92,6 @@ def fit(
     settings: Any, *, optimizer: torch.optim.Optimizer, schedule: Callable[[float], float] | None = None,
     speech_level: str, seed: int, folder: Path, prepare_inputs: Callable[..., dict], teacher: nn.Module | None = None,
     noisy_targets: bool = False, extra_state: Mapping[str, Any] | None = None,
-    report: Callable[[int, int, Mapping[str, float], float], None] | None = None,
 ) -> Fitted:  # fmt: skip
     """Train for all epochs and return the weights of the epoch with the highest dev UA (the first among equals).
 
@@ -107,10 +104,11 @@ def fit(
     without a schedule warmup_ratio; schedule: part of the training that is done -> factor of the learning rates (None:
     linear warm-up, then linear decay to 0); folder: for checkpoints of this training alone, the caller's to remove;
     extra_state: by name, what is learnt or kept beside the network and belongs in a checkpoint, as tensors and plain
-    values; report: called after each epoch with (epoch, epochs, dev scores, seconds left); the rest: see `forward`.
+    values; the rest: see `forward`.
 
-    Raises ValueError where several processes cannot share a batch evenly, where a checkpoint holds more than tensors
-    and plain values, and as soon as a loss term, a dev logit or a score is not finite.
+    Raises ValueError where extra_state takes a name of what is kept anyway, where several processes cannot share a
+    batch evenly, where a checkpoint holds more than tensors and plain values, and as soon as a loss term, a dev logit
+    or a score is not finite.
     """
     assert teacher not in set(model.modules()), "The teacher must not be a part of the network that is trained."
     on_gpu = torch.cuda.is_available()
@@ -132,7 +130,12 @@ def fit(
     else:
         scheduler = get_linear_schedule_with_warmup(optimizer, math.ceil(settings.warmup_ratio * steps), steps)
 
-    stateful = {"model": model, "optimizer": optimizer, "scheduler": scheduler, **(extra_state or {})}
+    stateful: dict[str, Any] = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
+    if taken := stateful.keys() & (extra_state or {}):
+        raise ValueError(
+            f"extra_state {', '.join(sorted(taken))}: the name of what every checkpoint keeps, take another."
+        )
+    stateful |= extra_state or {}
     history, best, last, seconds = [], {}, {}, 0.0
     if saved := last_checkpoint(folder):
         history, best, last, seconds = saved["history"], saved["best"], saved["state"]["model"], saved["seconds"]
@@ -180,8 +183,6 @@ def fit(
         seconds = time.monotonic() - started
         if accelerator.is_main_process:
             save_checkpoint(folder, epoch, {"state": state, "best": best, "history": history, "seconds": seconds})
-        if report and accelerator.is_main_process:
-            report(epoch, settings.epochs, scores, seconds / epoch * (settings.epochs - epoch))
 
     model = accelerator.unwrap_model(network, keep_fp32_wrapper=False)  # tests compute in float32
     model.load_state_dict(best)

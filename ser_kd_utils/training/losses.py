@@ -1,7 +1,5 @@
 """Losses that several methods share: pure functions of tensors, each the only implementation of its formula."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -39,7 +37,7 @@ def kd_loss(
     scalar tensors that get gradients. In log space and at least float32: finite at any logit gap.
     """
     if teacher_temperature is None:
-        scale, teacher_temperature = temperature**2, temperature
+        scale, teacher_temperature = temperature**2, temperature  # T * T may differ in the last bit
     else:
         scale = temperature * teacher_temperature
     return scale * kl_divergence(soften(student, temperature), soften(teacher, teacher_temperature))

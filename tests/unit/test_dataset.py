@@ -16,10 +16,10 @@ from ser_kd_utils.methods.teacher import encoders
 from ser_kd_utils.methods.teacher.settings import TeacherSettings
 from ser_kd_utils.training import dataset
 from ser_kd_utils.training.dataset import (
-    LengthGrouped,
-    PairedByClass,
+    KeyedSampler,
     SpeechDataset,
     TeacherOutputs,
+    paired_by_class,
     teacher_outputs,
 )
 from ser_kd_utils.training.losses import UNLABELLED
@@ -350,7 +350,7 @@ def many():
     lengths = np.random.default_rng(0).integers(1, 400, 300)
     sound = {f"u{i}": np.zeros(n, np.float32) for i, n in enumerate(lengths)}
 
-    def make(seed=0, epoch=0) -> LengthGrouped:
+    def make(seed=0, epoch=0) -> KeyedSampler:
         training = SpeechDataset(audio=sound, classes=dict.fromkeys(sound, 0), seed=seed, longest=RATE)
         training.set_epoch(epoch)
         return training.sampler(8)
@@ -414,7 +414,7 @@ def stretches(lengths: dict[str, int] | None = None, longest: int = 6, seed: int
     }
     says = {"teacher_logits": torch.arange(len(lengths))[:, None] * torch.tensor([1.0, 0.0])}
     classes, sound = {name: LABELS[name] for name in lengths}, {name: np.zeros(1, np.float32) for name in lengths}
-    more = {"features": features, "frames": longest, "targets": says, "order": PairedByClass}
+    more = {"features": features, "frames": longest, "targets": says, "order": paired_by_class}
     return SpeechDataset(audio=sound, classes=classes, seed=seed, longest=1, **more)
 
 

@@ -13,6 +13,7 @@ import pytest
 import soundfile
 import torch
 
+from ser_kd_utils.cli import parser as commands
 from ser_kd_utils.data.noise import NoiseBank
 from ser_kd_utils.methods import METHODS
 from ser_kd_utils.methods.mlkd.experiment import MLKDExperiment
@@ -210,6 +211,7 @@ def test_the_teacher_is_asked_once_for_all_variants_methods_and_processes(experi
     """Its outputs lie beside the records' checkpoints; nobody has to load the speech again to read them."""
     places = {path.name for path in (trained[0].folder / "unfinished").glob("teacher-outputs-*")}
     assert len(places) == 1  # of (e) and e-unseen
+    assert re.fullmatch("teacher-outputs-fold-1__seed-0-[0-9a-f]{16}", *places)  # which a finished fold can do without
     monkeypatch.setattr("ser_kd_utils.training.dataset._ask", None)
     for name, layers in (("d", (3,)), ("e", (1, 2, 3)), ("levels-ends", (1, 3)), ("gamma-10", (1, 2, 3))):
         data = experiment().dataset(name)
@@ -220,6 +222,7 @@ def test_the_teacher_is_asked_once_for_all_variants_methods_and_processes(experi
     own.teachers.run = lambda name: trained[1]["a"]  # another fold's speech, whoever answers
     assert set(own.teachers.outputs().logits) == set(own.train)
     assert {path.name for path in (own.folder / "unfinished").glob("teacher-outputs-*")} > places
+    assert len([*(own.folder / "unfinished").glob("teacher-outputs-fold-2__seed-0-*")]) == 1
 
 
 # --- what is read again, and what is not
@@ -442,7 +445,8 @@ def test_two_corpora_of_ones_own_never_share_a_folder(tones, tmp_path):
     assert second.teachers.folder == second.folder
     with pytest.raises(ValueError, match="mine-tiny is of .*: pass another name"):
         TeacherExperiment(data_root=str(tones), name="mine", **given)
-    assert "--corpus manifest --data-root DATA --name mine --fold 1" in second.command("a")
+    told = commands().parse_args(shlex.split(second.command("a"))[1:])
+    assert (told.corpus, told.data_root, told.name, told.fold) == ("manifest", "DATA", "mine", 1)
 
 
 def test_the_card_is_ready_for_json(experiment):
@@ -454,9 +458,11 @@ def test_the_card_is_ready_for_json(experiment):
 def test_a_record_says_what_trains_it(trained, experiment):
     about = trained[1]["e-unseen"].info
     assert shlex.split(about["command"]) == [
-        "ser-kd", "train", "e-unseen", "--corpus", "manifest", "--data-root", "DATA", "--fold", "1", "--seed", "0",
-        "--overrides", "mlkd.epochs=1, teacher.epochs=1",
+        "ser-kd", "train", "e-unseen", "--corpus", "manifest", "--fold", "1", "--seed", "0", "--data-root", "DATA",
+        "--set", "mlkd.epochs=1, teacher.epochs=1",
     ]  # fmt: skip
+    told = commands().parse_args(shlex.split(about["command"])[1:])
+    assert (told.variant, told.overrides) == (["e-unseen"], ["mlkd.epochs=1, teacher.epochs=1"])
     assert about["processes"] == 1 and about["fingerprint"] == experiment().fingerprint("e-unseen")
     assert about["teacher_fingerprint"] == trained[1]["a"].info["fingerprint"]
     assert MLKDExperiment(seed=3).command("e") == "ser-kd train e --fold 1 --seed 3"

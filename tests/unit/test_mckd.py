@@ -18,7 +18,7 @@ from ser_kd_utils.methods.mckd.loss import supervised_contrastive
 from ser_kd_utils.methods.mckd.temperature import meta_gradient
 from ser_kd_utils.methods.teacher.encoders import prepare_inputs
 from ser_kd_utils.training import experiment as base
-from ser_kd_utils.training.dataset import PairedByClass
+from ser_kd_utils.training.dataset import paired_by_class
 from ser_kd_utils.training.losses import kd_loss
 
 SMALL = {
@@ -124,7 +124,7 @@ def test_what_each_variant_is_given(name, experiment, given):
     fit = given(name)
     assert fit.settings == experiment.settings.replace(**changed)
     assert fit.objective.settings == fit.settings
-    assert list(fit.dataset.classes) == experiment.train and type(fit.dataset.sampler(8)) is PairedByClass
+    assert list(fit.dataset.classes) == experiment.train and fit.dataset.order is paired_by_class
     batch = fit.dataset.__getitems__(range(8))
     assert ("noise" in batch) == bool(noise) == ("inputs" not in batch)
     wanted = {"teacher_embedding" if changed.get("meta") == "teacher" else "teacher_logits"} if teacher else set()

@@ -257,6 +257,20 @@ def test_a_protocol_of_its_own_stands_beside_the_others(tmp_path):
     assert optimistic.id == "dkdfmh__v+P1__fold-1__seed-0" and len(read_runs(tmp_path / "demo-tiny")) == 3
 
 
+def test_an_optimistic_protocol_may_hear_a_part_of_the_corpus_and_no_other_may(tmp_path):
+    runs, part = tmp_path / "demo-tiny" / "runs", {"audio_fingerprint": "improvised", "labels": ["angry", "excited"]}
+    write_run(runs / run_id("mlkd", "e", 1, 0), table(), info())
+    write_run(runs / run_id("dkdfmh", "v", 1, 0, "P1"), table(), info(protocol=P1, **part))
+    assert len(read_runs(tmp_path / "demo-tiny")) == 2
+    for protocol, own in ((P1, " under P1"), (P2, "")):
+        for key, what in (("audio_fingerprint", "corpus content"), ("labels", "labels")):
+            other = write_run(runs / run_id("dkdfmh", "v", 2, 0), table(), info(protocol=protocol, **{key: part[key]}))
+            if own:  # what P1's other record does not hear
+                write_run(runs / other.id, table(), info(protocol=P1, **part | {key: info()[key]}))
+            with pytest.raises(ValueError, match=rf"differ in {what}{own} \("):
+                read_runs(tmp_path / "demo-tiny")
+
+
 @pytest.mark.parametrize(
     ("protocol", "settings", "what"),
     [

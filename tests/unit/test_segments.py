@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from ser_kd_utils.data.noise import NoiseBank, active_power, draw, overall_power
 from ser_kd_utils.methods.dkdfmh.model import HeadFusionConfig, features_of, segments_of
-from ser_kd_utils.training.dataset import Shuffled, SpeechDataset
+from ser_kd_utils.training.dataset import SpeechDataset, shuffled
 
 RATE = 16_000
 LONG, HOP = 1600, 800  # samples of a segment and from one to the next in training
@@ -37,7 +37,7 @@ def noise():
 @pytest.fixture
 def cut(audio):
     def cut(labels=LABELS, seed=0, epoch=0, **options) -> SpeechDataset:
-        more = {"longest": LONG, "hop": HOP, "order": Shuffled} | options
+        more = {"longest": LONG, "hop": HOP, "order": shuffled} | options
         types = () if options.get("noise") is None else ("one", "two")
         made = SpeechDataset(audio=audio, classes=labels, seed=seed, **{"types": types} | more)
         made.set_epoch(epoch)

@@ -37,9 +37,12 @@ def test_where_the_temperatures_start():
     for learned in (True, False):
         for base, start in (("curriculum", wanted), ("fixed", 4.0)):
             temperature = Temperature(base, 4.0, learned)
-            for tau in (*temperature(0.0), *temperature(3.5), *temperature.last):
+            for tau in (
+                *temperature(0.0),
+                *temperature(3.5),
+            ):
                 assert tau.shape == () and tau.item() == pytest.approx(start, rel=1e-6)
-    assert Temperature("fixed", 4.0, True).last == (4, 4)
+    assert Temperature("fixed", 4.0, True)(0.0) == (4, 4)
 
 
 def test_factors_multiply_the_base_of_student_and_teacher():
@@ -49,7 +52,7 @@ def test_factors_multiply_the_base_of_student_and_teacher():
         with torch.no_grad():
             temperature.log_factors += torch.tensor([2.0, 0.5]).log()
         assert [tau.item() for tau in temperature(2.0)] == pytest.approx([2 * before, before / 2])
-        assert [tau.item() for tau in temperature.last] == pytest.approx([2 * before, before / 2])
+        assert [tau.item() for tau in temperature(0.0)] == pytest.approx([2 * before, before / 2])
         assert temperature.base(2.0).item() == before
 
 
@@ -85,7 +88,7 @@ def test_the_gradient_of_theta_is_the_factor_times_that_of_the_loss(epoch):
     assert abs(slope) > 1e-3
     assert temperature.theta.grad.item() == pytest.approx(curriculum_factor(epoch) * slope, rel=1e-6)
     plain = student.detach().clone().requires_grad_()
-    kd_loss(plain, teacher, *temperature.last).backward()
+    kd_loss(plain, teacher, *(tau.detach() for tau in temperature(0.0))).backward()
     torch.testing.assert_close(student.grad, plain.grad)  # the student still descends
 
 
@@ -108,7 +111,7 @@ def test_a_temperature_is_saved_whole():
         learnt.theta.fill_(0.3)
         learnt.log_factors.fill_(-0.1)
     new.load_state_dict(learnt.state_dict())
-    assert new.last == learnt.last != Temperature("curriculum", 4.0, True).last
+    assert new(0.0) == learnt(0.0) != Temperature("curriculum", 4.0, True)(0.0)
 
 
 # --- meta step
@@ -281,7 +284,7 @@ def test_the_temperatures_of_a_curriculum_may_be_asked_within_the_meta_step():
 
     found = meta_gradient(scene.network, distill, scene.quiz, scene.learned, LR)
     assert all(value.any() for value in found.values()) and temperature.theta.grad is None
-    assert temperature.last[0].item() == pytest.approx(15.62, abs=5e-3)
+    assert temperature(0.0)[0].item() == pytest.approx(15.62, abs=5e-3)
 
 
 @pytest.mark.parametrize("network", NETWORKS)

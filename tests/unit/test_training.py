@@ -330,12 +330,12 @@ def test_the_first_best_epoch_comes_back_and_the_last_is_kept(train, tmp_path):
     assert [path.name[:11] for path in checkpoints(tmp_path)] == ["epoch-00003", "epoch-00004"]
 
 
-def test_every_epoch_is_reported_with_the_time_that_is_left(train, monkeypatch):
-    told, clock = [], iter(range(0, 100, 10))
-    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    train(dev=lambda _: {"UA": 0.25, "WA": 0.75}, epochs=3, rest={"report": lambda *line: told.append(line)})
-    scores = {"UA": 0.25, "WA": 0.75}
-    assert told == [(1, 3, scores, 20), (2, 3, scores, 10), (3, 3, scores, 0)]
+@pytest.mark.parametrize("name", ["model", "optimizer", "scheduler"])
+def test_what_is_kept_beside_the_network_has_a_name_of_its_own(train, tmp_path, name):
+    kept = nn.ParameterList([torch.zeros(2)])
+    with pytest.raises(ValueError, match=f"^extra_state {name}: the name of what every checkpoint keeps"):
+        train(rest={"extra_state": {name: kept, "other": kept}})
+    assert not checkpoints(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -2,20 +2,15 @@
 
 from ser_kd_utils.methods.base import Method, Notebook
 
+MAIN = Notebook("04_decoupled_distillation", kinds=("main",), needs=("01_teacher_finetuning",))
+ABLATIONS = Notebook(
+    "05_decoupled_ablations", ("component", "noise"), needs=(*MAIN.needs, MAIN.name), parameters=("ablations",)
+)
 METHOD = Method(
     name="dkdfmh",
     title="DKDFMH",
     package=__name__,
-    notebooks=(
-        Notebook("04_decoupled_distillation", kinds=("main",), needs=("01_teacher_finetuning",)),
-        Notebook(
-            "05_decoupled_ablations",
-            kinds=("component", "noise"),
-            needs=("01_teacher_finetuning", "04_decoupled_distillation"),
-            parameters=("ablations",),
-            chosen=True,
-        ),
-    ),
+    notebooks=(MAIN, ABLATIONS),
     settings="DKDFMHSettings",
     experiment="DKDFMHExperiment",
     protocols=("P2", "P1"),

@@ -1,7 +1,5 @@
 """How DKDFMH's networks (notebooks 04 and 05) are trained, under two protocols."""
 
-from __future__ import annotations
-
 import dataclasses
 from functools import cached_property
 from typing import Any
@@ -18,7 +16,7 @@ from ser_kd_utils.methods.dkdfmh.model import HeadFusionConfig, HeadFusionForAud
 from ser_kd_utils.methods.dkdfmh.variants import P1_VARIANTS
 from ser_kd_utils.methods.teacher.encoders import freeze
 from ser_kd_utils.methods.teacher.experiment import DEVICE, MethodExperiment
-from ser_kd_utils.training.dataset import Shuffled, SpeechDataset
+from ser_kd_utils.training.dataset import SpeechDataset, shuffled
 from ser_kd_utils.training.evaluation import CLEAN
 from ser_kd_utils.training.losses import CrossEntropy
 
@@ -101,7 +99,7 @@ class DKDFMHExperiment(MethodExperiment):
         """The variant's training set, segments, with what its teacher says of the clean ones."""
         use, variant = self.settings_of(name), self.variants[name]
         longest, hop = (round(s * SAMPLE_RATE) for s in (use.segment, use.segment - use.train_overlap))
-        data = self._windows(name, self.classes(self.train), longest=longest, hop=hop, order=Shuffled)
+        data = self._windows(name, self.classes(self.train), longest=longest, hop=hop, order=shuffled)
         if not variant.noisy:
             if use.features not in self._clean:  # computed once for all variants here that take the same
                 self._clean[use.features] = self.features(name, data)

@@ -1,7 +1,5 @@
 """DKDFMH's loss: logit distillation, decoupled into what the teacher says of the target class and of the others."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,13 +1,12 @@
 """Settings of decoupled distillation."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
 from ser_kd_utils.settings import ASSUMED, CODE, STRICT, Count, Fraction, Positive, Precision, Settings, Weight, setting
 
+Features = Literal["log filter bank", "mfcc"]
 Widths = tuple[Count, Count, Count, Count, Count]
 
 
@@ -17,9 +16,7 @@ class DKDFMHSettings(Settings):
 
     group = "dkdfmh"
 
-    features: Literal["log filter bank", "mfcc"] = setting(
-        "log filter bank", "log filter bank", ASSUMED, "said by a later list of results"
-    )
+    features: Features = setting("log filter bank", "log filter bank", ASSUMED, "said by a later list of results")
     frame_step: Positive = setting(0.02, 0.01, CODE, "seconds, of the log filter bank (Head Fusion 10 ms)")
     segment: Positive = setting(1.0, 2.0, CODE, "seconds (Head Fusion 2); tiny: the demo's utterances last 0.9 to 1.8")
     train_overlap: Weight = setting(0.5, 1.0, CODE, "seconds, of segments in training (Head Fusion 1)")
@@ -29,22 +26,14 @@ class DKDFMHSettings(Settings):
     head_dim: Count = setting(16, 64, CODE, "width of a head of the student (Head Fusion 64)")
     teacher_attention_heads: Count = setting(8, 8, ASSUMED, "a larger scale of the attention set")
     teacher_head_dim: Count = setting(64, 256, ASSUMED, "width of a head of the teacher")
-    attention: Literal["code", "text"] = setting(
-        "code", "code", CODE, "Head Fusion's code, or what its text says, which differs"
-    )
+    attention: Literal["code", "text"] = setting("code", "code", CODE, "of Head Fusion, whose code and text differ")
     loss: Literal["dkd", "kd"] = setting("dkd", "dkd", ASSUMED, "decoupled or classical distillation (weight alpha)")
     ce_weight: Weight = setting(1.0, 1.0, CODE, "of cross-entropy beside distillation, DKD")
     alpha: Weight = setting(1.0, 1.0, CODE, "weight of TCKD, DKD")
-    beta: Weight = setting(
-        1.0, 1.0, ASSUMED, "weight of NCKD; DKD 8 with 100 classes; of 0.25 to 8 best on dev speech of EMO-DB"
-    )
-    temperature: Positive = setting(
-        1.0, 1.0, ASSUMED, "of DKD, whose authors take 4, a public use on IEMOCAP 1; best on the same dev speakers"
-    )
+    beta: Weight = setting(1.0, 1.0, ASSUMED, "weight of NCKD, DKD 8; of 0.25 to 8 best on dev speech of EMO-DB")
+    temperature: Positive = setting(1.0, 1.0, ASSUMED, "of DKD (4; on IEMOCAP in public code 1); best on the same")
     kd_temperature: Positive = setting(4.0, 4.0, ASSUMED, "of classical distillation; better than 2 on the same")
-    kd_warmup_ratio: Fraction = setting(
-        0.08, 0.08, CODE, "of the epochs, over which distillation sets in, DKD 20 of 240"
-    )
+    kd_warmup_ratio: Fraction = setting(0.08, 0.08, CODE, "epochs in which distillation sets in (DKD 20 of 240)")
     alphas: tuple[Weight, ...] = setting((0.5, 2.0), (0.5, 2.0), ASSUMED, "compared in notebook 05")
     betas: tuple[Weight, ...] = setting((0.25, 2.0, 8.0), (0.25, 2.0, 8.0), ASSUMED, "compared in notebook 05")
     temperatures: tuple[Positive, ...] = setting((2.0, 4.0), (2.0, 4.0), ASSUMED, "compared in notebook 05")
@@ -52,9 +41,7 @@ class DKDFMHSettings(Settings):
     epochs: Count = setting(24, 50, CODE, "Head Fusion (50)")
     batch_size: Count = setting(32, 32, CODE, "segments a step, Head Fusion")
     lr: Positive = setting(1e-3, 1e-3, CODE, "Adam, Head Fusion")
-    lr_drops: tuple[Fraction, ...] = setting(
-        (0.6, 0.85), (0.2, 0.4, 0.6, 0.8), CODE, "parts of the training after which lr falls to a tenth (Head Fusion)"
-    )
+    lr_drops: tuple[Fraction, ...] = setting((0.6, 0.85), (0.2, 0.4, 0.6, 0.8), CODE, "to a tenth each (Head Fusion)")
     weight_decay: Weight = setting(1e-6, 1e-6, CODE, "Head Fusion")
     max_grad_norm: Weight = setting(0.0, 0.0, CODE, "gradient norm; 0: not clipped (Head Fusion)")
     precision: Precision = setting("float32", "float32", ASSUMED, "bf16: mixed precision where the GPU has it")

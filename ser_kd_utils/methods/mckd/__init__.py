@@ -2,20 +2,15 @@
 
 from ser_kd_utils.methods.base import Method, Notebook
 
+MAIN = Notebook("06_curriculum_meta_distillation", kinds=("main",), needs=("01_teacher_finetuning",))
+ABLATIONS = Notebook(
+    "07_curriculum_meta_ablations", ("component", "noise"), needs=(*MAIN.needs, MAIN.name), parameters=("ablations",)
+)
 METHOD = Method(
     name="mckd",
     title="MCKD",
     package=__name__,
-    notebooks=(
-        Notebook("06_curriculum_meta_distillation", kinds=("main",), needs=("01_teacher_finetuning",)),
-        Notebook(
-            "07_curriculum_meta_ablations",
-            kinds=("component", "noise"),
-            needs=("01_teacher_finetuning", "06_curriculum_meta_distillation"),
-            parameters=("ablations",),
-            chosen=True,
-        ),
-    ),
+    notebooks=(MAIN, ABLATIONS),
     settings="MCKDSettings",
     experiment="MCKDExperiment",
     demo_ablations=("mc-time-tokens",),

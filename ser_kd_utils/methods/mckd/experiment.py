@@ -1,7 +1,5 @@
 """How MCKD's students (notebooks 06 and 07) are trained."""
 
-from __future__ import annotations
-
 import math
 import sys
 from collections.abc import Mapping
@@ -21,7 +19,7 @@ from ser_kd_utils.methods.mckd.model import VariableTokenConfig, VariableTokenFo
 from ser_kd_utils.methods.mckd.temperature import Temperature
 from ser_kd_utils.methods.teacher import encoders
 from ser_kd_utils.methods.teacher.experiment import DEVICE, MethodExperiment
-from ser_kd_utils.training.dataset import PairedByClass, SpeechDataset
+from ser_kd_utils.training.dataset import SpeechDataset, paired_by_class
 
 
 def warm_restarts(epoch: float, first: int, lowest: float) -> float:
@@ -68,7 +66,8 @@ class MCKDExperiment(MethodExperiment):
 
     def _decides(self, name: str) -> dict[str, Any]:
         front = self.settings_of(name).features == "encoder"
-        return {"quiz": self.quiz, "front": self.teachers.fingerprint("a") if front else ""}
+        own = {"quiz": self.quiz, "front": self.teachers.fingerprint("a") if front else ""}
+        return super()._decides(name) | own
 
     def new_network(self, name: str) -> VariableTokenForAudioClassification:
         """The variant's network before training, with the teacher's CNN and projection where it hears through them."""
@@ -101,7 +100,7 @@ class MCKDExperiment(MethodExperiment):
 
     def _utterances(self, name: str, utterances: list[str], **more: Any) -> SpeechDataset:
         longest = (self.settings_of(name).frames + 1) * HOP  # the last frame reaches further than its step
-        return self._windows(name, self.classes(utterances), **{"longest": longest, "order": PairedByClass} | more)
+        return self._windows(name, self.classes(utterances), **{"longest": longest, "order": paired_by_class} | more)
 
     def _targets(self, name: str) -> dict[str, Tensor]:
         """What the teacher says of each training utterance: logits or, where its head learns, what that one reads."""
@@ -142,10 +141,6 @@ class MCKDExperiment(MethodExperiment):
         clean = {} if variant.noisy else {"features": features, "frames": self.settings_of(name).frames}
         data = self._utterances(name, self.train, targets=self._targets(name) if variant.teacher else {}, **clean)
         return network, self._objective(name, features), data
-
-    def dataset(self, name: str) -> SpeechDataset:
-        """The variant's training set, with what the teacher says of the clean utterances."""
-        return self.prepared(name)[2]
 
     def trained(self, name: str):
         use, (network, objective, data) = self.settings_of(name), self.prepared(name)

@@ -1,7 +1,5 @@
 """MCKD's loss: cross-entropy, a supervised contrastive loss, and distillation at temperatures that are learnt."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -72,15 +70,11 @@ class MetaCurriculum(Objective):
         if not self.optimizer or step % use.meta_every:
             return
         questions, answers = self.quiz(step)
-        epoch, learned = progress * use.epochs, self.learned
+        base, learned = self.temperature.base(progress * use.epochs).detach(), self.learned
 
         def distill(call: Callable, learned: Mapping[str, Tensor]) -> Tensor:
-            if use.meta == "teacher":
-                theirs, temperatures = self._teacher_logits(batch, learned), self.temperature(epoch)
-            else:
-                theirs = self._teacher_logits(batch)
-                temperatures = self.temperature.base(epoch).detach() * learned["log_factors"].exp()
-            return use.kd_weight * kd_loss(call(**inputs).logits, theirs, *temperatures)
+            temperatures = base * learned.get("log_factors", self.temperature.log_factors).exp()
+            return use.kd_weight * kd_loss(call(**inputs).logits, self._teacher_logits(batch, learned), *temperatures)
 
         def quiz(call: Callable) -> Tensor:
             return self._cross_entropy(call(**questions).logits, answers)
@@ -105,7 +99,8 @@ class MetaCurriculum(Objective):
     def state(self):
         if not self.temperature:
             return {}
-        return dict(zip(("tau_student", "tau_teacher"), (tau.item() for tau in self.temperature.last), strict=True))
+        student, teacher = self.temperature(0.0)
+        return {"tau_student": student.item(), "tau_teacher": teacher.item()}
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(logits, labels, weight=self.class_weights)

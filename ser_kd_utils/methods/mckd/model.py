@@ -4,23 +4,14 @@ An inverted transformer (iTransformer, Liu et al., ICLR 2024): each feature chan
 Its control is an ordinary transformer whose tokens are time frames.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import field
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForAudioClassification,
-    PreTrainedConfig,
-    PreTrainedModel,
-    Wav2Vec2Config,
-    Wav2Vec2ForSequenceClassification,
-)
+from transformers import AutoConfig, AutoModelForAudioClassification, PreTrainedConfig, PreTrainedModel, Wav2Vec2Config
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2FeatureEncoder, Wav2Vec2FeatureProjection
 
@@ -62,7 +53,7 @@ class VariableTokenConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
 
-def front_of(teacher: Wav2Vec2ForSequenceClassification) -> dict[str, Any]:
+def front_of(teacher: PreTrainedModel) -> dict[str, Any]:
     """The shape of the teacher's CNN and feature projection, as the config's `front`."""
     return {name: getattr(teacher.config, name) for name in _FRONT}
 
@@ -76,7 +67,7 @@ class _Front(nn.Module):
         self.feature_projection = Wav2Vec2FeatureProjection(config)
         self.eval()
 
-    def train(self, mode: bool = True) -> _Front:
+    def train(self, mode: bool = True) -> Self:
         return super().train(False).requires_grad_(False)  # here, too: from_pretrained thaws, then calls eval
 
     @torch.no_grad()
@@ -119,7 +110,7 @@ class VariableTokenForAudioClassification(PreTrainedModel):
         elif isinstance(module, (nn.Linear, nn.LayerNorm, nn.Conv1d, nn.GroupNorm)):
             module.reset_parameters()
 
-    def copy_front(self, teacher: Wav2Vec2ForSequenceClassification) -> None:
+    def copy_front(self, teacher: PreTrainedModel) -> None:
         """Take over the weights of the teacher's CNN and feature projection."""
         for name, part in self.front.named_children():
             part.load_state_dict(getattr(teacher.wav2vec2, name).state_dict())
@@ -145,15 +136,13 @@ class VariableTokenForAudioClassification(PreTrainedModel):
         return features[:, : counts.max()], counts
 
     @torch.no_grad()
-    def fit_normalisation(self, features: Iterable[Tensor], counts: Iterable[int] | None = None) -> None:
+    def fit_normalisation(self, features: Iterable[Tensor]) -> None:
         """Take mean and standard deviation of each channel from the training part's features.
 
-        features: (utterances, frames, width), or one utterance's (frames, width) after the other; counts: valid frames
-        of each, None: all. They are saved with the weights.
+        features: one utterance's (frames, width) after the other. They are saved with the weights.
         """
-        items = features if counts is None else (item[:count] for item, count in zip(features, counts, strict=True))
         frames, total, squares = 0, 0.0, 0.0
-        for item in items:
+        for item in features:
             item = item.double()
             frames, total, squares = frames + len(item), total + item.sum(0), squares + item.square().sum(0)
         mean = total / frames

@@ -1,7 +1,5 @@
 """Settings of meta-knowledge and curriculum distillation."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -22,6 +20,9 @@ from ser_kd_utils.settings import (
 )
 
 Even = Annotated[int, Field(ge=2, multiple_of=2)]
+Meta = Literal["none", "temperature", "teacher"]
+"""What a held-out meta batch teaches after a pilot step: nothing, the temperatures of student and teacher (Meta
+Knowledge Distillation), or the teacher's head (MetaDistil)."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -30,12 +31,8 @@ class MCKDSettings(Settings):
 
     group = "mckd"
 
-    features: Literal["encoder", "log-mel"] = setting(
-        "encoder", "encoder", ASSUMED, "the teacher's CNN and projection, frozen, or log-mel"
-    )
-    tokens: Literal["variable", "time"] = setting(
-        "variable", "variable", PUBLISHED, "a channel's whole series is a token; time: ordinary"
-    )
+    features: Literal["encoder", "log-mel"] = setting("encoder", "encoder", ASSUMED, "the teacher's CNN, or log-mel")
+    tokens: Literal["variable", "time"] = setting("variable", "variable", PUBLISHED, "variable: a channel is a token")
     frames: Count = setting(150, 326, CODE, "of 20 ms that the student sees: longer cropped, shorter padded (DWFormer)")
     meld_frames: Count = setting(150, 226, CODE, "the same with MELD (DWFormer)")
     hidden_size: Count = setting(64, 512, CODE, "width of the student (iTransformer)")
@@ -44,28 +41,20 @@ class MCKDSettings(Settings):
     intermediate_size: Count = setting(256, 2048, CODE, "width of its feed-forward part (iTransformer)")
     dropout: Fraction = setting(0.1, 0.1, CODE, "iTransformer")
     z_score: bool = setting(False, False, CODE, "each channel over time (iTransformer, optional); removes level cues")
-    balance: Literal["inverse", "none"] = setting(
-        "inverse", "inverse", ASSUMED, "classes in cross-entropy by inverse frequency, or all alike"
-    )
+    balance: Literal["inverse", "none"] = setting("inverse", "inverse", ASSUMED, "inverse: weigh rare classes more")
     supcon_weight: Weight = setting(0.5, 0.5, ASSUMED, "mu, of the supervised contrastive loss beside cross-entropy")
     supcon_temperature: Positive = setting(0.07, 0.07, CODE, "SupContrast")
     kd_weight: Weight = setting(1.0, 1.0, ASSUMED, "nu, of distillation beside cross-entropy")
     temperature: Positive = setting(4.0, 4.0, ASSUMED, "of distillation where no curriculum moves it")
     curriculum: bool = setting(True, True, PUBLISHED, "temperature learnt against the student (CTKD)")
     ramp: Count = setting(10, 10, CODE, "epochs over which the curriculum sets in (CTKD)")
-    meta: Literal["none", "temperature", "teacher"] = setting(
-        "temperature", "temperature", ASSUMED,
-        "what a held-out meta batch teaches after a pilot step: nothing, the temperatures of student and teacher "
-        "(Meta Knowledge Distillation), or the teacher's head (MetaDistil)",
-    )  # fmt: skip
+    meta: Meta = setting("temperature", "temperature", ASSUMED, "what held-out speech teaches (MKD, MetaDistil)")
     meta_every: Count = setting(5, 10, ASSUMED, "steps from one meta step to the next")
     meta_lr: Positive = setting(0.02, 0.02, ASSUMED, "Adam, of the logarithms of the temperatures")
     meta_teacher_lr: Positive = setting(1e-3, 1e-4, ASSUMED, "Adam, of the teacher's head")
     supcon_weights: tuple[Weight, ...] = setting((0.1, 0.5, 1.0), (0.1, 0.5, 1.0), ASSUMED, "compared in notebook 07")
     kd_weights: tuple[Weight, ...] = setting((0.5, 1.0), (0.5, 1.0), ASSUMED, "compared in notebook 07")
-    meta_fraction: Fraction = setting(
-        0.1, 0.1, ASSUMED, "of each class of the training part, held out from all students"
-    )
+    meta_fraction: Fraction = setting(0.1, 0.1, ASSUMED, "of each class of the training part, held out from students")
     epochs: Count = setting(21, 120, CODE, "DWFormer (IEMOCAP 120, MELD 100)")
     batch_size: Even = setting(32, 32, CODE, "DWFormer; in pairs of one class")
     lr: Positive = setting(2e-2, 5e-4, CODE, "SGD (DWFormer); its highest")
@@ -77,6 +66,4 @@ class MCKDSettings(Settings):
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"mckd.hidden_size={self.hidden_size} is no multiple of the {self.num_attention_heads} heads"
-            )
+            raise ValueError(f"mckd.hidden_size={self.hidden_size}: no multiple of {self.num_attention_heads} heads")

@@ -1,7 +1,5 @@
 """Temperatures of distillation, learnt against the student (curriculum) or from held-out speech (meta-knowledge)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -51,12 +49,6 @@ class Temperature(nn.Module):
         value = self.theta.detach()
         theta = value + curriculum_factor(epoch, self.ramp) * (self.theta - value)  # its value, the factor's gradient
         return 1 + 20 * theta.sigmoid()
-
-    @property
-    def last(self) -> tuple[Tensor, Tensor]:
-        """(tau_student, tau_teacher) as they stand, without gradients."""
-        with torch.no_grad():
-            return self(0.0)
 
     def curriculum_parameters(self) -> list[nn.Parameter]:
         """What the student's optimiser moves: theta, or nothing."""

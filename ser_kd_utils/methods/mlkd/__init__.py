@@ -2,20 +2,18 @@
 
 from ser_kd_utils.methods.base import Method, Notebook
 
+MAIN = Notebook("02_noisy_student_distillation", kinds=("main",), needs=("01_teacher_finetuning",))
+ABLATIONS = Notebook(
+    "03_mlkd_ablations",
+    ("component", "control", "situation"),
+    needs=(*MAIN.needs, MAIN.name),
+    parameters=("speech_dir", "ablations"),
+)
 METHOD = Method(
     name="mlkd",
     title="MLKD",
     package=__name__,
-    notebooks=(
-        Notebook("02_noisy_student_distillation", kinds=("main",), needs=("01_teacher_finetuning",)),
-        Notebook(
-            "03_mlkd_ablations",
-            kinds=("component", "control", "situation"),
-            needs=("01_teacher_finetuning", "02_noisy_student_distillation"),
-            parameters=("speech_dir", "ablations"),
-            chosen=True,
-        ),
-    ),
+    notebooks=(MAIN, ABLATIONS),
     settings="MLKDSettings",
     experiment="MLKDExperiment",
     demo_ablations=("two-stage",),

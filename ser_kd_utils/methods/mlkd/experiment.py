@@ -1,7 +1,5 @@
 """How MLKD's students (notebooks 02 and 03) are trained."""
 
-from __future__ import annotations
-
 from collections import ChainMap
 from functools import cached_property, partial
 from typing import Any
@@ -33,10 +31,9 @@ class MLKDExperiment(MethodExperiment):
             raise ValueError("mlkd.unlabelled_speech needs unlabelled speech: pass its folder (--speech-dir).")
 
     def available(self):
-        every = super().available().items()
-        if not self.speech_dir:
-            every = [(name, each) for name, each in every if "unlabelled_speech" not in each.overrides]
-        return {name: each for name, each in every if len(self.train_types) > 1 or not each.held_out_noise}
+        every, several = super().available().items(), len(self.train_types) > 1
+        every = [(name, each) for name, each in every if self.speech_dir or "unlabelled_speech" not in each.overrides]
+        return {name: each for name, each in every if several or not each.held_out_noise}
 
     @cached_property
     def speech(self) -> AudioCache:
@@ -48,10 +45,10 @@ class MLKDExperiment(MethodExperiment):
         return use.unlabelled_speech and bool(use.teacher_layers)
 
     def _decides(self, name: str) -> dict[str, Any]:
-        return {"speech": self.speech.fingerprint if self._uses_speech(name) else ""}
+        return super()._decides(name) | {"speech": self.speech.fingerprint if self._uses_speech(name) else ""}
 
-    def _own_options(self, name: str) -> dict[str, str]:
-        return {"speech-dir": "SPEECH" if self._uses_speech(name) else ""}
+    def command(self, name: str) -> str:
+        return super().command(name) + " --speech-dir SPEECH" * self._uses_speech(name)
 
     def student(self, name: str) -> DistilledStudent:
         """The variant's student, with fresh prediction heads and the scaled gradient into its CNN."""
@@ -64,18 +61,18 @@ class MLKDExperiment(MethodExperiment):
 
     def dataset(self, name: str) -> SpeechDataset:
         """The variant's training set, with what the teacher says of whole clean utterances where that is its target."""
-        use, classes, taught, other = self.settings_of(name), self.classes(self.train), {}, {}
+        use, classes, taught = self.settings_of(name), self.classes(self.train), {}
+        speech = self.speech if self._uses_speech(name) else None
         if use.label_fraction < 1:
             labelled = self.share_of_each_class(use.label_fraction, "told")
             classes = {u: label if u in labelled else UNLABELLED for u, label in classes.items()}
-        if self._uses_speech(name):
-            classes |= dict.fromkeys(self.speech.utterances, UNLABELLED)
-            taught["audio"] = ChainMap(self.audio, self.speech)
-            other = taught | {"utterances": list(classes), "content": self.speech.fingerprint}
+        if speech:
+            classes |= dict.fromkeys(speech.utterances, UNLABELLED)
+            taught["audio"] = ChainMap(self.audio, speech)
         if use.teacher_layers and use.targets == "utterance":
             own = self.settings.teacher_layers  # one pass serves all variants that want no others
             layers = own if set(use.teacher_layers) <= set(own) else use.teacher_layers
-            states = self.teachers.outputs(layers, use.target_network == "fine-tuned", **other)
+            states = self.teachers.outputs(layers, use.target_network == "fine-tuned", speech)
             logits = torch.stack([states.logits[utterance] for utterance in classes])
             taught |= {"states": states, "layers": use.teacher_layers, "targets": {"teacher_logits": logits}}
         longest = int(use.max_seconds * SAMPLE_RATE)

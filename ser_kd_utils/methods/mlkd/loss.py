@@ -1,7 +1,5 @@
 """MLKD's loss: cross-entropy, and the distance of the student's predictions from several of the teacher's layers."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -35,16 +33,14 @@ def feature_loss(
     return ((l1_weight * l1 + cosine_weight * cosine) * weight).sum() / weight.sum()
 
 
-def multi_level_loss(
-    predictions: Sequence[Tensor], targets: Sequence[Tensor], mask: Tensor, cosine_weight: float = 1.0,
-    l1_weight: float = 1.0,
-) -> Tensor:  # fmt: skip
+def multi_level_loss(predictions: Sequence[Tensor], targets: Sequence[Tensor], mask: Tensor, *weights: float) -> Tensor:
     """Mean of `feature_loss` over the teacher's layers (MLKD, Liu et al. 2023; after RobustDistiller).
 
-    predictions, targets: one (batch, frames, width) tensor for each layer, in the same order.
+    predictions, targets: one (batch, frames, width) tensor for each layer, in the same order; weights: of the cosine
+    and of L1, 1 each unless given.
     """
     pairs = zip(predictions, targets, strict=True)
-    return torch.stack([feature_loss(p, t, mask, cosine_weight, l1_weight) for p, t in pairs]).mean()
+    return torch.stack([feature_loss(p, t, mask, *weights) for p, t in pairs]).mean()
 
 
 @dataclass(frozen=True)

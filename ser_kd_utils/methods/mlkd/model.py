@@ -1,7 +1,5 @@
 """MLKD's student: the teacher's first layers (DistilHuBERT), with one prediction head for each layer of the teacher."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from torch import Tensor, nn

@@ -1,12 +1,15 @@
 """Settings of multi-level distillation."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
 from ser_kd_utils.settings import ASSUMED, CODE, STRICT, Count, Fraction, Positive, Precision, Settings, Weight, setting
+
+Stages = Literal["joint", "two-stage"]
+Network = Literal["fine-tuned", "untuned"]
+Targets = Literal["utterance", "piece", "noisy piece"]
+"""The whole utterance is computed once, a piece at each step."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -17,26 +20,17 @@ class MLKDSettings(Settings):
 
     student_layers: Count = setting(1, 2, CODE, "DistilHuBERT (2 of 12)")
     teacher_layers: tuple[Count, ...] = setting(
-        (1, 2, 3), (4, 8, 12), CODE, "RobustDistiller 4, 8, 12 of 12; the same thirds of a tiny teacher; empty: none"
+        (1, 2, 3), (4, 8, 12), CODE, "RobustDistiller (of 12 layers); empty: none"
     )
     gamma: Weight = setting(1.0, 1.0, ASSUMED, "weight of the feature loss beside cross-entropy")
     l1_weight: Weight = setting(1.0, 1.0, CODE, "of the feature loss, DistilHuBERT")
     cosine_weight: Weight = setting(1.0, 1.0, CODE, "lambda of DistilHuBERT")
     logit_weight: Weight = setting(0.0, 0.0, ASSUMED, "weight of distillation from the teacher's logits")
     temperature: Positive = setting(2.0, 2.0, ASSUMED, "of distillation from logits")
-    stages: Literal["joint", "two-stage"] = setting(
-        "joint", "joint", ASSUMED, "two-stage: features only, then, from half the steps on, labels only"
-    )
-    initial: Literal["teacher", "random"] = setting(
-        "teacher", "teacher", CODE, "the student's first weights (DistilHuBERT)"
-    )
-    target_network: Literal["fine-tuned", "untuned"] = setting(
-        "fine-tuned", "fine-tuned", ASSUMED, "untuned: the teacher's encoder as it was before it"
-    )
-    targets: Literal["utterance", "piece", "noisy piece"] = setting(
-        "utterance", "utterance", ASSUMED,
-        "what the teacher hears: the whole clean utterance (computed once), or the clean or noisy piece (at each step)",
-    )  # fmt: skip
+    stages: Stages = setting("joint", "joint", ASSUMED, "two-stage: features only, then, from half on, labels only")
+    initial: Literal["teacher", "random"] = setting("teacher", "teacher", CODE, "first weights (DistilHuBERT)")
+    target_network: Network = setting("fine-tuned", "fine-tuned", ASSUMED, "untuned: the encoder before fine-tuning")
+    targets: Targets = setting("utterance", "utterance", ASSUMED, "what the teacher hears, clean unless it says noisy")
     clean_fraction: Fraction = setting(0.0, 0.0, ASSUMED, "of the training items that the student hears clean")
     label_fraction: Fraction = setting(1.0, 1.0, ASSUMED, "of each class whose labels the student is told")
     unlabelled_speech: bool = setting(False, False, ASSUMED, "distilled on the speech of --speech-dir, too")

@@ -1,7 +1,5 @@
 """The teacher: transformers' own Wav2Vec2ForSequenceClassification, built with the guards it needs."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +10,7 @@ from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForSe
 
 from ser_kd_utils.data.features import HOP
 from ser_kd_utils.methods.teacher.settings import TeacherSettings
+from ser_kd_utils.training.experiment import names_of_classes
 
 # layerdrop (0.1 by default) would drop the very layers that are distilled; SpecAugment fails under 3,280 samples;
 # wav2vec2-base on the hub asks for gradient checkpointing, which would slow the teacher down and not the students.
@@ -25,7 +24,7 @@ def build_teacher(settings: TeacherSettings, labels: Sequence[str]) -> Wav2Vec2F
     pickle does not count), the checkpoint's depth is not the declared one, or its frames are not 20 ms apart (windows
     of speech could not be aligned with them), FileNotFoundError when the hub does not give it.
     """
-    classes = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+    classes = names_of_classes(labels)
     if settings.checkpoint:
         folder = _folder(settings)
         config = Wav2Vec2Config.from_pretrained(folder, **classes)
@@ -49,10 +48,8 @@ def build_teacher(settings: TeacherSettings, labels: Sequence[str]) -> Wav2Vec2F
 def _folder(settings: TeacherSettings) -> Path:
     """Where the checkpoint lies, with weights in safetensors. From the hub come these and the config, nothing else."""
     name, commit = settings.checkpoint, settings.revision
-    folder, source = Path(name), repr(name)
+    folder, files = Path(name), ["config.json", "model*.safetensors*"]
     if settings.from_hub:
-        source = f"{name!r}, revision={commit!r}"
-        files = ["config.json", "model*.safetensors*"]
         try:
             folder = Path(snapshot_download(name, revision=commit, allow_patterns=files))
         except (OSError, ValueError) as error:
@@ -61,6 +58,7 @@ def _folder(settings: TeacherSettings) -> Path:
                 f"({str(error).strip().splitlines()[0]}); pass a folder with teacher.checkpoint='folder'."
             ) from error
     if not any(folder.glob("model*.safetensors")):
+        source = repr(name) + f", revision={commit!r}" * settings.from_hub
         raise ValueError(
             f"{name} holds no weights in safetensors, and a pickle (pytorch_model.bin) is not opened here. If you "
             'trust it, convert it once: python -c "from transformers import Wav2Vec2Model as M; '

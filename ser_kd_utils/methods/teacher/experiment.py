@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import ChainMap
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import Wav2Vec2ForSequenceClassification
 
@@ -28,8 +28,10 @@ class MethodExperiment(Experiment):
 
     @classmethod
     def code_by_value(cls) -> list[str]:
+        """Modules that count in a fingerprint by what they gave (samples, split, settings), or that only keep files."""
+        names = ("__init__", "data.corpora", "records", "settings", "files", "fingerprint", "methods.__init__")
         rooms = [f"{m.package}.{part}" for m in METHODS.values() for part in ("__init__", "settings", "variants")]
-        return [*super().code_by_value(), "ser_kd_utils.methods.__init__", "ser_kd_utils.methods.base", *rooms]
+        return [f"ser_kd_utils.{name}" for name in (*names, "methods.base")] + rooms
 
     def available(self) -> dict[str, Variant]:
         return METHODS[self.method].variants(self.all_settings)
@@ -40,7 +42,8 @@ class MethodExperiment(Experiment):
         return TeacherExperiment(**self.options)
 
     def teacher_fingerprint(self, teacher: str) -> str:
-        return self.teachers.fingerprint(teacher) if teacher == "a" else super().teacher_fingerprint(teacher)
+        """Of a student's teacher; empty for none."""
+        return teacher and (self.teachers if teacher == "a" else self).fingerprint(teacher)
 
 
 class TeacherExperiment(MethodExperiment):
@@ -62,18 +65,20 @@ class TeacherExperiment(MethodExperiment):
         return encoders.freeze(Wav2Vec2ForSequenceClassification.from_pretrained(self.run("a").folder / "model"))
 
     def outputs(
-        self, layers: Sequence[int] = (), tuned: bool = True, utterances: Sequence[str] = (),
-        audio: Mapping[str, np.ndarray] | AudioCache | None = None, content: str = "",
-    ) -> TeacherOutputs:  # fmt: skip
+        self, layers: Sequence[int] = (), tuned: bool = True, speech: AudioCache | None = None
+    ) -> TeacherOutputs:
         """What the teacher says of the training utterances, computed once for all students of all methods.
 
-        audio, utterances: of other speech, with the fingerprint of its content.
+        speech: more of it, without labels. They lie beside the checkpoints, in a folder that names fold and seed.
         """
-        utterances = utterances or self.train
-        key = digest([self.fingerprint("a"), tuned, layers, utterances, content])[:16]
-        teacher, place = self.teacher(tuned).to(DEVICE), unfinished(self.folder) / f"teacher-outputs-{key}"
-        with only_one(self.folder, place.name):
-            return teacher_outputs(teacher, self.prepare_inputs, audio or self.audio, utterances, layers, place)
+        utterances, audio = self.train, self.audio
+        if speech:
+            utterances, audio = [*utterances, *speech.utterances], ChainMap(audio, speech)
+        key = digest([self.fingerprint("a"), tuned, layers, utterances, speech and speech.fingerprint])[:16]
+        name = f"teacher-outputs-fold-{self.fold}__seed-{self.seed}-{key}"
+        teacher, place = self.teacher(tuned).to(DEVICE), unfinished(self.folder) / name
+        with only_one(self.folder, name):
+            return teacher_outputs(teacher, self.prepare_inputs, audio, utterances, layers, place)
 
     def dataset(self, name: str = "a") -> SpeechDataset:
         """Windows of clean training speech."""

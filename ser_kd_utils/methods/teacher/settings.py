@@ -1,7 +1,5 @@
 """Settings of the clean-speech teacher."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any
@@ -9,6 +7,9 @@ from typing import Any
 from pydantic.dataclasses import dataclass
 
 from ser_kd_utils.settings import ASSUMED, CODE, STRICT, Count, Fraction, Positive, Precision, Settings, Weight, setting
+
+BASE_COMMIT = "0b5b8e868dd84f03fd87d01f9c4ff0f080fecfe8"
+"""Of wav2vec2-base; known to hold a pickle and no safetensors: convert it once."""
 
 TINY_NETWORK = {
     "hidden_size": 96,
@@ -35,13 +36,8 @@ class TeacherSettings(Settings):
     group = "teacher"
 
     checkpoint: str = setting("", "facebook/wav2vec2-base", ASSUMED, "hub name or folder; empty: random weights")
-    revision: str = setting(
-        "", "0b5b8e868dd84f03fd87d01f9c4ff0f080fecfe8", ASSUMED,
-        "commit of a hub name; a folder has none. This one is known to hold a pickle, no safetensors: convert it once",
-    )  # fmt: skip
-    network: dict[str, Any] = setting(
-        TINY_NETWORK, {}, ASSUMED, "tiny: sized on dev speakers of EMO-DB folds 1 and 2; a checkpoint brings its own"
-    )
+    revision: str = setting("", BASE_COMMIT, ASSUMED, "commit of a hub name; a folder has none")
+    network: dict[str, Any] = setting(TINY_NETWORK, {}, ASSUMED, "tiny: sized on dev speakers of EMO-DB folds 1 and 2")
     num_hidden_layers: Count = setting(3, 12, ASSUMED, "transformer layers; a checkpoint of another depth is refused")
     freeze_cnn: bool = setting(False, True, CODE, "SpeechBrain IEMOCAP recipe; random weights must be trained")
     epochs: Count = setting(22, 30, CODE, "SpeechBrain IEMOCAP recipe (30)")
@@ -61,8 +57,8 @@ class TeacherSettings(Settings):
                 f"teacher.checkpoint={self.checkpoint!r}, revision={self.revision!r}: there is no such folder, and a "
                 "hub name wants as revision the 40 hex digits of a commit (branches and tags move)."
             )
-        if not self.checkpoint and self.network.get("num_hidden_layers") != self.num_hidden_layers:
-            layers = self.network.get("num_hidden_layers")
+        layers = self.network.get("num_hidden_layers", 0)
+        if not self.checkpoint and layers != self.num_hidden_layers:
             raise ValueError(f"teacher.network has {layers} layers, not {self.num_hidden_layers} (num_hidden_layers).")
 
     @property

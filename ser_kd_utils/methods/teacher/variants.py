@@ -1,7 +1,5 @@
 """The teacher's one variant."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
