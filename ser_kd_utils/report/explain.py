@@ -17,12 +17,8 @@ from ser_kd_utils.records import Run
 from ser_kd_utils.report.tables import BLANK, Cell, Table, command, mark_of
 from ser_kd_utils.report.write import card
 
-CHECKPOINTS = {
-    "best": "the epoch with the highest dev UA",
-    "last": "the last epoch",
-    "test-UA": "the epoch with the highest UA on the clean test itself",
-    "test-WA": "the epoch with the highest WA on the clean test itself",
-}
+CHECKPOINTS = {"best": "the epoch with the highest dev UA", "last": "the last epoch"}
+CHECKPOINTS |= {f"test-{name}": f"the epoch with the highest {name} on the clean test itself" for name in ("UA", "WA")}
 SAME, DIFFERENT = 0, 1
 
 
@@ -136,26 +132,16 @@ def _describe(group: Sequence[Run], known: Mapping[str, Run], settings: Mapping[
 
 def _listed(run: Run, known: Mapping[str, Run]) -> dict[str, Any]:
     info = run.info
+    wanted = info["teacher_fingerprint"] or ""
     return {key: info[key] for key in ("fold", "seed")} | {
         "epoch": info["best_epoch"],
         "sha256 of predictions": info["predictions_sha256"][:16],
         "finished": info["finished"][:16].replace("T", " "),
         "commit": (info["commit"] or "unknown")[:12] + (info["commit"] or "")[40:],
         "hardware": info["hardware"]["gpu"] or f"CPU, threads: {info['hardware']['cpu_threads']}",
-        "teacher": _teacher(info, known),
+        "teacher": known[wanted].id if wanted in known else wanted and f"not recorded here: {wanted[:12]}",
         "not heard": info["held_out_noise"],
     }
-
-
-def _teacher(info: Mapping[str, Any], known: Mapping[str, Run]) -> str:
-    """The teacher's record, found by its fingerprint."""
-    wanted = info["teacher_fingerprint"]
-    if not wanted or wanted not in known:
-        return f"not recorded here: {wanted[:12]}" if wanted else ""
-    its = known[wanted].info
-    same = (its["fold"], its["seed"]) == (info["fold"], info["seed"])
-    where = "same fold and seed" if same else f"fold {its['fold']}, seed {its['seed']}"
-    return f"{its['method']}__{its['variant']}, {where}"
 
 
 def _settings(info: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
@@ -175,5 +161,4 @@ def _command(behind: Sequence[Run], methods: Mapping[str, Any]) -> str:
     told += f" --ablations {','.join(parts)}" * bool(parts)
     used = [own for run in behind for own in run.info["settings"].values()]
     told += " --speech-dir SPEECH" * any(own.get("unlabelled_speech") for own in used)
-    words = re.sub(r"(--\S+) (?!--)", "\\1\N{NO-BREAK SPACE}", told)  # an option and its value stay together
-    return _filled(words).replace("\n", " \\\n").replace("\N{NO-BREAK SPACE}", " ")
+    return _filled(told).replace("\n", " \\\n")

@@ -22,7 +22,8 @@ from matplotlib.figure import Figure
 
 from ser_kd_utils.data.audio import SAMPLE_RATE
 from ser_kd_utils.metrics import interval, score
-from ser_kd_utils.report.tables import Table, difference_of
+from ser_kd_utils.report.differences import difference_of
+from ser_kd_utils.report.tables import Table
 
 # Okabe & Ito (2008), and a marker each, so that they differ without colour too
 OPTIMISM_STYLES = (("P1", "#D55E00", "o", "P1, random split"), ("P2", "#0072B2", "s", "P2, the corpus's own split"))

@@ -6,33 +6,28 @@ declares its tables in its module `tables`:
     def tables(runs):
         runs = [run for run in runs if run.info["method"] == "toy"]
         columns = {"row": label, "model": told("title"), "UA clean": Score("clean"), "UA noisy": Score()}
-        claimed = [Comparison("toy-kd", "toy-alone", "noisy", claim="distillation helps in noise")]
-        compared = comparisons("toy_comparisons", runs, claimed)
-        main = scores("toy", lambda: aligned(runs, ("toy-alone", "toy-kd")), columns)
-        return [main, compared, claims("toy_claims", [compared], claimed)]
+        return [scores("toy", lambda: aligned(runs, ("toy-alone", "toy-kd")), columns)]
 
-An interval is a 95 % percentile bootstrap over the test utterances of all folds, an utterance's correctness averaged
-over seeds first. It says how much the choice of utterances matters; the choice of speakers and, with one seed, the luck
-of a training are not in it. These are in the columns "by run": the mean over folds x seeds of the difference within
-each, with its t-interval, and the smallest true difference in points that a two-sided test at 5 % on so many runs would
-detect four times in five. Folds count alike there, however many utterances they have.
+Tables of differences and claims are in `report.differences`.
+
+The interval of a score is a 95 % percentile bootstrap over the test utterances of all folds, an utterance's correctness
+averaged over seeds first. It says how much the choice of utterances matters.
 
 "Noisy" means all noise types at the SNRs inside the range heard in training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial, reduce
 from typing import Any
 
 import pandas as pd
 
-from ser_kd_utils.metrics import across_runs, holm, interval, paired_test, score
+from ser_kd_utils.metrics import interval, score
 from ser_kd_utils.records import EVIDENCE, Run, predictions
 
-BY_RUN = ["by run, points", "95 % interval by run", "smallest detectable"]
 Line = dict[str, "Cell"]
 
 
@@ -165,15 +160,10 @@ class Sample:
     def score(self, metric: str = "UA", with_interval: bool = False) -> Cell:
         """`metric` in percent."""
         selection = replace(self.selection, metric=metric)
-        if not with_interval:
-            value = round(100 * score(self.table, metric), 1)
-            return Cell(value, str(value), runs=self.runs, selection=selection)
-        value, low, high = (round(100 * part, 1) for part in interval(self.table, metric))
-        return Cell(value, f"{value:.1f} {_ends(low, high)}", low, high, self.runs, selection)
-
-
-def _ends(low: float, high: float) -> str:
-    return f"[{low:.1f}, {high:.1f}]"
+        found = interval(self.table, metric) if with_interval else [score(self.table, metric)]
+        value, *ends = (round(100 * part, 1) for part in found)
+        text = f"{value} {ends}" if ends else str(value)
+        return Cell(value, text, *ends, runs=self.runs, selection=selection)
 
 
 def mark_of(run: Run) -> str:
@@ -311,161 +301,12 @@ def scores(
     return Table(name, (next(iter(columns)),), lines, words)
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """The variant that should be better, the other, the speech to test on, and what is claimed of them, if anything."""
-
-    better: str
-    worse: str
-    condition: str = "noisy"
-    claim: str = ""
-
-
-def paired(runs: Sequence[Run], first: str, second: str) -> list[list[Sample]]:
-    """One pair, of predictions on what both variants have, or none."""
-    return [found] if (found := together(runs, Selection((first,)), Selection((second,)))) else []
-
-
-def differences(
-    pairs: Iterable[tuple[Line, Sample, Sample]], points: str, better="first is better", worse="second is better"
-) -> list[Line]:
-    """Lines of the given first cells and the difference of UA in points, first sample minus second.
-
-    It is tested by a paired permutation test over utterances, p corrected for the number of lines (Holm) and read at
-    5 %, and told by run where there are several and a fold means the same on both sides. points: the column's name.
-    """
-    pairs = list(pairs)
-    tests = [paired_test(first.table, second.table) for _, first, second in pairs]
-    lines = []
-    for (cells, first, second), test, p in zip(pairs, tests, holm([test["p"] for test in tests]), strict=True):
-        cell = partial(_difference, first, second)
-        line = cells | _spread(cell, test, points, "95 % interval")
-        line |= {"p": cell(round(test["p"], 4)), "p (Holm)": cell(round(float(p), 4))} | dict.fromkeys(BY_RUN, BLANK)
-        same_folds = first.selection.protocol == second.selection.protocol
-        if same_folds and (by_run := across_runs(first.table, second.table))["runs"] > 1:
-            line |= _spread(cell, by_run, *BY_RUN[:2]) | {BY_RUN[2]: cell(round(100 * by_run["detectable"], 1))}
-        reading = "undecided" if p >= 0.05 else better if test["difference"] > 0 else worse
-        lines.append(line | {"folds x seeds": design(first), "reading": cell(reading)})
-    return lines
-
-
-def _difference(first: Sample, second: Sample, value: float | str, low=None, high=None) -> Cell:
-    use, other = replace(first.selection, difference=True), second.selection
-    if (use.checkpoint, use.protocol) == (other.checkpoint, other.protocol):
-        use = replace(use, variants=use.variants + other.variants)
-    else:
-        use = replace(use, beside=(replace(other, beside=()),))
-    return Cell(value, str(value), low, high, tuple(dict.fromkeys(first.runs + second.runs)), use)
-
-
-def _spread(cell: Callable[..., Cell], found: Mapping[str, float], points: str, ends: str) -> Line:
-    value, low, high = (round(100 * found[key], 1) for key in ("difference", "low", "high"))
-    return {points: cell(value, low, high), ends: cell(_ends(low, high), low, high)}
-
-
-def comparisons(
-    name: str, runs: Sequence[Run], declared: Iterable[Comparison], points: str = "UA, points", speech: bool = True
-) -> Table:
-    """Those of which both variants are recorded, on what both have. speech: whether a column tells it."""
-
-    def pairs() -> Iterator[tuple[Line, Sample, Sample]]:
-        for use in declared:
-            for first, second in paired(runs, use.better, use.worse):
-                cells = {"rows": word(f"({use.better}) - ({use.worse})")}
-                cells |= {"speech": word(use.condition)} if speech else {}
-                yield cells, first.at(use.condition), second.at(use.condition)
-
-    return Table(name, ("rows", "speech")[: 1 + speech], lambda: differences(pairs(), points))
-
-
-def components(name: str, runs: Sequence[Run], known: Iterable[str], condition: str, full: str = "") -> Table:
-    """Variants with one component changed, each against its baseline, on what both have; UA in percent.
-
-    known: their order; condition: the speech in which the difference is tested; full: what to call the baseline, ""
-    where it is not the same for all and has a column.
-    """
-
-    def pairs() -> Iterator[tuple[Line, Sample, Sample]]:
-        baselines = {run.info["variant"]: run.info["baseline"] for run in runs}
-        for variant in recorded(runs, "component", known):
-            for own, other in paired(runs, variant, baselines[variant]):
-                cells = {"row": told("title")(own), "question": told("question")(own)}
-                cells |= {} if full else {"against": word(baselines[variant])}
-                cells |= {f"UA {part}": own.at(part).score() for part in ("clean", "noisy")}
-                yield cells, own.at(condition), other.at(condition)
-
-    readings = [f"{found} than {full}" if full else found for found in ("better", "worse")]
-    return Table(name, ("row",), lambda: differences(pairs(), "difference, points", *readings))
-
-
-def in_noise(name: str, runs: Sequence[Run], baselines: Mapping[str, str]) -> Table:
-    """UA in percent, clean and by SNR (mean of the noise types), of these variants on what those recorded share.
-
-    baselines: by variant, the one it is tested against on noisy speech, "" for none; Holm-corrected over the table.
-    """
+def in_noise(name: str, runs: Sequence[Run], names: Iterable[str]) -> Table:
+    """UA in percent, clean and by SNR (mean of the noise types), of these variants on what those recorded share."""
     plain = partial(Score, with_interval=False)
     by_snr = {f"UA {snr:.0f} dB": plain(snr_db=snr) for snr in snrs(runs)}
     columns = {"row": label, "model": told("title"), "UA clean": plain("clean"), **by_snr, "UA noisy": plain()}
-    columns |= {"folds x seeds": design}
-
-    def lines() -> list[Line]:
-        samples = aligned(runs, baselines)
-        noisy = {variant: sample.at("noisy") for variant, sample in samples.items()}
-        tested = [variant for variant in noisy if baselines[variant] in noisy]
-        pairs = (({"against": word(baselines[it])}, noisy[it], noisy[baselines[it]]) for it in tested)
-        tests = dict(zip(tested, differences(pairs, "noisy, points", "better", "worse"), strict=True))
-        made = scores("", lambda: samples, columns).lines
-        return [line | tests.get(variant, {}) for variant, line in zip(samples, made, strict=True)]
-
-    return Table(name, ("row",), lines)
-
-
-def difference_of(line: Line) -> Cell:
-    """The cell with the difference in points."""
-    return next(cell for cell in line.values() if cell.selection and cell.selection.difference)
-
-
-def claims(name: str, made: Sequence[Table], declared: Iterable[Comparison]) -> Table:
-    """Each claim whose comparison stands in one of the tables made, either way round, with its test.
-
-    Points are positive where they speak for the claim. Supported (contradicted) takes both a Holm-corrected p under 5 %
-    in the table the comparison stands in and an interval by run that leaves 0 out; with the p alone it is so "for these
-    models", with neither it is undecided. That one is not found to beat another does not show that they are equal.
-    """
-
-    def lines() -> list[Line]:
-        found = {}
-        for table, line in ((each, line) for each in made[::-1] for line in each.lines):
-            use = line["p"].selection
-            for sign, pair in ((1, use.variants), (-1, use.variants[::-1])):
-                found[*pair, use.condition] = (table.key(line), line, sign)
-        wanted = ((use.claim, found.get((use.better, use.worse, use.condition))) for use in declared)
-        return [_claim(claim, *evidence) for claim, evidence in wanted if evidence]
-
-    return Table(name, ("claim",), lines)
-
-
-def _claim(claim: str, evidence: str, line: Line, sign: int) -> Line:
-    points = difference_of(line)
-
-    def turned(cell: Cell, value: str | float | None = None) -> Cell:
-        low, high = sorted((sign * cell.low, sign * cell.high))
-        value, use = _ends(low, high) if value is None else value, cell.selection
-        return Cell(value, str(value), low, high, cell.runs, replace(use, variants=use.variants[::sign]))
-
-    by_run = turned(line[BY_RUN[1]]) if line[BY_RUN[1]].text else BLANK
-    verdict = verdict_of(sign * points.value, line["p (Holm)"].value, by_run)
-    told = {"claim": word(claim), "tested by": word(evidence), "points for it": turned(points, sign * points.value)}
-    told |= {"95 % interval": turned(points), "p (Holm)": line["p (Holm)"], BY_RUN[1]: by_run}
-    return told | {"folds x seeds": line["folds x seeds"], "verdict": turned(points, verdict)}
-
-
-def verdict_of(points: float, p: float, by_run: Cell) -> str:
-    """What the test and the interval by run, as they are printed, say of a claim; points: for it."""
-    if p >= 0.05:
-        return "undecided"
-    found = "supported" if points > 0 else "contradicted"
-    return found if by_run.text and by_run.low * by_run.high > 0 else f"{found} for these models"
+    return scores(name, lambda: aligned(runs, names), columns | {"folds x seeds": design})
 
 
 # --- what is said of the records, and what is published

@@ -29,7 +29,8 @@ def record(folder, name, wrong, fold=1, seed=0, noisy=0, history=()):
     columns = ["utterance", "fold", "seed", "condition", "snr_db", "checkpoint", "label", "logits"]
     info = {"method": "mckd", "variant": name, "fold": fold, "seed": seed, "labels": labels, "overrides": ""}
     info |= {"kind": variant.kind, "corpus": "meld", "profile": "tiny", "parameters": 128_612, "title": variant.title}
-    info |= {"baseline": variant.baseline, "question": variant.question, "protocol": {"noise": "folder: hum"}}
+    info |= {"baseline": variant.baseline, "question": variant.question, "train_noise": []}
+    info["protocol"] = {"noise": "folder: hum", "protocol": "meld", "sizes": {"train": 24, "test": 8}}
     info |= {"settings": {"noise": {"train_snr_db": [0.0, 20.0], "test_snr_db": SNR}}, "history": list(history)}
     folder = folder / "runs" / run_id("mckd", name, fold, seed)
     return write_run(folder, pd.DataFrame(rows, columns=columns), info | {"held_out_noise": ""})
@@ -108,10 +109,10 @@ def test_claims_have_the_sign_of_the_row_that_should_be_better(runs):
         "(mc-kd-noisy) - (mc-alone-noisy), noisy": -25.0,
     }
     assert table["points for it"].to_dict() == points
-    verdicts = table["verdict"].to_dict()
-    assert verdicts["(mc-kd) - (mc-supcon), clean"] == "supported"
-    assert verdicts["(mc-taught-teacher) - (mc-kd), clean"] == "contradicted"
-    assert verdicts["(mc-supcon) - (mc-alone), clean"] == "undecided"
+    assert set(table["verdict"]) == {"undecided"}  # one seed
+    premise = "(a) - (mc-supcon) on dev: not on the same kind of speech"  # the teacher is not recorded
+    assert table.loc["(mc-kd) - (mc-supcon), clean", "premise"] == premise
+    assert table.loc["(mc-supcon) - (mc-alone), clean", "premise"] == ""
 
 
 def test_a_part_is_compared_with_the_row_it_names(runs):
@@ -120,14 +121,13 @@ def test_a_part_is_compared_with_the_row_it_names(runs):
     assert table["against"].to_dict() == {"time tokens": "mc-full", "teacher learns, too": "mc-kd"}
     assert table["difference, points"].tolist() == [-8.3, -50.0]
     assert table["UA clean"].tolist() == [83.3, 50.0] and table["UA noisy"].tolist() == [100.0, 100.0]
-    assert table.loc["teacher learns, too", "reading"] == "worse"
+    assert set(table["reading"]) == {"undecided"}
 
 
 def test_rows_in_noise_stand_together_on_the_folds_they_share(runs, tmp_path):
     table = made([*runs, record(tmp_path, "mc-alone", 0, 9)], "mckd_noise").set_index("row")
     assert list(table.index) == ["mc-alone", "mc-full", "mc-alone-noisy", "mc-kd-noisy"]
     assert table["UA 10 dB"].tolist() == [75.0, 100.0, 100.0, 75.0] and set(table["folds x seeds"]) == {"3 x 1"}
-    assert table["against"].tolist() == ["", "mc-alone", "mc-alone", "mc-alone-noisy"]
 
 
 def test_temperatures_are_the_mean_of_the_runs_by_epoch(tmp_path):
@@ -139,14 +139,6 @@ def test_temperatures_are_the_mean_of_the_runs_by_epoch(tmp_path):
     table = mckd.temperatures(runs)
     assert table["tau_student"].to_dict() == {("mc-full", 1): 3.0, ("mc-full", 2): 4.0}
     assert mckd.temperatures(runs[-1:]).empty
-
-
-def test_some_claims_can_be_asked_alone(runs):
-    some = [claim for claim in mckd.CLAIMS if claim.worse == "mc-kd"]
-    table = mckd.claims(runs, some).frame.set_index("tested by")
-    assert list(table.index) == ["(mc-full) - (mc-kd), clean", "(mc-taught-teacher) - (mc-kd), clean"]
-    whole = made(runs, "mckd_claims").set_index("tested by")["p (Holm)"]
-    assert (table["p (Holm)"] < whole[table.index]).any()  # corrected for these alone
 
 
 @pytest.mark.parametrize("name", ["mckd", "mckd_claims", "mckd_comparisons", "mckd_ablations", "mckd_noise"])

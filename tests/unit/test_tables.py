@@ -7,13 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import t
 
 from ser_kd_utils.methods import METHODS, settings_of, tables_of
-from ser_kd_utils.methods.mlkd import tables as mlkd
-from ser_kd_utils.metrics import score
+from ser_kd_utils.metrics import holm, score
 from ser_kd_utils.records import run_id, write_run
 from ser_kd_utils.report import tables, write
-from ser_kd_utils.report.tables import BLANK, BY_RUN, Cell, Comparison, Score, Selection, Table, word
+from ser_kd_utils.report.differences import OVER_FOLDS, Comparison, Family
+from ser_kd_utils.report.tables import BLANK, Cell, Score, Selection, Table, word
 
 LABELS = ["angry", "sad"]
 TRUTH = ["angry"] * 6 + ["sad"] * 2
@@ -58,8 +59,9 @@ def record(folder, variant, wrong, fold=1, seed=0, last=None, **about):
     info["protocol"] |= {"synthetic": False, "speaker_independent": True, "rule": "test: one group", "test": "all"}
     info["protocol"] |= {"sizes": {"train": 90 + fold, "test": 8}, "selection": "best on dev", "speech level": "active"}
     info["protocol"] |= {"test noise": "other halves", "mark": ""}
-    info["commit"] = f"{fold}" * 40
-    info |= about
+    info["protocol"]["sizes"] = about.pop("sizes", info["protocol"]["sizes"])
+    info |= {"train_noise": ["hum"] if variant != "a" else [], "commit": f"{fold}" * 40}
+    info |= {"history": [{"epoch": 1, "dev_UA": 0.5}], "best_epoch": 1} | about
     name = run_id(info["method"], variant, fold, seed, info["protocol"].get("mark", ""))
     return write_run(folder / "runs" / name, pd.DataFrame(rows, columns=names), info)
 
@@ -93,10 +95,9 @@ def test_rows_come_in_order_with_hand_counted_scores(runs):
 
 def test_comparisons_give_points_and_refuse_to_decide_without_evidence(runs):
     table = made(runs, "mlkd_comparisons").set_index("rows")
-    assert table.loc["(e) - (c)", "UA noisy, points"] == 25.0
-    assert table.loc["(b) - (a)", "UA noisy, points"] == 0.0
-    assert table.loc["(b) - (a)", "p"] == 1.0 and table.loc["(b) - (a)", "reading"] == "undecided"
-    assert (table["p (Holm)"] >= table["p"]).all()
+    assert table.loc["(e) - (c)", "UA, points"] == 25.0
+    assert table.loc["(b) - (a)", "UA, points"] == 0.0
+    assert table.loc["(b) - (a)", "p"] == "" and set(table["reading"]) == {"undecided"}  # no scatter to test against
 
 
 def test_the_caption_says_which_snr_was_not_trained_on(tmp_path):
@@ -109,18 +110,58 @@ def test_the_caption_says_which_snr_was_not_trained_on(tmp_path):
     assert tables_of([run])["mlkd_conditions_WA"].caption.startswith("WA in percent; emodb, profile tiny")
 
 
-def test_comparisons_by_run_give_mean_interval_and_what_could_be_seen(tmp_path):
+def test_a_comparison_is_the_mean_over_folds_with_both_intervals(tmp_path):
     some = [
-        record(tmp_path, row, wrong, fold) for fold, row, wrong in ((1, "c", 6), (1, "e", 3), (2, "c", 6), (2, "e", 0))
+        record(tmp_path, row, wrong, fold, sizes={"train": 24, "test": 8})
+        for fold, row, wrong in ((1, "c", 6), (1, "e", 3), (2, "c", 6), (2, "e", 0))
     ]
     table = made(some, "mlkd_comparisons")
-    # 25 and 50 points: mean 37.5, standard error 12.5; t of one degree of freedom 12.706 at 97.5 %, 1.376 at 80 %
-    assert table["by run, points"].tolist() == [37.5]
-    assert table["95 % interval by run"].tolist() == ["[-121.3, 196.3]"]
-    assert table["smallest detectable"].tolist() == [176.0]
-    assert table["reading"].tolist() == ["first is better"]  # nine of sixteen utterances, all to one side
-    one = made(some[:2], "mlkd_comparisons")
-    assert one[BY_RUN].values.tolist() == [["", "", ""]] and one["UA noisy, points"].tolist() == [25.0]
+    # 25 and 50 points: mean 37.5; variance (1/2 + 8/24) 312.5, error 16.137; t of one degree of freedom 12.706
+    assert table["UA, points"].tolist() == [37.5]
+    assert table["95 % interval"].tolist() == ["[-167.5, 242.5]"]
+    low, high = map(float, table["95 % over utterances"][0].strip("[]").split(", "))
+    assert 12.5 <= low < 37.5 < high <= 50
+    assert (
+        table["p"].tolist() == [pytest.approx(2 * t(1).sf(37.5 / 16.137), abs=1e-4)]
+        and 200 < table["smallest detectable"][0] < 300
+    )
+    assert table["folds x seeds"].tolist() == ["2 x 1"] and table["reading"].tolist() == ["undecided"]
+
+
+def test_one_fold_decides_nothing(tmp_path):
+    some = [record(tmp_path, row, wrong, 1, seed) for row, wrong in (("c", 6), ("e", 0)) for seed in (0, 1, 2)]
+    table = made(some, "mlkd_comparisons")
+    assert table["UA, points"].tolist() == [50.0] and table["reading"].tolist() == ["undecided: one fold"]
+    assert table[OVER_FOLDS].values.tolist() == [[""] * 4]
+    assert table["95 % over utterances"].tolist() == ["[50.0, 100.0]"]  # 100 where no sad utterance is drawn
+    (line,) = tables_of(some)["mlkd_comparisons"].lines
+    assert (line["UA, points"].low, line["UA, points"].high) == (50.0, 100.0)  # for the figures
+    assert made(some, "mlkd_claims")["verdict"].tolist() == ["undecided"]
+
+
+@pytest.mark.parametrize(
+    "seeds, verdict, reading", [(3, "supported", "first is better"), (2, "undecided", "undecided")]
+)
+def test_a_verdict_takes_three_seeds(tmp_path, seeds, verdict, reading):
+    wrong = {"b": (1, 0, 0, 1), "a": (6, 6, 5, 6)}
+    runs = [
+        record(tmp_path, row, miss, fold, seed)
+        for row, misses in wrong.items()
+        for fold, miss in enumerate(misses, 1)
+        for seed in range(seeds)
+    ]
+    assert made(runs, "mlkd_claims")["verdict"].tolist() == [verdict]
+    compared = tables_of(runs)["mlkd_comparisons"]
+    assert compared.frame["reading"].tolist() == [reading] and f"fewest seeds in a fold: {seeds}, " in compared.caption
+
+
+def test_captions_say_what_is_tested_and_which_bootstrap(tmp_path):
+    runs = [record(tmp_path, row, wrong, fold) for row, wrong in (("c", 6), ("e", 3)) for fold in (1, 2)]
+    caption = tables_of(runs)["mlkd_claims"].caption
+    assert caption.startswith("differences: mean over folds") and "; undecided is not equal; emodb, profile" in caption
+    assert "bootstrap over speakers and utterances" in caption
+    runs = [record(tmp_path / "x", row, wrong, corpus="demo") for row, wrong in (("c", 6), ("e", 3))]
+    assert "bootstrap over utterances" in tables_of(runs)["mlkd_claims"].caption
 
 
 def test_conditions_are_by_noise_and_snr(runs):
@@ -133,7 +174,6 @@ def test_conditions_are_by_noise_and_snr(runs):
 def test_only_folds_that_all_main_rows_have_are_compared(runs, tmp_path):
     part = record(tmp_path, "gamma-10", 0, fold=7, kind="component", baseline="e")
     more = [*runs, record(tmp_path, "e", 0, fold=3), part]
-    assert mlkd.complete(more) == runs
     assert tables_of(more)["mlkd"].runs == sorted(runs, key=lambda run: run.id)
     assert tables_of([run for run in runs if run.info["variant"] == "b"])["mlkd_comparisons"].lines == []
 
@@ -167,12 +207,11 @@ def test_ablations_are_compared_with_e_on_the_folds_both_have(tmp_path):
     assert table["UA noisy"].tolist() == [100.0, 50.0, 50.0]
     assert table["difference, points"].tolist() == [37.5, -25.0, -50.0]
     assert table["folds x seeds"].tolist() == ["2 x 1", "1 x 1", "2 x 1"]
-    assert table["reading"].tolist() == ["better than (e)", "undecided", "worse than (e)"]
-    assert table.loc["gamma-10", "p"] == table.loc["gamma-10", "p (Holm)"] == 0.25  # 2 of the 8 exchanges of three
-    assert table.loc["l1-only", "p (Holm)"] == pytest.approx(2 * table.loc["l1-only", "p"])
-    assert table["by run, points"].tolist() == [37.5, "", -50.0]
-    assert table["smallest detectable"].tolist() == [176.0, "", 0.0]
-    assert table.loc["l1-only", "95 % interval by run"] == "[-121.3, 196.3]"
+    assert table["reading"].tolist() == ["undecided", "undecided: one fold", "undecided"] and set(table["against"]) == {
+        "(e)"
+    }
+    assert table["p"].map(bool).tolist() == [True, False, False]  # one fold, and two that agree
+    assert table.loc["l1-only", "p (Holm)"] == pytest.approx(3 * table.loc["l1-only", "p"], abs=2e-4)
 
 
 def unseen(folder, row, heard, held_out, **about):
@@ -204,12 +243,10 @@ def test_the_gain_is_by_situation_with_the_main_pair_first(tmp_path):
     assert table["distilled UA noisy"].tolist() == [75.0, 66.7, 87.5]
     assert table["gain, points"].tolist() == [25.0, -16.7, 37.5]
     assert table["folds x seeds"].tolist() == ["3 x 1", "1 x 1", "2 x 1"]
-    assert table["by run, points"].tolist() == [25.0, "", 37.5]
-    assert table["reading"].tolist() == ["distilled is better", "undecided", "distilled is better"]
-    assert (table["p (Holm)"] >= table["p"]).all()
+    assert table["reading"].tolist() == ["undecided", "undecided: one fold", "undecided"]
 
 
-def test_unseen_noise_is_judged_on_the_type_and_the_folds_that_all_four_share(tmp_path):
+def test_unseen_noise_is_judged_on_the_type_and_the_folds_that_both_have(tmp_path):
     runs = [
         record(tmp_path, "c", {"hum": 2, "buzz": 6}, 1),
         record(tmp_path, "c", {"hum": 6, "buzz": 4}, 2),
@@ -221,15 +258,12 @@ def test_unseen_noise_is_judged_on_the_type_and_the_folds_that_all_four_share(tm
         *unseen(tmp_path, "e-unseen", 0, {1: ("hum", 3), 2: ("buzz", 1)}),
     ]
     table = made(runs, "mlkd_unseen_noise")
-    # of twelve angry utterances, c misses 2 + 4 and 4 + 5 unheard, e misses 1 + 1 and 3 + 1
+    # of eighteen angry utterances c misses 2 + 4 + 0 and 4 + 5 + 6 unheard, of twelve e 1 + 1 and 3 + 1
     assert table["row"].tolist() == ["(c)", "(e)"] and table["model"].tolist() == [TITLES["c"], TITLES["e"]]
-    assert table["UA heard"].tolist() == [75.0, 91.7]
-    assert table["UA not heard"].tolist() == [62.5, 83.3]
-    assert table["cost, points"].tolist() == [12.5, 8.3]
-    assert table["p"].tolist() == pytest.approx(
-        [0.25, 0.5], abs=0.02
-    )  # three and two utterances differ, all to one side
-    assert table["by run, points"].tolist() == [12.5, 8.3] and set(table["folds x seeds"]) == {"2 x 1"}
+    assert table["UA heard"].tolist() == [83.3, 91.7]
+    assert table["UA not heard"].tolist() == [58.3, 83.3]
+    assert table["cost, points"].tolist() == [25.0, 8.3]
+    assert table["folds x seeds"].tolist() == ["3 x 1", "2 x 1"]
 
 
 @pytest.mark.parametrize("name", ["mlkd_ablations", "mlkd_gains", "mlkd_unseen_noise", "dkd", "mckd"])
@@ -246,7 +280,7 @@ def test_a_table_without_its_records_has_no_lines_and_is_not_written(runs, tmp_p
 def test_without_a_record_of_mlkd_no_table_has_lines(runs, kept):
     """As where only the teacher is recorded, which other methods need, or nothing at all."""
     found = tables_of([run for run in runs if run.info["variant"] == kept])
-    assert len(found) == 23 and not any(table.lines for table in found.values())
+    assert len(found) == 26 and not any(table.lines for table in found.values())
 
 
 @pytest.fixture
@@ -381,37 +415,121 @@ def test_readme_markers_are_filled_and_a_stale_table_is_seen(monkeypatch, tmp_pa
     assert write.update_readme(check=True) == 0
 
 
-def test_claims_are_read_from_the_tables_with_their_sign(tmp_path):
-    wrong = {"a": (6, 6, 6), "b": (0, 0, 0), "c": (3, 3, 3), "e": (3, 3, 3)}
-    runs = [record(tmp_path, row, n, fold) for row, misses in wrong.items() for fold, n in enumerate(misses, 1)]
-    runs += [record(tmp_path, "noisy-teacher", 6, fold, kind="component", baseline="e") for fold in (1, 2, 3)]
-    runs += [record(tmp_path, "two-stage", n, f, kind="component", baseline="e") for f, n in ((1, 0), (2, 0), (3, 4))]
-    runs += [record(tmp_path, "untuned-teacher", 0, 1, kind="component", baseline="e")]
-    runs += [
-        record(tmp_path, "cnn-dkd", 6, 1, method="dkdfmh", kind="main", baseline="cnn-alone")
-    ]  # another method's does not disturb
+PART = {"kind": "component", "baseline": "e"}
+
+
+@pytest.fixture
+def family(tmp_path):
+    """Three folds with three seeds of (a), (b), (c), (e), and of components that are the better and the worse."""
+    wrong = {"a": (6, 5, 6), "b": (0, 0, 1), "c": (3, 3, 2), "e": (3, 2, 2)}
+    parts = {"noisy-teacher": (6, 6, 5), "two-stage": (0, 0, 4), "gamma-10": (3, 3, 3), "l1-only": (2, 3, 3)}
+    return [
+        record(tmp_path, row, miss, fold, seed, **(PART if row in parts else {}))
+        for row, misses in (wrong | parts).items()
+        for fold, miss in enumerate(misses, 1)
+        for seed in (0, 1, 2)
+    ]
+
+
+def test_claims_have_their_test_and_their_sign(family, tmp_path):
+    other = record(tmp_path, "cnn-dkd", 6, 1, method="dkdfmh", kind="main", baseline="cnn-alone")  # does not disturb
+    table = made([*family, other], "mlkd_claims").set_index("tested by")
+    assert "(e) - (d), noisy" not in table.index  # (d) is not recorded
+    assert table.loc["(b) - (a), noisy", ["points for it", "verdict"]].tolist() == [44.4, "supported"]
+    part = table.loc["(e) - (noisy-teacher), noisy"]
+    assert part["points for it"] == 27.8 and part["95 % interval"].startswith("[")
+    turned = made(family, "mlkd_ablations").set_index("row").loc["noisy-teacher"]
+    assert turned["difference, points"] == -27.8 and turned["against"] == "(e)"
+    stages = table.loc["(e) - (two-stage), noisy"]
+    low, high = map(float, stages["95 % interval"].strip("[]").split(", "))
+    assert stages["verdict"] == "undecided" and low < stages["points for it"] < 0 < high
+
+
+def test_a_claim_has_one_p_wherever_it_stands(family):
+    few = [
+        record(family[0].folder.parents[1], row, miss, fold, kind=kind, baseline="c-few-labels", situation="few labels")
+        for row, kind, misses in (("e-few-labels", "situation", (1, 1, 2)), ("c-few-labels", "control", (4, 3, 3)))
+        for fold, miss in enumerate(misses, 1)
+    ]
+    runs = [*family, *few]
+    p = ["p", "p (Holm)"]
+    claimed = made(runs, "mlkd_claims")
+    near = claimed["claim"].str.contains("less than 2 points")
+    claimed_p = claimed[~near].set_index("tested by")[p]
+    compared = made(runs, "mlkd_comparisons").set_index("rows")[p]
+    gains = made(runs, "mlkd_gains").set_index("situation")[p]
+    parts = made(runs, "mlkd_ablations").set_index("row")[p]
+    for found, claim in (
+        (compared.loc["(e) - (c)"], "(e) - (c), noisy"), (gains.loc["as in the main table"], "(e) - (c), noisy"),
+        (gains.loc["few labels"], "(e-few-labels) - (c-few-labels), noisy"),
+        (compared.loc["(b) - (a)"], "(b) - (a), noisy"), (compared.loc["(e) - (b)"], "(e) - (b), noisy"),
+        (parts.loc["noisy-teacher"], "(e) - (noisy-teacher), noisy"),
+        (parts.loc["two-stage"], "(e) - (two-stage), noisy"),
+    ):  # fmt: skip
+        assert found.tolist() == claimed_p.loc[claim].tolist()
+    np.testing.assert_allclose(claimed["p (Holm)"], holm(claimed["p"]), atol=1e-3)  # one family, the near claim in it
+    others = parts.loc[["gamma-10", "l1-only"]]  # what no claim is about is corrected in its own table
+    np.testing.assert_allclose(others["p (Holm)"], holm(others["p"]), atol=1e-3)
+    assert compared.loc["(c) - (b)", "p"] == compared.loc["(c) - (b)", "p (Holm)"]
+
+
+def test_near_is_another_claim_than_better(tmp_path):
+    runs = []
+    for fold, seed in ((fold, seed) for fold in (1, 2, 3, 4, 5) for seed in (0, 1, 2)):
+        more = fold in (2, 4) and seed == 0  # one utterance of eight, at one of two SNRs
+        runs += [record(tmp_path, "e", 3, fold, seed), record(tmp_path, "b", {10.0: 3 + more, 0.0: 3}, fold, seed)]
+    table = made(runs, "mlkd_claims")
+    assert table["tested by"].tolist() == ["(e) - (b), noisy"] * 2 and table["points for it"].tolist() == [0.6, 0.6]
+    assert table["verdict"].tolist() == ["undecided", "supported"] and table["p"][1] < 0.01 < 0.1 < table["p"][0]
+    assert made(runs, "mlkd_comparisons")["p (Holm)"].tolist() == [table["p (Holm)"][0]]
+
+
+def test_a_test_that_cannot_be_made_counts_in_the_family(tmp_path):
+    wrong = {"a": (6, 5, 6), "b": (0, 0, 1), "c": (3, 3, 3), "e": (3, 3, 3)}  # (e) and (c) agree in each fold
+    runs = [record(tmp_path, row, miss, fold) for row, misses in wrong.items() for fold, miss in enumerate(misses, 1)]
     table = made(runs, "mlkd_claims").set_index("tested by")
-    verdicts = table["verdict"].to_dict()
-    assert verdicts["(b) - (a)"] == "supported" and table.loc["(b) - (a)", "points for it"] == 50.0
-    assert verdicts["(e) - (c)"] == "undecided" and "(e) - (d)" not in verdicts  # (d) is not recorded
-    # worse without the part: points for the claim that it is needed, and the interval turned round
-    assert table.loc["noisy-teacher", ["points for it", "95 % interval by run"]].tolist() == [25.0, "[25.0, 25.0]"]
-    assert verdicts["noisy-teacher"] == "supported"
-    assert verdicts["two-stage"] == "undecided"  # one fold of three speaks the other way
-    low, high = map(float, table.loc["two-stage", "95 % interval by run"].strip("[]").split(", "))
-    assert low < table.loc["two-stage", "points for it"] < 0 < high
-    assert table.loc["untuned-teacher", "95 % interval by run"] == ""
+    same = table.loc["(e) - (c), noisy"]
+    assert same["points for it"] == 0 and set(same[OVER_FOLDS]) == {""} and same["verdict"] == "undecided"
+    p = [value or 1 for value in table["p"]]
+    assert table["p (Holm)"].iloc[0] == pytest.approx(holm(p)[0], abs=1e-3)
 
 
-def test_a_claim_needs_the_test_and_the_runs():
-    def verdict(points, p, *ends):
-        return tables.verdict_of(points, p, Cell("ends", "ends", *ends) if ends else BLANK)
+def dev(score, **about):
+    return {"history": [{"epoch": 1, "dev_UA": 0.9}, {"epoch": 2, "dev_UA": score}], "best_epoch": 2, **about}
 
-    assert verdict(3, 0.01, 1, 5) == "supported"
-    assert verdict(-3, 0.01, -5, -1) == "contradicted"
-    assert verdict(3, 0.01, -1, 5) == "supported for these models"
-    assert verdict(3, 0.01) == "supported for these models"
-    assert verdict(3, 0.05, 1, 5) == "undecided"
+
+@pytest.mark.parametrize(
+    "teacher, noisy, verdict, premise",
+    [
+        (0.7, [], "supported", "(a) - (toy) on dev: +10.0 points"),
+        (0.5, [], "premise not met", "(a) - (toy) on dev: -10.0 points"),
+        (0.5, ["hum"], "supported", "(a) - (toy) on dev: not on the same kind of speech"),
+        (None, [], "supported", "(a) - (toy) on dev: not on the same kind of speech"),
+    ],
+)
+def test_a_claim_about_distillation_presumes_the_better_teacher(tmp_path, teacher, noisy, verdict, premise):
+    """The dev score is that of the chosen epoch, and counts where both have clean or both noisy dev speech."""
+    each = [(fold, seed) for fold in (1, 2, 3) for seed in (0, 1, 2)]
+    runs = [record(tmp_path, "a", 0, *pair, **dev(teacher, train_noise=[])) for pair in each if teacher]
+    runs += [record(tmp_path, "toy", 6 - (fold > 2), fold, seed, **dev(0.6, train_noise=noisy)) for fold, seed in each]
+    runs += [record(tmp_path, "toy-kd", fold > 1, fold, seed) for fold, seed in each]
+    family = Family(runs, [Comparison("toy-kd", "toy", claim="it helps", gate=("a", "toy"))])
+    (line,) = family.verdicts("toy_claims").lines
+    assert (line["verdict"].text, line["premise"].text) == (verdict, premise)
+
+
+def test_the_null_sets_seeds_of_one_variant_against_each_other(tmp_path):
+    wrong = {0: (3, 3, 3), 1: (0, 1, 0), 2: (3, 2, 3)}
+    runs = [record(tmp_path, "e", miss, f, seed) for seed, misses in wrong.items() for f, miss in enumerate(misses, 1)]
+    runs += [record(tmp_path, "c", 3, fold) for fold in (1, 2, 3)]
+    table = made(runs, "mlkd_null")
+    assert table["row"].tolist() == ["(e)"] and table["pairs of seeds"].tolist() == [3]
+    # seeds 0 and 1 are 3, 2 and 3 twelfths apart, 1 and 2 are 3, 1 and 3, 0 and 2 are 0, 1 and 0
+    assert table["largest difference, points"].tolist() == [22.2] and table["its p"].iloc[0] < 0.05
+    assert table["pairs with p < 0.05"].tolist() == [1] and table["folds x seeds"].tolist() == ["3 x 3"]
+    split = runs[0].info["protocol"] | {"protocol": "random", "optimistic": True}
+    other = [record(tmp_path / "r", "e", 3, fold, seed, protocol=split) for fold in (1, 2) for seed in (0, 1)]
+    assert made(other, "mlkd_null").empty
 
 
 # --- what every table is made of
@@ -426,9 +544,13 @@ def test_each_cell_of_each_table_is_what_its_selection_finds_in_its_records(tmp_
     for table in tables_of(runs).values():
         for line in table.lines:
             for column, cell in line.items():
-                if cell.selection and not isinstance(cell.value, str) and not column.startswith(("p", *BY_RUN)):
-                    found = [100 * score(some, cell.selection.metric) for some in cell.selection.predictions(cell.runs)]
-                    expected = found[0] - found[1] if cell.selection.difference else found[0]
+                if cell.selection and not isinstance(cell.value, str) and column not in OVER_FOLDS:
+                    found = cell.selection.predictions(cell.runs)
+                    if cell.selection.difference:  # the mean over folds
+                        by_fold = [[score(part) for _, part in some.groupby("fold")] for some in found]
+                        expected = 100 * np.subtract(*by_fold).mean()
+                    else:
+                        expected = 100 * score(*found, cell.selection.metric)
                     assert cell.value == pytest.approx(expected, abs=0.0501), (table.name, line, column)
                     checked += 1
     assert checked > 150
@@ -448,17 +570,6 @@ def test_a_line_has_a_key_and_its_cells_by_column():
     assert table.frame["SNR"].isna().tolist() == [False, False, True, False] and table.frame["UA"].iloc[3] == ""
 
 
-def test_a_difference_turns_round_with_its_claim(tmp_path):
-    runs = [record(tmp_path, name, wrong, fold) for fold in (1, 2) for name, wrong in (("c", 6), ("e", fold))]
-    compared = tables.comparisons("t", runs, [Comparison("c", "e", "noisy")])
-    (line,) = tables.claims("t_claims", [compared], [Comparison("e", "c", "noisy", "it helps")]).lines
-    (before,) = compared.lines
-    points, ends = line["points for it"], before["95 % interval"]
-    assert points.value == -before["UA, points"].value > 0
-    assert (points.low, points.high) == (-ends.high, -ends.low) and line["tested by"].text == "(c) - (e), noisy"
-    assert points.selection.variants == ("e", "c")
-
-
 def test_another_method_declares_its_tables_in_a_few_lines(tmp_path):
     runs = [
         record(tmp_path, f"toy-{name}", wrong, fold, method="toy", kind="main")
@@ -466,10 +577,9 @@ def test_another_method_declares_its_tables_in_a_few_lines(tmp_path):
         for name, wrong in (("alone", 6), ("kd", fold))
     ]
     columns = {"row": tables.label, "model": tables.told("title"), "UA clean": Score("clean"), "UA noisy": Score()}
-    claimed = [Comparison("toy-kd", "toy-alone", "noisy", "distillation helps in noise")]
-    compared = tables.comparisons("toy_comparisons", runs, claimed)
+    family = Family(runs, [Comparison("toy-kd", "toy-alone", "noisy", "distillation helps in noise")])
     main = tables.scores("toy", lambda: tables.aligned(runs, ("toy-alone", "toy-kd")), columns)
-    for table in (main, compared, tables.claims("toy_claims", [compared], claimed)):
+    for table in (main, family.comparisons("toy_comparisons", family.claims), family.verdicts("toy_claims")):
         write.write(table, tmp_path)
     assert main.frame["row"].tolist() == ["toy-alone", "toy-kd"] and main.lines[1]["UA noisy"].value == 87.5
     assert pd.read_csv(tmp_path / "tables" / "toy_claims.csv")["points for it"].tolist() == [37.5]

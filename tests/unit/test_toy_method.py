@@ -91,7 +91,8 @@ class ToyExperiment(MethodExperiment):
 ''',
     "tables": '''
 from ser_kd_utils.report import tables as report
-from ser_kd_utils.report.tables import Comparison, Score
+from ser_kd_utils.report.differences import Comparison, Family
+from ser_kd_utils.report.tables import Score
 
 CLAIMS = [Comparison("toy", "toy-blind", "clean", "all bands help")]
 
@@ -99,9 +100,9 @@ def tables(runs):
     own = [run for run in runs if run.info["method"] == "toy"]
     names = report.recorded(own, "main", ("toy-blind", "toy"))
     columns = {"row": report.label, "model": report.told("title"), "UA clean": Score("clean")}
-    compared = report.comparisons("toy_comparisons", own, CLAIMS)
-    return [report.scores("toy", lambda: report.aligned(own, names), columns), compared,
-            report.claims("toy_claims", [compared], CLAIMS)]
+    family = Family(own, CLAIMS)
+    return [report.scores("toy", lambda: report.aligned(own, names), columns),
+            family.comparisons("toy_comparisons", CLAIMS), family.verdicts("toy_claims")]
 ''',
 }  # fmt: skip
 SHARED = "\n".join(f'{name}: str = ""' for name in ("corpus", "name", "profile", "results", "overrides"))

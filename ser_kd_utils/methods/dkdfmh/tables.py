@@ -16,46 +16,55 @@ from ser_kd_utils.methods import settings_of
 from ser_kd_utils.methods.dkdfmh.variants import variants
 from ser_kd_utils.records import Run
 from ser_kd_utils.report import tables as report
-from ser_kd_utils.report.tables import BLANK, Comparison, Line, Sample, Score, Selection, Table, word
+from ser_kd_utils.report.differences import (
+    DETECTABLE,
+    INTERVAL,
+    OVER_UTTERANCES,
+    Comparison,
+    Family,
+    effect_of,
+    line_of,
+)
+from ser_kd_utils.report.tables import BLANK, Line, Sample, Score, Selection, Table, word
 
 FULL = "cnn-dkd"
-COMPARISONS = [
-    Comparison(f"cnn-{better}", f"cnn-{worse}", "noisy" if "noisy" in better else "clean")
-    for better, worse in (
-        ("dkd", "alone"), ("kd", "alone"), ("dkd", "kd"), ("teacher", "alone"), ("dkd", "teacher"),
-        ("wav2vec2", "alone"), ("wav2vec2", "dkd"), ("dkd", "kd-same-temperature"), ("alone-noisy", "alone"),
-        ("dkd-noisy", "alone-noisy"),
-    )
-]  # fmt: skip
-IN_NOISE = {"cnn-alone": "", FULL: "cnn-alone", "cnn-alone-noisy": "cnn-alone", "cnn-dkd-noisy": "cnn-alone-noisy"}
-"""Compared in noise: trained in it against not, and distilled against not."""
+IN_NOISE = ("cnn-alone", FULL, "cnn-alone-noisy", "cnn-dkd-noisy")
 SAME = "it helps more than classical distillation"
+GATE, OTHER_GATE, NOISY_GATE = ("cnn-teacher", "cnn-alone"), ("a", "cnn-alone"), ("cnn-teacher", "cnn-alone-noisy")
+IN_NOISE_TOO = "distillation helps in noise, after training in noise"
 CLAIMS = (
-    Comparison(FULL, "cnn-alone", "clean", "decoupled distillation helps the student"),
-    Comparison(FULL, "cnn-kd", "clean", f"{SAME}, each at its own temperature"),
-    Comparison(FULL, "cnn-kd-same-temperature", "clean", f"{SAME} at the same temperature"),
-    Comparison("cnn-kd", "cnn-alone", "clean", "classical distillation helps the student"),
-    Comparison("cnn-nckd", "cnn-tckd", "clean", "what the teacher says of the other classes carries it"),
-    Comparison(FULL, "cnn-teacher", "clean", "the student beats its teacher"),
-    Comparison("cnn-wav2vec2", FULL, "clean", "a teacher of another architecture serves better"),
-    Comparison("cnn-dkd-noisy", "cnn-alone-noisy", "noisy", "distillation helps in noise, after training in noise"),
+    Comparison(FULL, "cnn-alone", "clean", "decoupled distillation helps the student", GATE),
+    Comparison(FULL, "cnn-kd", "clean", f"{SAME}, each at its own temperature", GATE),
+    Comparison(FULL, "cnn-kd-same-temperature", "clean", f"{SAME} at the same temperature", GATE),
+    Comparison("cnn-kd", "cnn-alone", "clean", "classical distillation helps the student", GATE),
+    Comparison("cnn-nckd", "cnn-tckd", "clean", "what the teacher says of the other classes carries it", GATE),
+    Comparison(FULL, "cnn-teacher", "clean", "the student beats its teacher", GATE),
+    Comparison("cnn-wav2vec2", FULL, "clean", "a teacher of another architecture serves better", OTHER_GATE),
+    Comparison("cnn-dkd-noisy", "cnn-alone-noisy", "noisy", IN_NOISE_TOO, NOISY_GATE),
     Comparison("cnn-alone-noisy", "cnn-alone", "noisy", "training in noise helps in noise"),
 )
 """The paper's first claim, that of its loss (the next three) and questions of ours."""
+COMPARISONS = (
+    *CLAIMS, Comparison("cnn-teacher", "cnn-alone", "clean"), Comparison("cnn-wav2vec2", "cnn-alone", "clean"),
+    Comparison(FULL, "cnn-alone", "noisy"),
+)  # fmt: skip
 
 
 def tables(runs: Sequence[Run]) -> list[Table]:
+    teachers = [run for run in runs if run.info["method"] == "teacher"]
     runs = [run for run in runs if run.info["method"] == "dkdfmh"]
     p2 = honest(runs)
     known = variants(settings_of(runs[0].info["profile"])) if runs else {}
+    family = Family([*p2, *teachers], CLAIMS)
     return [
         Table("dkd", ("row",), lambda: _main(runs, known)),
-        report.claims("dkd_claims", [report.comparisons("", p2, CLAIMS)], CLAIMS),
-        report.comparisons("dkd_comparisons", p2, COMPARISONS),
+        family.verdicts("dkd_claims"),
+        family.comparisons("dkd_comparisons", COMPARISONS),
         Table("dkd_optimism_alone", ("rung",), lambda: _optimism(runs, "cnn-alone")),
         Table("dkd_optimism_dkd", ("rung",), lambda: _optimism(runs, FULL)),
-        report.components("dkd_ablations", p2, known, "clean", "DKD"),
+        family.components("dkd_ablations", known, "clean"),
         report.in_noise("dkd_noise", p2, IN_NOISE),
+        family.null("dkd_null", known, "clean"),
     ]
 
 
@@ -106,9 +115,10 @@ def _optimism(runs: Sequence[Run], variant: str) -> list[Line]:
     Rungs 1 to 3: P1 at the epoch chosen on the test (WA and UA each at its own), on dev, and at the last one; 6 to 8:
     the same for P2. 4 and 5: P1 and P2 on the utterances (and seeds) that both tested, whatever the fold; left out
     where these are under half of P2's, as with a single fold. A step is the rung's UA less that of the rung it is
-    compared with. Step 5 is tested, paired over utterances: what it costs that the speakers are unheard (and that P2
-    trains on another part of the corpus: see `sizes` in the protocol cards). The other steps have no p: an epoch
-    chosen on the test cannot score less there than another one, so a small p would say nothing.
+    compared with. Step 5 is what it costs that the speakers are unheard (and that P2 trains on another part of the
+    corpus: see `sizes` in the protocol cards); the folds of its two sides differ, so it has the interval over
+    utterances only. No step has a p: an epoch chosen on the test cannot score less there than another one, so a small
+    p would say nothing.
 
     Of IEMOCAP, P1 has the improvised speech only and takes excitement for happiness: what P2 trains on besides is in
     step 5, and excited and happy, the names of one class there, count as the same.
@@ -127,7 +137,7 @@ def _optimism(runs: Sequence[Run], variant: str) -> list[Line]:
             rungs[first + 2] = (protocol, "last epoch", by["last"], by["last"], first)
     for number, against, sample in zip((4, 5), (0, 4), both, strict=bool(both)):
         rungs[number] = (sample.selection.protocol, "best dev epoch, tested by both", sample, sample, against)
-    steps = ["step, points", "95 % interval", "p", *report.BY_RUN]
+    steps = ["step, points", INTERVAL, OVER_UTTERANCES, DETECTABLE]
     lines = []
     for number, (protocol, evaluation, for_wa, for_ua, against) in sorted(rungs.items()):
         for_wa, for_ua = for_wa.at("clean"), for_ua.at("clean")
@@ -136,9 +146,9 @@ def _optimism(runs: Sequence[Run], variant: str) -> list[Line]:
         line |= {"UA": for_ua.score(with_interval=True), "utterances": word(for_ua.table["utterance"].nunique())}
         line |= dict.fromkeys(("against", *steps), BLANK)
         if against:
-            (step,) = report.differences([({}, for_ua, rungs[against][3].at("clean"))], steps[0])
+            both = for_ua, rungs[against][3].at("clean")
+            step = line_of(both, effect_of(*both), 1, 1, steps[0])
             line |= {title: step[title] for title in steps} | {"against": word(f"rung {against}")}
-            line |= {} if number == 5 else {"p": BLANK}
         lines.append(line | {"folds x seeds": report.design(for_ua)})
     return lines
 

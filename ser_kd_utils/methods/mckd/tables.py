@@ -11,56 +11,51 @@ from ser_kd_utils.methods.mckd.variants import variants
 from ser_kd_utils.metrics import score
 from ser_kd_utils.records import Run
 from ser_kd_utils.report import tables as report
-from ser_kd_utils.report.tables import BLANK, Comparison, Line, Score, Selection, Table, word
+from ser_kd_utils.report.differences import Comparison, Family
+from ser_kd_utils.report.tables import BLANK, Line, Score, Selection, Table, word
 
 FULL = "mc-full"
 METRICS = ("WA", "UA", "WF1")
-COMPARISONS = [
-    Comparison(f"mc-{better}", f"mc-{worse}", "clean")
-    for better, worse in (
-        ("supcon", "alone"), ("kd", "supcon"), ("curriculum", "kd"), ("meta", "kd"), ("full", "kd"), ("full", "alone"),
-        ("full", "supcon"),
-    )
-]  # fmt: skip
-IN_NOISE = {
-    "mc-alone": "", FULL: "mc-alone", "mc-z-score": FULL, "mc-alone-noisy": "mc-alone",
-    "mc-kd-noisy": "mc-alone-noisy", "mc-full-noisy": "mc-kd-noisy",
-}  # fmt: skip
-"""Of the variants compared in noise, the one each is tested against."""
+IN_NOISE = ("mc-alone", FULL, "mc-z-score", "mc-alone-noisy", "mc-kd-noisy", "mc-full-noisy")
+KD, NOISY = ("a", "mc-supcon"), ("a", "mc-alone-noisy")
+"""Gates: the teacher, and the student that knows no more than the labels."""
 CLAIMS = (
     Comparison("mc-supcon", "mc-alone", "clean", "drawing each class together (SupCon) helps"),
-    Comparison("mc-kd", "mc-supcon", "clean", "a teacher helps"),
-    Comparison("mc-curriculum", "mc-kd", "clean", "a curriculum of the temperature helps"),
-    Comparison("mc-curriculum", "mc-kd-start", "clean", "a curriculum that moves beats one that stays at its start"),
-    Comparison("mc-meta", "mc-kd", "clean", "temperatures learnt on held-out speech help"),
-    Comparison(FULL, "mc-kd", "clean", "both together help more than a fixed temperature"),
-    Comparison(FULL, "mc-alone", "clean", "the whole method helps the student"),
-    Comparison("mc-taught-teacher", "mc-kd", "clean", "a teacher that learns from the student beats the fixed one"),
+    Comparison("mc-kd", "mc-supcon", "clean", "a teacher helps", KD),
+    Comparison("mc-curriculum", "mc-kd", "clean", "a curriculum of the temperature helps", KD),
+    Comparison(
+        "mc-curriculum", "mc-kd-start", "clean", "a curriculum that moves beats one that stays at its start", KD
+    ),
+    Comparison("mc-meta", "mc-kd", "clean", "temperatures learnt on held-out speech help", KD),
+    Comparison(FULL, "mc-kd", "clean", "both together help more than a fixed temperature", KD),
+    Comparison(FULL, "mc-alone", "clean", "the whole method helps the student", ("a", "mc-alone")),
+    Comparison("mc-taught-teacher", "mc-kd", "clean", "a teacher that learns from the student beats the fixed one", KD),
     Comparison(FULL, "mc-time-tokens", "clean", "variable tokens beat time tokens"),
     Comparison(FULL, "mc-log-mel", "clean", "the teacher's features beat log-mel"),
     Comparison("mc-z-score", FULL, "noisy", "a student without level cues bears noise better"),
     Comparison("mc-alone-noisy", "mc-alone", "noisy", "training in noise helps in noise"),
-    Comparison("mc-kd-noisy", "mc-alone-noisy", "noisy", "a clean teacher helps in noise, after training in noise"),
-    Comparison("mc-full-noisy", "mc-kd-noisy", "noisy", "so do curriculum and meta-knowledge"),
+    Comparison(
+        "mc-kd-noisy", "mc-alone-noisy", claim="a clean teacher helps in noise, after training in noise", gate=NOISY
+    ),
+    Comparison("mc-full-noisy", "mc-kd-noisy", "noisy", "so do curriculum and meta-knowledge", NOISY),
 )
 """What the paper claims, or follows from it."""
+COMPARISONS = (*CLAIMS, Comparison(FULL, "mc-supcon", "clean"), Comparison(FULL, "mc-alone", "noisy"))
 
 
 def tables(runs: Sequence[Run]) -> list[Table]:
+    teachers = [run for run in runs if run.info["method"] == "teacher"]
     runs = [run for run in runs if run.info["method"] == "mckd"]
     known = variants(settings_of(runs[0].info["profile"])) if runs else {}
+    family = Family([*runs, *teachers], CLAIMS)
     return [
         Table("mckd", ("row",), lambda: _main(runs, report.recorded(runs, "main", known))),
-        claims(runs, CLAIMS),
-        report.comparisons("mckd_comparisons", runs, COMPARISONS),
-        report.components("mckd_ablations", runs, known, "clean"),
+        family.verdicts("mckd_claims"),
+        family.comparisons("mckd_comparisons", COMPARISONS),
+        family.components("mckd_ablations", known, "clean"),
         report.in_noise("mckd_noise", runs, IN_NOISE),
+        family.null("mckd_null", known, "clean"),
     ]
-
-
-def claims(runs: Sequence[Run], declared: Sequence[Comparison]) -> Table:
-    """These claims, p corrected for their number."""
-    return report.claims("mckd_claims", [report.comparisons("", runs, declared)], declared)
 
 
 def _main(runs: Sequence[Run], names: Iterable[str]) -> list[Line]:
