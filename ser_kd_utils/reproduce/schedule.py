@@ -75,6 +75,10 @@ def run_all(place: Place, runs: Sequence[NotebookRun]) -> dict[str, Outcome]:
             ended[run.name] = outcome = _outcome(future)
             say(f"{run.label}  {outcome}")
             sorter.done(run.name)
+            _, _, place_of = run.name.partition("__")
+            if place_of and not any(other.endswith(f"__{place_of}") for other in planned.keys() - ended.keys()):
+                for outputs in unfinished(run.folder).glob(f"teacher-outputs-{place_of}-*"):
+                    shutil.rmtree(outputs)  # gigabytes at full size; of this fold and seed nothing is left to do
     return ended
 
 

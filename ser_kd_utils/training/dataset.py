@@ -130,7 +130,7 @@ class SpeechDataset(torch.utils.data.Dataset):
         """Nothing is left to do."""
         return batch
 
-    def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
+    def batch(self, indices: Sequence[int]) -> dict[str, Any]:
         """labels (batch,), and the targets by name. Of computed features: inputs, with features (batch, frames, width)
         and, where these are stretches, counts (batch,) of frames that are speech. Otherwise, padded to the longest:
         clean and noise (batch, samples), lengths and snr_db (batch,), teacher_states (batch, frames, layers, width).
@@ -152,13 +152,15 @@ class SpeechDataset(torch.utils.data.Dataset):
             batch["teacher_states"] = pad_sequence(states, batch_first=True)
         return batch
 
+    __getitems__ = batch  # what a loader calls
+
     def computed(self, features_of: Callable[[Tensor], Tensor], speech_level: str, batch_size: int = 1):
         """Features of all windows as a network is given them in the first epoch, mapped from a file, one batch after
         the other, and the length of each. For its normalisation, which may see training speech only.
         """
 
         def features(first: int) -> np.ndarray:
-            batch = self.__getitems__([*range(first, min(first + batch_size, len(self)))])
+            batch = self.batch([*range(first, min(first + batch_size, len(self)))])
             return features_of(noisy_input(batch, speech_level)).cpu().numpy()
 
         return on_disk(map(features, range(0, len(self), batch_size)))

@@ -81,7 +81,7 @@ def same(one: dict, other: dict) -> bool:
 
 def item(data: SpeechDataset, index: int) -> dict:
     """A batch of one window, without its first axis."""
-    return {name: value[0] for name, value in data.__getitems__([index]).items()}
+    return {name: value[0] for name, value in data.batch([index]).items()}
 
 
 def over_epochs(training: SpeechDataset, epochs: int) -> list[dict]:
@@ -139,7 +139,7 @@ def test_lengths_are_those_of_the_items(speech):
 def test_noise_types_and_snrs_cover_their_range_and_clean_windows_have_none(speech):
     snrs = [item["snr_db"] for item in over_epochs(speech(snr_db=(5.0, 10.0)), 25)]
     assert 5 <= min(snrs) < 5.3 and 9.7 < max(snrs) <= 10
-    assert speech(noise=None).__getitems__([0]).keys() == {"clean", "lengths", "labels"}
+    assert speech(noise=None).batch([0]).keys() == {"clean", "lengths", "labels"}
 
 
 @pytest.mark.parametrize(("types", "heard"), [(("one", "two"), {"one", "two"}), (("two",), {"two"})])
@@ -186,7 +186,7 @@ def test_a_batch_is_padded_with_zeros(speech, ask, audio):
     outputs = ask()
     training = speech(seconds=1.0, **taught(outputs))
     items = [item(training, i) for i in (0, 6)]
-    batch = training.__getitems__([0, 6])
+    batch = training.batch([0, 6])
     lengths = [len(audio["u0"]), len(audio["u6"])]
     assert batch["lengths"].tolist() == lengths and batch["labels"].tolist() == [0, 0]
     for name in ("clean", "noise"):
@@ -202,7 +202,7 @@ def test_a_batch_is_padded_with_zeros(speech, ask, audio):
 
 def test_unlabelled_speech_passes_through_as_such(audio):
     training = SpeechDataset(audio=audio, classes={"u0": 1, "u1": UNLABELLED}, seed=0, longest=RATE)
-    assert training.__getitems__([0, 1])["labels"].tolist() == [1, UNLABELLED]
+    assert training.batch([0, 1])["labels"].tolist() == [1, UNLABELLED]
     assert torch.nn.CrossEntropyLoss().ignore_index == UNLABELLED
 
 
@@ -453,7 +453,7 @@ def test_pairs_change_with_the_epoch_and_the_seed_and_with_nothing_else():
 
 def test_features_are_padded_and_counted():
     data = stretches({"0-0": 3, "1-0": 5})
-    batch = data.__getitems__([0, 1])
+    batch = data.batch([0, 1])
     features, counts = batch["inputs"]["features"], batch["inputs"]["counts"]
     assert features.shape == (2, 5, 2) and features.dtype == torch.float32
     assert counts.tolist() == [3, 5] and batch["labels"].tolist() == [0, 1]
@@ -466,7 +466,7 @@ def test_of_a_long_utterance_each_epoch_takes_another_stretch_and_all_of_it_is_t
     starts = []
     for epoch in range(60):
         data.set_epoch(epoch)
-        features = data.__getitems__([0, 1])["inputs"]["features"]
+        features = data.batch([0, 1])["inputs"]["features"]
         assert features.shape == (2, 6, 2)
         starts.append(int(features[0, 0, 0]))
         assert features[0, :, 0].tolist() == [starts[-1] + place for place in range(6)]

@@ -16,8 +16,7 @@ FILES = {
     "sub/part.py": "from fake_room import low\n\ndef thing():\n    return low.used(2)\n",
     "typed.py": "from typing import TYPE_CHECKING\n\nif TYPE_CHECKING:\n    from fake_room.low import used\n",
     "high.py": (
-        "from fake_room.sub import thing\n\n"
-        "def lazy():\n    from ser_kd_utils.files import digest\n    return digest\n"
+        "from fake_room.sub import thing\n\ndef lazy():\n    from ser_kd_utils.files import digest\n    return digest\n"
     ),
     "apart.py": "X = 1\n",
 }

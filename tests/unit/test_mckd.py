@@ -125,7 +125,7 @@ def test_what_each_variant_is_given(name, experiment, given):
     assert fit.settings == experiment.settings.replace(**changed)
     assert fit.objective.settings == fit.settings
     assert list(fit.dataset.classes) == experiment.train and fit.dataset.order is paired_by_class
-    batch = fit.dataset.__getitems__(range(8))
+    batch = fit.dataset.batch(range(8))
     assert ("noise" in batch) == bool(noise) == ("inputs" not in batch)
     wanted = {"teacher_embedding" if changed.get("meta") == "teacher" else "teacher_logits"} if teacher else set()
     assert {key for key in batch if key.startswith("teacher")} == wanted
@@ -159,7 +159,7 @@ def test_all_variants_start_from_the_same_weights_and_hear_the_teachers_front(ex
 
 def test_the_loss_is_the_sum_of_its_weighted_parts(experiment):
     network, objective, data = experiment.prepared("mc-kd")
-    batch = data.__getitems__(range(8))
+    batch = data.batch(range(8))
     student = network.eval()(**batch["inputs"])
     terms = objective(batch, student, None, 0.5)
     use, labels = objective.settings, batch["labels"]
@@ -181,7 +181,7 @@ def test_the_loss_is_the_sum_of_its_weighted_parts(experiment):
 @pytest.mark.parametrize("name", ["mc-full", "mc-taught-teacher"])
 def test_the_quiz_moves_what_it_may_and_nothing_else(name, experiment):
     network, objective, data = experiment.prepared(name)
-    batch = data.__getitems__(range(8))
+    batch = data.batch(range(8))
     before = {key: value.clone() for key, value in network.state_dict().items()}
     theta = [p.clone() for p in objective.temperature.curriculum_parameters()]
     head = [p.clone() for p in objective.head.parameters()]
@@ -204,7 +204,7 @@ def test_the_meta_step_is_exact_for_this_student(name, experiment):
     """Against finite differences: no fused layer may cut the gradient on its way through the pilot step."""
     network, objective, data = experiment.prepared(name)
     network.double().train()
-    batch = data.__getitems__(range(8))
+    batch = data.batch(range(8))
     given, says = {"features": batch["inputs"]["features"].double(), "counts": batch["inputs"]["counts"]}, None
     questions, answers = objective.quiz(0)
     questions["features"], says = questions["features"].double(), batch["teacher_logits"].double()
@@ -271,7 +271,7 @@ def test_the_quiz_is_another_one_in_each_step_and_the_same_again(experiment):
 
 def test_the_teacher_of_those_in_noise_hears_the_clean_utterance(experiment):
     clean, noisy = (experiment.prepared(name)[2] for name in ("mc-kd", "mc-kd-noisy"))
-    some = [data.__getitems__(range(4))["teacher_logits"] for data in (clean, noisy)]
+    some = [data.batch(range(4))["teacher_logits"] for data in (clean, noisy)]
     assert torch.equal(*some)
 
 

@@ -251,7 +251,7 @@ def test_unlabelled_speech_is_heard_without_labels(declared):
     assert {name: label for name, label in labels.items() if name not in experiment.train} == {
         f"speech/{hertz}": UNLABELLED for hertz in (200, 500, 800)
     }
-    batch = given.fits["unlabelled"].dataset.__getitems__(range(len(labels)))
+    batch = given.fits["unlabelled"].dataset.batch(range(len(labels)))
     assert set(batch["labels"].tolist()) == {0, 1, 2, 3, UNLABELLED} and len(batch["teacher_states"]) == 27
 
 

@@ -69,7 +69,7 @@ def test_segments_follow_each_other_at_the_hop_of_training_and_short_utterances_
     for training in (clean, noisy):
         assert training.windows == [(name, place) for name, count in COUNTS.items() for place in range(count)]
         assert training.labels.tolist() == [LABELS[name] for name, _ in training.windows] and len(training) == 10
-        batch = training.__getitems__(range(10))
+        batch = training.batch(range(10))
         assert torch.equal(batch["clean"], torch.from_numpy(waves(audio))) and batch["lengths"].tolist() == [LONG] * 10
         assert np.array_equal(batch["clean"][0, 1400:], audio["short"][:200])
     assert training.lengths == [700, LONG - 1, *[LONG] * 8]
@@ -77,7 +77,7 @@ def test_segments_follow_each_other_at_the_hop_of_training_and_short_utterances_
 
 def test_the_network_cuts_a_test_utterance_as_training_does(cut, audio):
     for name, count in COUNTS.items():
-        found = cut({name: 0}).__getitems__(range(count))["clean"]
+        found = cut({name: 0}).batch(range(count))["clean"]
         assert torch.equal(found, segments_of(torch.from_numpy(audio[name])[None], LONG, HOP)[0])
 
 
@@ -86,7 +86,7 @@ def test_the_network_cuts_a_test_utterance_as_training_does(cut, audio):
 def test_a_clean_batch_holds_features_of_the_segments_and_their_labels(cut, audio, features, shape, batch_size):
     training, config = cut(), HeadFusionConfig(features=features, segment=LONG, hop=300)  # the hop of tests is another
     training.features = computed(training, config, batch_size=batch_size)
-    batch = training.__getitems__(INDICES)
+    batch = training.batch(INDICES)
     assert batch.keys() == {"labels", "inputs"} and batch["inputs"]["features"].shape == (4, *shape)
     wanted = features_of(torch.from_numpy(waves(audio)[INDICES]), config)
     torch.testing.assert_close(batch["inputs"]["features"], wanted)
@@ -96,7 +96,7 @@ def test_a_clean_batch_holds_features_of_the_segments_and_their_labels(cut, audi
 def test_what_the_teacher_says_comes_with_its_segment(cut, noise):
     for training in (cut(), cut(noise=noise)):
         training.targets = {"teacher_logits": torch.arange(40.0).view(10, 4)}
-        assert training.__getitems__(INDICES)["teacher_logits"][:, 0].tolist() == [4.0 * i for i in INDICES]
+        assert training.batch(INDICES)["teacher_logits"][:, 0].tolist() == [4.0 * i for i in INDICES]
 
 
 # --- in noise
@@ -104,7 +104,7 @@ def test_what_the_teacher_says_comes_with_its_segment(cut, noise):
 
 def by_name(training: SpeechDataset, indices) -> dict:
     """Noise and SNR of each segment, by utterance and place."""
-    batch = training.__getitems__(indices)
+    batch = training.batch(indices)
     found = zip(batch["noise"].numpy(), batch["snr_db"].tolist(), strict=True)
     return {training.windows[i]: each for i, each in zip(indices, found, strict=True)}
 
@@ -139,7 +139,7 @@ def test_noise_is_drawn_from_the_types_and_levels_asked_for_and_from_the_half_fo
         levels = [
             snr
             for epoch in range(10)
-            for snr in cut(noise=noise, types=types, snr_db=(5.0, 10.0), epoch=epoch).__getitems__(every)["snr_db"]
+            for snr in cut(noise=noise, types=types, snr_db=(5.0, 10.0), epoch=epoch).batch(every)["snr_db"]
         ]
         assert set(asked) == {(kind, "train") for kind in heard} and len(asked) == 100
         assert 5 <= min(levels) < 5.3 and 9.7 < max(levels) <= 10
@@ -148,7 +148,7 @@ def test_noise_is_drawn_from_the_types_and_levels_asked_for_and_from_the_half_fo
 @pytest.mark.parametrize("level", ["active", "overall"])
 def test_noisy_features_are_of_the_snr_drawn_for_the_first_epoch(cut, noise, audio, level):
     training, config = cut(noise=noise), HeadFusionConfig(segment=LONG, hop=300)
-    given = training.__getitems__(range(10))
+    given = training.batch(range(10))
     assert (
         given.keys() == {"labels", "clean", "noise", "lengths", "snr_db"} and given["lengths"].tolist() == [LONG] * 10
     )
@@ -177,7 +177,7 @@ def test_a_loader_gives_whole_batches_in_the_epochs_order_whatever_its_workers(c
         )
         batches = list(loader)
         assert [len(batch["labels"]) for batch in batches] == [3, 3, 3, 1]
-        assert all(same(batch, training.__getitems__(order[3 * i : 3 * i + 3])) for i, batch in enumerate(batches))
+        assert all(same(batch, training.batch(order[3 * i : 3 * i + 3])) for i, batch in enumerate(batches))
 
 
 def test_the_order_is_a_permutation_that_depends_on_seed_and_epoch_alone(cut, noise):

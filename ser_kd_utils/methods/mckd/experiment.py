@@ -127,7 +127,7 @@ class MCKDExperiment(MethodExperiment):
 
         def questions(step: int) -> tuple[dict[str, Tensor], Tensor]:
             size = min(use.batch_size, len(quiz))
-            batch = quiz.__getitems__(keyed_rng("quiz", self.seed, step).choice(len(quiz), size, replace=False))
+            batch = quiz.batch(keyed_rng("quiz", self.seed, step).choice(len(quiz), size, replace=False))
             return {key: value.to(DEVICE) for key, value in batch["inputs"].items()}, batch["labels"].to(DEVICE)
 
         weights = torch.tensor(weights, dtype=torch.float32, device=DEVICE)
