@@ -188,9 +188,9 @@ class Family:
     def null(self, name: str, known: Iterable[str], condition: str) -> Table:
         """Each of the known variants that has several seeds, seed against seed through the same test: what chance alone
         looks like. Protocols whose seed decides what is tested have no such pairs."""
-        fixed = [
-            run for run in self.runs if run.info["protocol"]["protocol"] != "random" and run.info["kind"] == "main"
-        ]
+        words = "seed against seed of one variant, tested as two variants are: what chance alone looks like; "
+        main = (run for run in self.runs if run.info["kind"] == "main")
+        fixed = [run for run in main if run.info["protocol"]["protocol"] != "random"]
 
         def lines() -> Iterator[Line]:
             for sample in (each for name in known for each in report.aligned(fixed, [name]).values()):
@@ -202,7 +202,7 @@ class Family:
                     line["pairs with p < 0.05"] = word(sum(each.p < 0.05 for each in found))
                     yield line | {"folds x seeds": report.design(sample)}
 
-        return Table(name, ("row",), lambda: [*lines()], "seed against seed of one variant, tested alike; ")
+        return Table(name, ("row",), lambda: [*lines()], words)
 
 
 def effect_of(first: Sample, second: Sample) -> Effect:

@@ -249,10 +249,8 @@ def gain_map(first: pd.DataFrame, second: pd.DataFrame) -> Figure:
     sns.heatmap(points, annot=True, fmt="+.1f", ax=axis, **ticks, **look)
     axis.grid(False)
     axis.axhline(len(points) - 1, color="black", linewidth=1.5)
-    trained = [snr not in untrained for snr in points.columns]
-    for place in range(1, len(trained)):
-        if trained[place] != trained[place - 1]:
-            axis.axvline(place, color="black", linewidth=1.5, linestyle="--")
+    for place in np.flatnonzero(np.diff(points.columns.isin(untrained))) + 1:
+        axis.axvline(place, color="black", linewidth=1.5, linestyle="--")
     axis.set(xlabel="SNR (dB)", ylabel="")
     axis.tick_params(axis="y", rotation=0)
     figure.tight_layout()

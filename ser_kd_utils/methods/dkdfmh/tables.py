@@ -16,15 +16,7 @@ from ser_kd_utils.methods import settings_of
 from ser_kd_utils.methods.dkdfmh.variants import variants
 from ser_kd_utils.records import Run
 from ser_kd_utils.report import tables as report
-from ser_kd_utils.report.differences import (
-    DETECTABLE,
-    INTERVAL,
-    OVER_UTTERANCES,
-    Comparison,
-    Family,
-    effect_of,
-    line_of,
-)
+from ser_kd_utils.report.differences import Comparison, Differences, Family, effect_of, line_of
 from ser_kd_utils.report.tables import BLANK, Line, Sample, Score, Selection, Table, word
 
 FULL = "cnn-dkd"
@@ -60,8 +52,8 @@ def tables(runs: Sequence[Run]) -> list[Table]:
         Table("dkd", ("row",), lambda: _main(runs, known)),
         family.verdicts("dkd_claims"),
         family.comparisons("dkd_comparisons", COMPARISONS),
-        Table("dkd_optimism_alone", ("rung",), lambda: _optimism(runs, "cnn-alone")),
-        Table("dkd_optimism_dkd", ("rung",), lambda: _optimism(runs, FULL)),
+        Differences("dkd_optimism_alone", ("rung",), lambda: _optimism(runs, "cnn-alone")),
+        Differences("dkd_optimism_dkd", ("rung",), lambda: _optimism(runs, FULL)),
         family.components("dkd_ablations", known, "clean"),
         report.in_noise("dkd_noise", p2, IN_NOISE),
         family.null("dkd_null", known, "clean"),
@@ -137,19 +129,17 @@ def _optimism(runs: Sequence[Run], variant: str) -> list[Line]:
             rungs[first + 2] = (protocol, "last epoch", by["last"], by["last"], first)
     for number, against, sample in zip((4, 5), (0, 4), both, strict=bool(both)):
         rungs[number] = (sample.selection.protocol, "best dev epoch, tested by both", sample, sample, against)
-    steps = ["step, points", INTERVAL, OVER_UTTERANCES, DETECTABLE]
     lines = []
     for number, (protocol, evaluation, for_wa, for_ua, against) in sorted(rungs.items()):
         for_wa, for_ua = for_wa.at("clean"), for_ua.at("clean")
         line = {"rung": word(number, for_ua.runs), "split": word(protocol)}
         line |= {"evaluation": word(f"{words[protocol]}, {evaluation}"), "WA": for_wa.score("WA", with_interval=True)}
         line |= {"UA": for_ua.score(with_interval=True), "utterances": word(for_ua.table["utterance"].nunique())}
-        line |= dict.fromkeys(("against", *steps), BLANK)
+        lines.append(line | {"folds x seeds": report.design(for_ua)})
         if against:
             both = for_ua, rungs[against][3].at("clean")
-            step = line_of(both, effect_of(*both), 1, 1, steps[0])
-            line |= {title: step[title] for title in steps} | {"against": word(f"rung {against}")}
-        lines.append(line | {"folds x seeds": report.design(for_ua)})
+            step = line_of(both, effect_of(*both), 1, 1, "step, points").items()
+            lines[-1] |= {"against": word(f"rung {against}")} | dict([*step][:3])  # the difference and its intervals
     return lines
 
 
