@@ -139,10 +139,11 @@ def explain(options: argparse.Namespace) -> int:
     from ser_kd_utils.report.explain import explain, find
 
     path, places = Path(options.table), records.folders(options)
-    places = [path.absolute().parents[1]] if path.suffix else [place for place in places if place.is_dir()] or places
-    runs = records.read_runs(places[0])
-    known = {"folder": places[0], "runs": runs, "methods": METHODS, "settings": settings_of(runs[0].info["profile"])}
-    return explain(find(tables_of(runs), options.table, places[0]), options.row, options.column, **known)
+    folder = next((place for place in places if (place / "tables").is_dir()), places[0])
+    folder = path.absolute().parents[1] if path.suffix else folder
+    runs = records.read_runs(folder)
+    known = {"folder": folder, "runs": runs, "methods": METHODS, "settings": settings_of(runs[0].info["profile"])}
+    return explain(find(tables_of(runs), options.table, folder), options.row, options.column, **known)
 
 
 def train(options: argparse.Namespace) -> int:

@@ -23,7 +23,7 @@ def code_of(module: str, without: Collection[str] = ()) -> dict[str, str]:
     waiting = [module]
     while waiting:
         name = waiting.pop()
-        stopped = f"{name}.__init__" in without or any(f"{name}.".startswith(f"{each}.") for each in without)
+        stopped = any(f"{name}.__init__.".startswith(f"{each}.") for each in without)
         if name not in found and not stopped:
             found[name] = _hash(name)
             waiting += _graph(name.partition(".")[0]).find_modules_directly_imported_by(name)

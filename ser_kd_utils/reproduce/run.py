@@ -23,7 +23,7 @@ from ser_kd_utils.fingerprint import code_of_source
 PLACES = ("data_root", "noise_dir", "speech_dir", "results")
 """Parameters that are places of this machine: what lies there counts, not where it lies."""
 
-RECORDED, DONE, FAILED, BLOCKED, OUT_OF_TIME = "recorded", "done", "failed", "blocked", "out of time"
+STATUSES = RECORDED, DONE, FAILED, BLOCKED, OUT_OF_TIME = "recorded", "done", "failed", "blocked", "out of time"
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import shutil
 import threading
 import time
 from argparse import Namespace
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from ser_kd_utils import records
 from ser_kd_utils.files import PACKAGE, digest, only_one, unfinished
 from ser_kd_utils.reproduce import compare
 from ser_kd_utils.reproduce.plan import plan
-from ser_kd_utils.reproduce.run import BLOCKED, FAILED, OUT_OF_TIME, NotebookRun, Outcome, execute, say
+from ser_kd_utils.reproduce.run import BLOCKED, FAILED, OUT_OF_TIME, STATUSES, NotebookRun, Outcome, execute, say
 from ser_kd_utils.reproduce.status import status
 
 PROGRESS = "ser-kd"
@@ -174,8 +173,9 @@ def _check_worker(token: Path, code: str, dask_worker: Any) -> None:
 
 
 def _summary(folder: Path, ended: Mapping[str, Outcome], seconds: float) -> None:
-    counts = Counter(outcome.status for outcome in ended.values())
-    print(f"{', '.join(f'{count} {status}' for status, count in counts.items())}, in {seconds / 60:.1f} min.")
+    found = [outcome.status for outcome in ended.values()]
+    counts = ", ".join(f"{found.count(status)} {status}" for status in STATUSES if status in found)
+    print(f"{counts}, in {seconds / 60:.1f} min.")
     for name, outcome in ended.items():
         if outcome.status == FAILED:
             print(f"FAILED {name}: {outcome.error}")

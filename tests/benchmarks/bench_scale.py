@@ -29,11 +29,12 @@ from torch.utils.data import DataLoader
 
 from ser_kd_utils.data.audio import SAMPLE_RATE, cache_audio
 from ser_kd_utils.data.corpora import load_corpus
-from ser_kd_utils.decoupled import DecoupledExperiment
-from ser_kd_utils.evaluation import grid
-from ser_kd_utils.meta_curriculum import MetaCurriculumExperiment
-from ser_kd_utils.models.wav2vec2 import freeze
-from ser_kd_utils.recipes import Experiment
+from ser_kd_utils.methods.dkdfmh.experiment import DKDFMHExperiment
+from ser_kd_utils.methods.mckd.experiment import MCKDExperiment
+from ser_kd_utils.methods.mlkd.experiment import MLKDExperiment
+from ser_kd_utils.methods.teacher.encoders import freeze
+from ser_kd_utils.methods.teacher.experiment import TeacherExperiment
+from ser_kd_utils.training.evaluation import grid
 
 METHODS = ("MLKD", "DKDFMH", "MCKD")
 
@@ -78,27 +79,26 @@ def workload(root: Path, methods: Collection[str], every: int) -> Iterator[tuple
     yield "corpus read", len(corpus.manifest)
     yield "cache written", len(cache_audio(corpus))
     mlkd, cnn, tokens = (
-        kind("iemocap", "tiny", data_root=str(root))
-        for kind in (Experiment, DecoupledExperiment, MetaCurriculumExperiment)
+        kind("iemocap", "tiny", data_root=str(root)) for kind in (MLKDExperiment, DKDFMHExperiment, MCKDExperiment)
     )
-    yield "three studies opened, noise generated", len(mlkd.train) + len(mlkd.dev) + len(mlkd.test)
+    yield "three experiments opened, noise generated", len(mlkd.train) + len(mlkd.dev) + len(mlkd.test)
     if "MLKD" in methods:
-        targets = mlkd.targets("e")
-        yield "MLKD: teacher's targets", len(targets.logits)
-        yield "MLKD: epoch of pieces in noise", epoch(mlkd.pieces("e", targets), mlkd.settings.batch_size)
-    for row in ("cnn-alone", "cnn-alone-noisy") if "DKDFMH" in methods else ():
-        data = cnn.segments(row)
-        cnn.new_network(row).fit_normalisation(data.heard(cnn.noise_settings.level))
+        outputs = mlkd.teachers.outputs(mlkd.settings.teacher_layers)
+        yield "MLKD: teacher's outputs", len(outputs.logits)
+        yield "MLKD: epoch of windows in noise", epoch(mlkd.dataset("e"), mlkd.settings.batch_size)
+    for name in ("cnn-alone", "cnn-alone-noisy") if "DKDFMH" in methods else ():
+        data = cnn.dataset(name)
+        cnn.new_network(name).fit_normalisation(cnn.features(name, data))
         items = epoch(data, cnn.settings.batch_size)
         assert items == len(data)
-        yield f"DKDFMH: epoch of segments{' in noise' if data.noise else ''}", len(set(data.utterances))
-    for row in ("mc-alone", "mc-alone-noisy") if "MCKD" in methods else ():
-        _, _, data = tokens.prepared(row)
+        yield f"DKDFMH: epoch of segments{' in noise' if data.noise else ''}", len({u for u, _ in data.windows})
+    for name in ("mc-alone", "mc-alone-noisy") if "MCKD" in methods else ():
+        data = tokens.dataset(name)
         items = epoch(data, tokens.settings.batch_size)
         assert items == len(data.sampler(tokens.settings.batch_size))
-        yield f"MCKD: epoch of {'utterances in noise' if 'noisy' in row else 'features'}", len(data.utterances)
+        yield f"MCKD: epoch of {'utterances in noise' if 'noisy' in name else 'features'}", len(data)
     conditions = grid(mlkd.noise.types, mlkd.noise_settings.test_snr_db)
-    table = mlkd._predict(mlkd.student("c"), mlkd.test[::every], lambda _: conditions, "test")
+    table = mlkd._predict(mlkd.student("c").student, mlkd.test[::every], lambda _: conditions, "test")
     assert len(table) == len(mlkd.test[::every]) * len(conditions)
     yield f"scores of the test, {len(conditions)} conditions", table.utterance.nunique()
 
@@ -138,7 +138,7 @@ def measure(root: Path, methods: Collection[str], every: int) -> list[dict[str, 
     warnings.filterwarnings("ignore", "iemocap differs from the published counts")
     peak, rows, started = Peak(), [], clocks()
     peak.start()
-    untrained = mock.patch.object(Experiment, "teacher", lambda self, name="a": freeze(self._new_teacher(name)))
+    untrained = mock.patch.object(TeacherExperiment, "teacher", lambda self, tuned=True: freeze(self.new_network()))
     with untrained:
         for stage, utterances in workload(root, methods, every):
             seconds, wall = clocks() - started

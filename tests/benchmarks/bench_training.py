@@ -9,7 +9,7 @@ import argparse
 import dataclasses
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 from unittest import mock
@@ -19,20 +19,18 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from ser_kd_utils import recipes
 from ser_kd_utils.data.audio import SAMPLE_RATE
-from ser_kd_utils.pieces import collate
-from ser_kd_utils.recipes import Experiment
-from ser_kd_utils.rows import ROWS
-from ser_kd_utils.training import Fitted, fit
+from ser_kd_utils.methods.mlkd.experiment import MLKDExperiment
+from ser_kd_utils.training import experiment as shared
+from ser_kd_utils.training.loop import Fitted, fit
 
-WHOLE = {"seconds": 60.0}  # more than any utterance has
+WHOLE = {"max_seconds": 60.0}  # more than any utterance has
 PLAIN = "whole, padded to the longest of all; teacher at each step"
 VARIANTS = {
     PLAIN: WHOLE | {"targets": "piece"},
     "whole, batches of similar length; teacher at each step": WHOLE | {"targets": "piece"},
     "whole, batches of similar length; teacher once": WHOLE,
-    "pieces of 2 s, batches of similar length; teacher once": {},
+    "windows of 2 s, batches of similar length; teacher once": {},
 }
 if torch.cuda.is_available():
     VARIANTS["... and in mixed precision"] = {"precision": "bf16"}
@@ -69,21 +67,23 @@ def main() -> None:
     options.add_argument("--epochs", type=int, help="of teacher and students, fewer than the profile's to save time")
     asked = options.parse_args()
     torch.set_num_threads(1)
-    changes = "noise__test_snr_db=()"  # saves time: no test score is looked at
+    overrides = "noise.test_snr_db=(5.0,)"  # saves time: no test score is looked at
     if asked.epochs:
-        changes += f", epochs={asked.epochs}, teacher__epochs={asked.epochs}"
+        overrides += f", mlkd.epochs={asked.epochs}, teacher.epochs={asked.epochs}"
     with tempfile.TemporaryDirectory() as results:
-        experiment = Experiment("emodb", "tiny", 1, 0, asked.data_root, asked.noise_dir, results, changes=changes)
-        for number, (title, changed) in enumerate(VARIANTS.items(), 1):
-            experiment.rows[title] = dataclasses.replace(ROWS["e"], variant=str(number), changes=changed)
+        experiment = MLKDExperiment("emodb", "tiny", 1, 0, asked.data_root, asked.noise_dir, results, overrides)
+        row = experiment.variants["e"]
+        for number, changed in enumerate(VARIANTS.values(), 1):
+            experiment.variants[f"{number}"] = dataclasses.replace(row, name=f"{number}", overrides=changed)
         report(experiment)
 
 
-def report(experiment: Experiment) -> None:
-    experiment.teacher()  # trained before anything is timed
+def report(experiment: MLKDExperiment) -> None:
+    experiment.teachers.teacher()  # trained before anything is timed
     once = Watch()
-    once.on(experiment.targets)("e")
-    table = pd.DataFrame([measure(experiment, title, once.seconds) for title in VARIANTS])
+    once.on(experiment.teachers.outputs)(experiment.settings.teacher_layers)
+    measured = [measure(experiment, number, title, once.seconds) for number, title in enumerate(VARIANTS, 1)]
+    table = pd.DataFrame(measured)
     table.insert(4, "faster", table["s"].iloc[0] / table["s"])
     seconds = [experiment.audio.seconds(utterance) for utterance in experiment.train]
     print(
@@ -95,12 +95,12 @@ def report(experiment: Experiment) -> None:
     print(f"\nThe teacher of n students: {once.seconds:.1f} s once, or n x {each:.1f} s at each step.")
 
 
-def measure(experiment: Experiment, title: str, once: float) -> dict[str, Any]:
+def measure(experiment: MLKDExperiment, number: int, title: str, once: float) -> dict[str, Any]:
     """A line of the table; once: the teacher's pass, counted in full where the student learns from it."""
     whole, dev, teacher = Watch(), Watch(), Watch()
 
     def watched(model, objective, train, score, settings, **rest) -> Fitted:
-        if asked := rest["teacher"]:
+        if asked := rest.get("teacher"):
             asked.forward = teacher.on(asked.forward)
         if title == PLAIN:
             samples = longest(experiment)
@@ -108,8 +108,8 @@ def measure(experiment: Experiment, title: str, once: float) -> dict[str, Any]:
             train.collate = partial(padded, samples=samples)
         return whole.on(fit)(model, objective, train, dev.on(score), settings, **rest)
 
-    with mock.patch.object(recipes, "fit", watched):
-        history = experiment.run(title).history
+    with mock.patch.object(shared, "fit", watched):
+        history = experiment.run(f"{number}").history
     stored = 0.0 if teacher.seconds else once
     seconds = whole.seconds - dev.seconds + stored
     return {
@@ -122,14 +122,13 @@ def measure(experiment: Experiment, title: str, once: float) -> dict[str, Any]:
     }
 
 
-def longest(experiment: Experiment) -> int:
+def longest(experiment: MLKDExperiment) -> int:
     """Samples of the corpus's longest utterance."""
     return max(len(experiment.audio[utterance]) for utterance in experiment.audio.utterances)
 
 
-def padded(items: Sequence[dict[str, Any]], samples: int) -> dict[str, torch.Tensor]:
-    """What `collate` gives, with zeros up to `samples`."""
-    batch = collate(items)
+def padded(batch: dict[str, Any], samples: int) -> dict[str, Any]:
+    """The batch with zeros up to `samples`."""
     more = samples - batch["clean"].shape[1]
     return batch | {name: F.pad(batch[name], (0, more)) for name in ("clean", "noise")}
 

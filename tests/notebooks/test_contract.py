@@ -10,8 +10,10 @@ import nbformat
 import papermill
 import pytest
 
-from ser_kd_utils.steps import EACH_FOLD_AND_SEED, LAST, NOTEBOOKS, ONCE
+from ser_kd_utils.methods import METHODS
+from ser_kd_utils.reproduce.plan import EACH, FIRST, LAST, NOTEBOOKS, READING
 
+PLANNED = {each.name: each for method in METHODS.values() for each in method.notebooks}
 PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
 PARAMETER = re.compile(r"^(\w+): (str|int|float|bool) = (.+?)  # \S.*$")
 
@@ -26,7 +28,7 @@ def code_cells(book: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
 
 
 def test_every_notebook_is_planned_and_every_planned_one_exists():
-    assert {path.stem for path in PATHS} == {*ONCE, *EACH_FOLD_AND_SEED, *LAST}
+    assert {path.stem for path in PATHS} == {FIRST, *PLANNED, LAST}
 
 
 def test_shape(notebook):
@@ -62,8 +64,10 @@ def test_parameters_are_plain_and_shared(notebook):
         name, kind, value = PARAMETER.match(line).groups()
         assert type(ast.literal_eval(value)).__name__ == kind, name
     values = {name: ast.literal_eval(info["default"]) for name, info in papermill.inspect_notebook(str(path)).items()}
+    own = PLANNED[path.stem].parameters if path.stem in PLANNED else ()
+    names = READING if path.stem == LAST else (*EACH, *own)
     defaults = {"corpus": "demo", "profile": "tiny", "fold": 1, "seed": 0}
-    assert values == {**{k: v for k, v in defaults.items() if k in values}, **{k: "" for k in values.keys() - defaults}}
+    assert values == {name: defaults.get(name, "") for name in names}
 
 
 def test_the_formula_of_notebook_02_is_the_packages():
@@ -71,7 +75,7 @@ def test_the_formula_of_notebook_02_is_the_packages():
     import numpy as np
     import torch
 
-    from ser_kd_utils.losses import multi_level_loss
+    from ser_kd_utils.methods.mlkd.loss import multi_level_loss
 
     book = nbformat.read(NOTEBOOKS / "02_noisy_student_distillation.ipynb", as_version=4)
     text = "\n".join(cell.source for cell in book.cells)
@@ -98,7 +102,7 @@ def test_the_formulas_of_notebook_03_are_the_packages():
     import numpy as np
     import torch
 
-    from ser_kd_utils.losses import kd_loss
+    from ser_kd_utils.training.losses import kd_loss
 
     text = "\n".join(cell.source for cell in nbformat.read(NOTEBOOKS / "03_mlkd_ablations.ipynb", as_version=4).cells)
     assert r"\tau^2\,\mathrm{KL}\big(\mathrm{softmax}(z_\text{teacher}/\tau)" in text and "kd_loss(no_opinion" in text
@@ -112,7 +116,7 @@ def test_the_formulas_of_notebook_04_are_the_packages():
     import numpy as np
     import torch
 
-    from ser_kd_utils.losses import decoupled_kd
+    from ser_kd_utils.methods.dkdfmh.loss import decoupled_kd
 
     path = NOTEBOOKS / "04_decoupled_distillation.ipynb"
     text = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells)
@@ -132,7 +136,8 @@ def test_the_formulas_of_notebook_06_are_the_packages():
     import numpy as np
     import torch
 
-    from ser_kd_utils.losses import kd_loss, supervised_contrastive
+    from ser_kd_utils.methods.mckd.loss import supervised_contrastive
+    from ser_kd_utils.training.losses import kd_loss
 
     path = NOTEBOOKS / "06_curriculum_meta_distillation.ipynb"
     text = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells)

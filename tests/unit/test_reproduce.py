@@ -548,6 +548,20 @@ def test_an_unknown_variant_or_protocol_is_refused_before_anything_is_trained(ca
     assert capsys.readouterr().err == "ser-kd: mc-full: not trained under --protocol P1.\n"
 
 
+def test_a_number_is_explained_from_the_evidence_where_there_are_no_runs_of_ones_own(tmp_path, capsys):
+    here = ["--corpus", "emodb", "--results", str(tmp_path / "results")]
+    assert main(["explain", "mlkd", "(e)", "UA noisy", *here]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("results/emodb-tiny/tables/mlkd.csv, row (e)")
+    assert "made again from the records: equal" in out and "mlkd__e__fold-F__seed-S" in out
+    own = tmp_path / "results" / "emodb-tiny"
+    (own / "tables").mkdir(parents=True)  # as soon as there are, they come first
+    assert main(["explain", "mlkd", "(e)", "UA noisy", *here]) == 2
+    assert "No records in emodb-tiny" in capsys.readouterr().err
+    assert main(["explain", "mlkd", *here, "--set", "mlkd.epochs=2"]) == 2
+    assert "No records in emodb-tiny+mlkd.epochs=2" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("what", "module"), [("publish", "publish"), ("compare", "compare")])
 def test_publish_and_compare_get_their_options(what, module, monkeypatch):
     given = []
