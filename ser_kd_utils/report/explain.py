@@ -133,13 +133,14 @@ def _describe(group: Sequence[Run], known: Mapping[str, Run], settings: Mapping[
 def _listed(run: Run, known: Mapping[str, Run]) -> dict[str, Any]:
     info = run.info
     wanted = info["teacher_fingerprint"] or ""
+    teacher = known[wanted].id if wanted in known else wanted and f"not recorded here: {wanted[:12]}"
     return {key: info[key] for key in ("fold", "seed")} | {
         "epoch": info["best_epoch"],
         "sha256 of predictions": info["predictions_sha256"][:16],
         "finished": info["finished"][:16].replace("T", " "),
         "commit": (info["commit"] or "unknown")[:12] + (info["commit"] or "")[40:],
         "hardware": info["hardware"]["gpu"] or f"CPU, threads: {info['hardware']['cpu_threads']}",
-        "teacher": known[wanted].id if wanted in known else wanted and f"not recorded here: {wanted[:12]}",
+        "teacher": teacher.replace(run.id[run.id.index("__fold") :], ", same fold and seed"),
         "not heard": info["held_out_noise"],
     }
 

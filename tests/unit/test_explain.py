@@ -102,7 +102,7 @@ def test_a_number_is_followed_to_its_run(results, capsys):
     assert "made again from the records: equal" in text
     flat, info = " ".join(text.split()), of_e(results).info
     assert "64 utterances, 1,600 predictions of the epoch with the highest dev UA" in flat
-    assert "(e), student + levels: 1 run\n" in text and "teacher: teacher__a__fold-1__seed-0" in flat
+    assert "(e), student + levels: 1 run\n" in text and "teacher: teacher__a, same fold and seed" in flat
     assert info["commit"][:12] in text and info["finished"][:10] in text
     assert re.search(rf"\n +1 +0 +{info['best_epoch']} +{info['predictions_sha256'][:16]}", text)
     assert text.endswith("--folds 1 --seeds 0 --only 02,09\n") and "leave" not in text.partition("protocol\n")[0]
