@@ -1,4 +1,4 @@
-"""Scores, their bootstrap intervals and paired tests, from tables of predictions.
+"""Scores and their bootstrap intervals, from tables of predictions; differences are tested in `effects`.
 
 A table has the columns utterance, label and prediction (class names). The unit is the utterance: where it occurs
 several times (seeds, conditions), its occurrences share its weight of one, so that repetitions never pass for
@@ -42,66 +42,6 @@ def interval(
     (pairs,), classes = _pairs(table)
     ends = _bootstrap(len(pairs), lambda times: _metric(times @ pairs, classes, metric), level, resamples, seed)
     return score(table, metric), *ends
-
-
-def paired_test(
-    a: pd.DataFrame, b: pd.DataFrame, metric: str = "UA", level: float = 0.95, resamples: int = 9999, seed: int = 0
-) -> dict[str, float]:
-    """Difference of `metric`, a minus b, over the same utterances, with its bootstrap interval and two-sided p.
-
-    Paired permutation test: under the null hypothesis a and b may be exchanged utterance by utterance; all 2^n
-    exchanges when they are at most `resamples`. Raises ValueError if utterances, labels or conditions differ.
-    """
-    from scipy.stats import permutation_test
-
-    _same(a, b)
-    (first, second), classes = _pairs(a, b)
-    change = second - first
-
-    def exchanged(swap: np.ndarray, _: np.ndarray, axis: int = -1) -> np.ndarray:
-        """The difference where `swap` (..., n) is 1 for each utterance whose two predictions are exchanged."""
-        moved = swap @ change
-        return _metric(first.sum(0) + moved, classes, metric) - _metric(second.sum(0) - moved, classes, metric)
-
-    def resampled(times: np.ndarray) -> np.ndarray:
-        return _metric(times @ first, classes, metric) - _metric(times @ second, classes, metric)
-
-    n = len(first)
-    how = _resampling(resamples, seed)
-    test = permutation_test((np.zeros(n), np.ones(n)), exchanged, permutation_type="samples", **how)
-    low, high = _bootstrap(n, resampled, level, 1000, seed)
-    return {"difference": float(test.statistic), "low": low, "high": high, "p": float(test.pvalue)}
-
-
-def across_runs(
-    a: pd.DataFrame, b: pd.DataFrame, metric: str = "UA", level: float = 0.95, power: float = 0.8
-) -> dict[str, float]:
-    """Difference of `metric`, a minus b, in each (fold, seed) that both tables have: its mean over these runs, the
-    ends of Student's t-interval, their number, and the smallest true difference that so many runs detect.
-
-    Covers the speakers of the folds and the luck of a training; `paired_test` covers the utterances, given these
-    trained models. The folds share training speakers and the seeds share test utterances, so the runs are not fully
-    independent and the interval is rather too narrow (Nadeau & Bengio 2003).
-
-    detectable: with probability `power` in a two-sided test at 1 - `level`, by this scatter between runs (Bloom 1995).
-    The interval and `detectable` are nan with one run. Raises ValueError when no run is shared.
-    """
-    from scipy.stats import t
-
-    first, second = ({run: score(part, metric) for run, part in table.groupby(["fold", "seed"])} for table in (a, b))
-    differences = np.array([first[run] - second[run] for run in first if run in second])
-    runs = len(differences)
-    if not runs:
-        raise ValueError("the two tables share no fold and seed: record both for the same ones")
-    mean, error = differences.mean(), differences.std(ddof=1) / np.sqrt(runs) if runs > 1 else np.nan
-    bound = t.ppf((1 + level) / 2, runs - 1)
-    return {
-        "difference": float(mean),
-        "low": float(mean - bound * error),
-        "high": float(mean + bound * error),
-        "runs": runs,
-        "detectable": float((bound + t.ppf(power, runs - 1)) * error),
-    }
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:

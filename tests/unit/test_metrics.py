@@ -8,9 +8,8 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
 
-from ser_kd_utils.metrics import METRICS, across_runs, holm, interval, paired_test, score, ser_metrics
+from ser_kd_utils.metrics import METRICS, holm, interval, score, ser_metrics
 
 LABELS = ("angry", "happy", "neutral", "sad")
 IEMOCAP = {"angry": 1103, "happy": 1636, "neutral": 1708, "sad": 1084}
@@ -147,20 +146,6 @@ def test_interval_of_perfect_predictions_is_a_point():
         assert interval(table("aabb", "aabb")) == (1, 1, 1)
 
 
-def test_paired_test_of_a_table_with_itself():
-    frame = table("aabbccaabb", "abbbcaabbc")
-    assert paired_test(frame, frame) == {"difference": 0, "low": 0, "high": 0, "p": 1}
-
-
-@pytest.mark.parametrize("metric", METRICS)
-def test_paired_test_enumerates_a_small_case(metric):
-    a, b = table("aaabbbb", "aaabbba"), table("aaabbbb", "abbbaab")
-    assert exact_p(a, b, metric) < 1
-    found = paired_test(a, b, metric)
-    assert found["difference"] == pytest.approx(by_module(a)[metric] - by_module(b)[metric])
-    assert found["p"] == pytest.approx(exact_p(a, b, metric))
-
-
 def exact_p(a: pd.DataFrame, b: pd.DataFrame, metric: str) -> float:
     """Two-sided p over all exchanges: twice the smaller tail, at most 1."""
     null = []
@@ -172,57 +157,6 @@ def exact_p(a: pd.DataFrame, b: pd.DataFrame, metric: str) -> float:
         null.append(by_rows(first, rows, metric) - by_rows(second, rows, metric))
     null, seen = np.array(null), null[0]
     return min(1, 2 * min((null >= seen - 1e-12).mean(), (null <= seen + 1e-12).mean()))
-
-
-def test_exact_p_by_hand():
-    # a right and b wrong on all five: 2 of the 32 exchanges are as extreme
-    a, b = table("aaaaa", "aaaaa"), table("aaaaa", "bbbbb")
-    assert paired_test(a, b, "WA")["p"] == pytest.approx(2 / 32)
-
-
-def test_exact_p_with_seeds_keeps_ties():
-    # in integers: three times the difference of each utterance, its sign exchanged
-    rng = np.random.default_rng(5)
-    for _ in range(20):
-        hits = rng.integers(0, 2, (2, 3, 7))
-        a, b = (pd.concat([table("a" * 7, np.where(h, "a", "b")) for h in side]) for side in hits)
-        difference = hits[0].sum(0) - hits[1].sum(0)
-        null = np.array([np.dot(signs, difference) for signs in itertools.product([1, -1], repeat=7)])
-        tail = min((null >= difference.sum()).mean(), (null <= difference.sum()).mean())
-        assert paired_test(a, b, "WA")["p"] == pytest.approx(min(1, 2 * tail))
-
-
-def test_paired_test_of_clearly_different_tables():
-    rng = np.random.default_rng(3)
-    label = rng.choice(LABELS, 300)
-    good, bad = table(label, noisy_guesses(label, 0.8, rng)), table(label, noisy_guesses(label, 0.4, rng))
-    found = paired_test(good, bad, resamples=1999)
-    assert found["p"] <= 2 / 2000
-    assert 0 < found["low"] < found["difference"] < found["high"]
-    turned = paired_test(bad.sample(frac=1, random_state=0), good, resamples=1999)  # the order of rows is nothing
-    assert turned["difference"] == pytest.approx(-found["difference"])
-
-
-def test_paired_test_is_calibrated():
-    rng = np.random.default_rng(4)
-    label = rng.choice(LABELS, 60)
-    p = []
-    for seed in range(100):
-        a, b = (table(label, noisy_guesses(label, 0.6, rng)) for _ in "ab")
-        p.append(paired_test(a, b, resamples=199, seed=seed)["p"])
-    assert np.mean(np.array(p) <= 0.05) <= 0.12
-
-
-def test_paired_test_refuses_different_utterances_labels_or_conditions():
-    frame = table("aabb", "abab")
-    for other in (frame[1:], frame.assign(label=list("abbb")), pd.concat([frame, table("aabbb", "ababb")[4:]])):
-        with pytest.raises(ValueError, match="needs the same utterance, label on both sides; u0000[014]"):
-            paired_test(frame, other)
-    noisy = frame.assign(condition="babble", snr_db=0.0)
-    clean = frame.assign(condition="clean", snr_db=np.nan)
-    assert paired_test(clean, clean)["p"] == 1
-    with pytest.raises(ValueError, match="condition, snr_db"):
-        paired_test(clean, noisy)
 
 
 def test_unknown_metric():
@@ -246,44 +180,3 @@ def trained(hits: dict[tuple[int, int], int]) -> pd.DataFrame:
     )
 
 
-def test_differences_across_runs_by_hand():
-    a = trained({(1, 0): 3, (1, 1): 2, (2, 0): 2, (9, 0): 4})
-    b = trained({(2, 0): 2, (1, 1): 1, (1, 0): 1, (2, 1): 0})
-    # shared runs: 50, 25 and 0 points; sd 25, standard error 14.43; t at 97.5 % 4.303 and at 80 % 1.061, 2 freedoms
-    found = across_runs(a, b, "WA")
-    error = 0.25 / np.sqrt(3)
-    assert found == pytest.approx(
-        {
-            "difference": 0.25,
-            "low": 0.25 - 4.302653 * error,
-            "high": 0.25 + 4.302653 * error,
-            "runs": 3,
-            "detectable": (4.302653 + 1.060660) * error,
-        }
-    )
-    turned = across_runs(b, a, "WA")
-    assert (turned["difference"], turned["low"]) == pytest.approx((-found["difference"], -found["high"]))
-
-
-def test_the_interval_and_the_power_of_runs_agree_with_other_formulas():
-    rng = np.random.default_rng(6)
-    hits = {(fold, seed): rng.integers(0, 5, 2) for fold in range(5) for seed in range(2)}
-    a, b = (trained({run: pair[side] for run, pair in hits.items()}) for side in (0, 1))
-    differences = [(first - second) / 4 for first, second in hits.values()]
-    wanted = stats.ttest_1samp(differences, 0).confidence_interval(0.9)
-    found = across_runs(a, b, "WA", level=0.9)
-    assert (found["low"], found["high"]) == pytest.approx((wanted.low, wanted.high))
-    # the power of the test at the smallest detectable difference, by the noncentral t distribution
-    shift = across_runs(a, b, "WA", power=0.7)["detectable"] / stats.sem(differences)
-    assert stats.nct.sf(stats.t.ppf(0.975, 9), 9, shift) == pytest.approx(0.7, abs=0.02)
-
-
-def test_one_run_has_no_interval_and_no_shared_run_is_refused():
-    a, b = trained({(1, 0): 3, (2, 0): 4}), trained({(1, 0): 1})
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        found = across_runs(a, b, "WA")
-    assert (found["difference"], found["runs"]) == (0.5, 1)
-    assert np.isnan([found["low"], found["high"], found["detectable"]]).all()
-    with pytest.raises(ValueError, match="share no fold and seed: record both"):
-        across_runs(a, trained({(1, 1): 1}))
