@@ -221,7 +221,7 @@ def test_waves_without_noise_are_heard_as_they_are():
 
 def test_features_computed_before_reach_the_network_and_no_teacher(teacher):
     data = Features()
-    batch = data.batch([2, 5])
+    batch = data.__getitems__([2, 5])
     _, student = forward(
         model := build().eval(), CrossEntropy(), batch, prepare_inputs=None, speech_level="", teacher=teacher
     )
