@@ -15,7 +15,8 @@ FILES = {
     "sub/__init__.py": "from fake_room.sub.part import thing as thing\n",
     "sub/part.py": "from fake_room import low\n\ndef thing():\n    return low.used(2)\n",
     "typed.py": "from typing import TYPE_CHECKING\n\nif TYPE_CHECKING:\n    from fake_room.low import used\n",
-    "high.py": "from fake_room.sub import thing\n\ndef lazy():\n    from ser_kd_utils.files import digest\n    return digest\n",
+    "high.py": "from fake_room.sub import thing\n\n"
+    "def lazy():\n    from ser_kd_utils.files import digest\n    return digest\n",
     "apart.py": "X = 1\n",
 }
 
@@ -63,7 +64,8 @@ def test_the_search_stops_where_it_is_told(fake):
 
 def test_a_hash_notices_code_and_not_comments_docstrings_or_layout(fake):
     before = fake()("fake_room.high")
-    commented = FILES["low.py"].replace('"""Doc."""', '"""Other words."""\n    # why').replace("x * SIZE", "(x *\n  SIZE)")
+    commented = FILES["low.py"].replace('"""Doc."""', '"""Other words."""\n    # why')
+    commented = commented.replace("x * SIZE", "(x *\n  SIZE)")
     assert fake(low=commented)("fake_room.high") == before
     assert fake(apart="X = 2")("fake_room.high") == before  # not reached
     after = fake(low=FILES["low.py"].replace("SIZE = 3", "SIZE = 4"))("fake_room.high")
