@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -155,12 +156,11 @@ def test_a_worker_that_does_not_see_the_results_is_refused(suite, scheduler):
 
 def test_no_scheduler_is_one_clear_line(tmp_path, monkeypatch):
     from ser_kd_utils.reproduce import schedule
-    from ser_kd_utils.reproduce.run import Limits
 
     monkeypatch.setattr(schedule, "SOON", 2)
     with (
         pytest.raises(ConnectionError, match="no Dask scheduler at tcp://127.0.0.1:9: "),
-        schedule.on_cluster("tcp://127.0.0.1:9", tmp_path, Limits()),
+        schedule.on_cluster(Namespace(scheduler="tcp://127.0.0.1:9"), tmp_path),
     ):
         pass
 

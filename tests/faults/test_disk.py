@@ -60,9 +60,8 @@ def test_a_damaged_record_is_said_and_only_its_training_is_run_again(suite):
     (run,) = suite.results.glob("*/runs/*")
     before = (run / "predictions.parquet").read_bytes()
     (run / "predictions.parquet").write_bytes(before[:-100])
-    assert f"stale        01_teacher_finetuning__fold-1__seed-0  damaged or not here: {run.name}\n" in suite.status(
-        *options
-    )
+    told = f"stale        01_teacher_finetuning__fold-1__seed-0  damaged or not here: {run.name}; about "
+    assert told in suite.status(*options)
     only_tables = suite.run("--only", "09", "--set", FEW_EPOCHS)
     said = f"ValueError: predictions.parquet of {run.name} is damaged: restore its files, or delete runs/{run.name}"
     assert only_tables.returncode == 1 and said in only_tables.stdout
