@@ -178,5 +178,3 @@ def trained(hits: dict[tuple[int, int], int]) -> pd.DataFrame:
         )
         for (fold, seed), right in hits.items()
     )
-
-
