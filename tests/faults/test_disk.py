@@ -35,8 +35,7 @@ def test_a_full_disk_fails_the_runs_in_words_and_they_go_on_with_room(suite, sma
 def test_a_cache_on_a_full_disk_leaves_nothing_and_goes_on_with_room(suite, small_disk):
     suite.environment["SER_KD_CACHE"] = str(small_disk.place)
     suite.notebook("01", TRAIN.format(method="teacher", variants=[]))
-    done = suite.run("--only", "01")
-    assert done.returncode == 1 and "No space left on device" in done.stdout
+    assert "No space left on device" in one_line(suite.run("--only", "01"))  # the sound is looked at before any work
     assert not [path for path in (small_disk.place / "audio").iterdir() if path.suffix != ".lock"]
     small_disk("size=20m")
     done = suite.run("--only", "01")
