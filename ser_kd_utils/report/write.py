@@ -77,6 +77,9 @@ def _split(runs: Sequence[Run]) -> str:
         pairs.setdefault(run.info["variant"], []).append((run.info["fold"], run.info["seed"]))
     designs = " or ".join(sorted(set(map(folds_x_seeds, pairs.values()))))
     told = [told[0].upper() + told[1:], f"Utterances: {', '.join(spans)}; folds x seeds: {designs}"]
+    tested = {run.info["fold"]: run.info["protocol"].get("classes", {}).get("test", {}) for run in runs}
+    lacking = [f"no {label} in fold {fold}" for fold, own in tested.items() for label in own if not own[label]]
+    told += [f"Missing from the test: {', '.join(lacking)}, whose scores leave it out"] if lacking else []
     return ". ".join(told if name else [*told, f"Selection: {protocol['selection']}"])
 
 

@@ -591,3 +591,11 @@ def test_a_variant_that_the_code_trains_no_longer_stands_after_the_known_ones(tm
     runs = [record(tmp_path, name, 3, **part if name != "e" else {}) for name in names]
     assert made(runs, "mlkd_ablations")["row"].tolist() == ["l1-only", "two-stage", "an-old-part"]
     assert Selection(("an-old-part",)).predictions(runs)[0]["variant"].unique().tolist() == ["an-old-part"]
+
+
+def test_the_card_names_classes_that_a_fold_does_not_test(tmp_path):
+    whole = record(tmp_path / "whole", "a", 0)
+    assert "Missing" not in write.card([whole])
+    classes = {"test": {"angry": 5, "sad": 0}}
+    lacking = record(tmp_path / "lacking", "a", 0, fold=2, protocol=whole.info["protocol"] | {"classes": classes})
+    assert "Missing from the test: no sad in fold 2, whose scores leave it out" in write.card([lacking])
