@@ -7,6 +7,7 @@ between types of processor, which training amplifies, keep most numbers within i
 """
 
 import json
+import textwrap
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ def compare(options: Namespace) -> int:
         print(json.dumps({"folder": found.name, "counts": found.counts} | tables, indent=1))
     else:
         failed = found.cells.loc[found.cells["status"].isin(["outside", "changed"]), COLUMNS].to_numpy()
-        print(found.machines.to_string(), "", *map(" | ".join, failed), "", found.summary, sep="\n")
+        print(found.machines.to_string(), "", *map(" | ".join, failed), "", textwrap.fill(found.summary, 80), sep="\n")
     if options.page:
         _write_page(found, Path(options.page))
     return int(found.counts["outside"] + found.counts["changed"] > 0)

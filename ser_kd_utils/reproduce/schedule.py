@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import textwrap
 import threading
 import time
 from argparse import Namespace
@@ -181,6 +182,6 @@ def _summary(folder: Path, ended: Mapping[str, Outcome], seconds: float) -> None
             print(f"FAILED {name}: {outcome.error}")
     if (records.EVIDENCE / folder.name).is_dir():
         try:
-            print(f"\n{compare.compared(folder).summary}")
+            print(f"\n{textwrap.fill(compare.compared(folder).summary, 80)}")
         except (ValueError, OSError) as error:
             print(f"Not compared with the committed evidence: {error}")
