@@ -1,8 +1,9 @@
 """Every number an experiment depends on: its value in each profile, its type, and where it comes from.
 
-`tiny` trains small networks from random weights on two CPU cores in minutes; `paper` starts from wav2vec2-base and
-wants a GPU. Any corpus goes with any profile. Notebooks print `table()`, so that no setting is hidden. Each method's
-settings are in its own folder; here is what they have in common, and the noise that they share.
+`tiny` trains small networks from random weights on two CPU cores in minutes; `whisper` starts from a pre-trained
+encoder that a CPU can bear; `paper` starts from wav2vec2-base and wants a GPU. Any corpus goes with any profile.
+Notebooks print `table()`, so that no setting is hidden. Each method's settings are in its own folder; here is what they
+have in common, and the noise that they share.
 """
 
 import ast
@@ -15,7 +16,7 @@ import pandas as pd
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
-PROFILES = ("tiny", "paper")
+PROFILES = ("tiny", "whisper", "paper")
 
 PUBLISHED = "published"
 CODE = "code of cited work"
@@ -32,9 +33,16 @@ Decibels = Annotated[float, Field(allow_inf_nan=False)]
 Precision = Literal["float32", "bf16"]
 
 
-def setting(tiny: Any, paper: Any, source: str, note: str) -> Any:
-    """A field whose value depends on the profile; `source` is PUBLISHED, CODE or ASSUMED and `note` says from where."""
-    return field(metadata={"values": {"tiny": tiny, "paper": paper}, "source": source, "note": note})
+SAME: Any = object()
+
+
+def setting(tiny: Any, paper: Any, source: str, note: str, whisper: Any = SAME) -> Any:
+    """A field whose value depends on the profile; `source` is PUBLISHED, CODE or ASSUMED and `note` says from where.
+
+    whisper: where it is not the value of profile paper.
+    """
+    values = {"tiny": tiny, "whisper": paper if whisper is SAME else whisper, "paper": paper}
+    return field(metadata={"values": values, "source": source, "note": note})
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pandas as pd
@@ -108,13 +109,13 @@ class AudioCache:
 
     `cache[utterance]` is float32 (samples,) in [-1, 1) at 16 kHz. `excluded` (utterance, reason) lists what could not
     be used. `sha256` gives the digest of each utterance's samples. `dataset` is the memory-mapped table itself:
-    utterance, sha256, samples (16-bit, little-endian, as bytes).
+    utterance, sha256, samples (16-bit, little-endian, as bytes). longest: samples after which an utterance is cut.
     """
 
-    def __init__(self, folder: Path, manifest: pd.DataFrame):
+    def __init__(self, folder: Path, manifest: pd.DataFrame, longest: int | None = None):
         from datasets import Dataset
 
-        self._arguments = folder, manifest
+        self._arguments, self.longest = (folder, manifest, longest), longest
         self.dataset = Dataset.from_file(str(folder / "audio.arrow"))
         self.excluded = pd.read_csv(folder / "excluded.csv", dtype=str, keep_default_na=False)
         self.sha256: dict[str, str] = {}
@@ -135,7 +136,12 @@ class AudioCache:
         return len(self._samples)
 
     def __getitem__(self, utterance: str) -> np.ndarray:
-        return self._samples[utterance] * np.float32(2**-15)
+        return self._samples[utterance][: self.longest] * np.float32(2**-15)
+
+    def cut(self, longest: int) -> Self:
+        """The same, of each utterance the first `longest` samples."""
+        folder, manifest, _ = self._arguments
+        return type(self)(folder, manifest, longest)
 
     def seconds(self, utterance: str) -> float:
         return len(self._samples[utterance]) / SAMPLE_RATE

@@ -60,6 +60,30 @@ def _triangles(dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.tensor(np.stack(filters, 1), dtype=dtype, device=device)
 
 
+def whisper_log_mel(waves: Tensor, filters: int = 80) -> Tensor:
+    """Whisper's log-mel spectrogram: (batch, samples) -> (batch, filters, frames), a frame every 10 ms.
+
+    Equals transformers' WhisperFeatureExtractor: 400 samples under a Hann window, centred; powers; mel filters
+    (Slaney); log10 not more than 8 below the item's own peak; plus 4, by 4. A loud noise so lowers the speech beside
+    it: mix first.
+    """
+    window, bank = _whisper_bank(filters, waves.dtype, waves.device)
+    power = torch.stft(waves, 400, 160, window=window, return_complex=True)[..., :-1].abs().square()
+    with torch.autocast(waves.device.type, enabled=False):
+        energy = (bank.T @ power).clamp(min=1e-10).log10()
+        return (energy.maximum(energy.amax((1, 2), keepdim=True) - 8) + 4) / 4
+
+
+@cache
+@torch.inference_mode(False)  # what is kept must serve training, too
+def _whisper_bank(filters: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Window (400,) and mel filters (201, filters)."""
+    from transformers.audio_utils import mel_filter_bank
+
+    bank = mel_filter_bank(201, filters, 0, SAMPLE_RATE / 2, SAMPLE_RATE, norm="slaney", mel_scale="slaney")
+    return torch.hann_window(400, dtype=dtype, device=device), torch.tensor(bank, dtype=dtype, device=device)
+
+
 def mfcc(waves: Tensor) -> Tensor:
     """26 mel-frequency cepstral coefficients: (batch, samples) -> (batch, 26, frames), 2 s -> 63 frames.
 

@@ -34,8 +34,8 @@ class Variant:
 
     @property
     def label(self) -> str:
-        """As tables and figures write it: a single letter stands in parentheses."""
-        return f"({self.name})" if len(self.name) == 1 else self.name
+        """As tables and figures write it: a letter, alone or with a digit, stands in parentheses."""
+        return f"({self.name})" if len(self.name) <= 2 else self.name
 
 
 @dataclass(frozen=True)

@@ -192,6 +192,13 @@ def fit(
     return Fitted(model.eval(), table, int(table["dev_UA"].idxmax()), last, len(sampler), seconds, memory / 2**20)
 
 
+def as_it_is(model: nn.Module, dev: Callable[[nn.Module], Mapping[str, float]]) -> Fitted:
+    """A network that somebody else trained, as `fit` would return it: its history is its dev scores, as epoch 0."""
+    started, last = time.monotonic(), {name: value.to("cpu", copy=True) for name, value in model.state_dict().items()}
+    table = pd.DataFrame([{f"dev_{name}": float(score) for name, score in dev(model).items()}])
+    return Fitted(model.eval(), table.rename_axis("epoch"), 0, last, 0, time.monotonic() - started, 0)
+
+
 def _require_finite(values: Mapping[str, Tensor | float], step: int, epoch: int) -> None:
     """Raises ValueError for the first that is not: a diverged training never becomes a result."""
     for name, value in values.items():

@@ -19,10 +19,10 @@ from transformers import (
 
 from ser_kd_utils.data.features import HOP
 from ser_kd_utils.methods.mlkd.experiment import MLKDExperiment
-from ser_kd_utils.methods.mlkd.model import DistilledStudent, build_student, scale_cnn_gradient
+from ser_kd_utils.methods.mlkd.model import DistilledStudent, scale_cnn_gradient
 from ser_kd_utils.methods.mlkd.settings import MLKDSettings
 from ser_kd_utils.methods.teacher import encoders
-from ser_kd_utils.methods.teacher.encoders import build_teacher, frame_mask
+from ser_kd_utils.methods.teacher.encoders import build_teacher, first_layers, frame_mask
 from ser_kd_utils.methods.teacher.experiment import TeacherExperiment
 from ser_kd_utils.methods.teacher.settings import TeacherSettings
 from ser_kd_utils.training.dataset import hidden_states
@@ -76,7 +76,7 @@ def states_in_train_mode(model, passes: int = 20):
 def test_a_checkpoint_drops_no_layer_masks_nothing_and_recomputes_nothing(careless_checkpoint):
     settings = TeacherSettings.of("tiny", checkpoint=careless_checkpoint)
     teacher = build_teacher(settings, LABELS)
-    student = build_student(teacher, DEPTH)
+    student = first_layers(teacher, DEPTH)
     for model in (teacher, student, build_teacher(TINY, LABELS)):
         assert (model.config.layerdrop, model.config.apply_spec_augment) == (0.0, False)
         assert not any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
@@ -111,13 +111,13 @@ def test_a_checkpoint_keeps_its_encoder_and_takes_the_corpus_labels(teacher, tmp
 
 def test_a_checkpoint_of_another_depth_is_refused(careless_checkpoint):
     paper = TeacherSettings.of("paper", checkpoint=careless_checkpoint)
-    with pytest.raises(ValueError, match=f"has {DEPTH} layers, the settings say {paper.num_hidden_layers}"):
+    with pytest.raises(ValueError, match=f"{DEPTH} layers, the settings say wav2vec2 with {paper.num_hidden_layers}"):
         build_teacher(paper, LABELS)
 
 
 def test_a_student_starts_from_the_teachers_weights(teacher):
     kept = MLKD.student_layers
-    student = build_student(teacher, kept)
+    student = first_layers(teacher, kept)
     own, given = student.state_dict(), teacher.state_dict()
     assert all(torch.equal(value, given[name]) for name, value in own.items())
     left_behind = {name for name in given if name not in own}
@@ -129,7 +129,7 @@ def test_a_student_starts_from_the_teachers_weights(teacher):
 
 
 def test_a_student_as_deep_as_its_teacher_is_the_teacher(teacher, waves, mask):
-    student = build_student(teacher, DEPTH)
+    student = first_layers(teacher, DEPTH)
     close(student.eval()(waves, mask).logits, teacher.eval()(waves, mask).logits)
 
 
@@ -137,7 +137,7 @@ def test_a_student_as_deep_as_its_teacher_is_the_teacher(teacher, waves, mask):
 @pytest.mark.parametrize("layers", [0, DEPTH + 1])
 def test_a_student_cannot_have_layers_its_teacher_lacks(teacher, layers, initial):
     with pytest.raises(ValueError, match=f"{layers} layers cannot be cut from {DEPTH}"):
-        build_student(teacher, layers, initial)
+        first_layers(teacher, layers, initial)
 
 
 def test_a_random_student_has_the_shape_of_the_other_and_none_of_its_weights(teacher):
@@ -145,19 +145,19 @@ def test_a_random_student_has_the_shape_of_the_other_and_none_of_its_weights(tea
         for parameter in teacher.parameters():
             parameter.add_(0.5)  # or norms would begin alike
     torch.manual_seed(1)
-    fresh, again = (build_student(teacher, MLKD.student_layers, "random") for _ in range(2))
-    inherited = build_student(teacher, MLKD.student_layers).state_dict()
+    fresh, again = (first_layers(teacher, MLKD.student_layers, "random") for _ in range(2))
+    inherited = first_layers(teacher, MLKD.student_layers).state_dict()
     assert fresh.state_dict().keys() == inherited.keys()
     for name, value in fresh.state_dict().items():
         assert value.shape == inherited[name].shape and not torch.equal(value, inherited[name]), name
     assert not torch.equal(fresh.projector.weight, again.projector.weight)
-    assert fresh.config.to_dict() == build_student(teacher, MLKD.student_layers).config.to_dict()
+    assert fresh.config.to_dict() == first_layers(teacher, MLKD.student_layers).config.to_dict()
 
 
 def test_parameter_counts_at_full_size():
     with torch.device("meta"):
         teacher = build_teacher(TeacherSettings.of("paper", checkpoint="", network={"num_hidden_layers": 12}), LABELS)
-        student = build_student(teacher, 2)
+        student = first_layers(teacher, 2)
     encoder = 94_371_712  # wav2vec2-base
     classifier = 768 * 256 + 256 + 256 * 4 + 4
     layer = 4 * (768 * 768 + 768) + 2 * 768 * 3072 + 3072 + 768 + 4 * 768
@@ -169,7 +169,7 @@ def test_parameter_counts_at_full_size():
 def test_the_gradient_into_the_cnn_is_scaled_and_no_other(teacher, waves, mask, factor):
     gradients = []
     for scaling in (False, True):
-        student = build_student(teacher, MLKD.student_layers).eval()  # no dropout
+        student = first_layers(teacher, MLKD.student_layers).eval()  # no dropout
         if scaling:
             scale_cnn_gradient(student, factor)
         student(waves, mask).logits.square().sum().backward()
@@ -186,8 +186,8 @@ def test_the_gradient_into_the_cnn_is_scaled_and_no_other(teacher, waves, mask, 
 
 def test_every_head_reads_the_students_last_state(teacher, waves, mask):
     layers = DEPTH - 1  # more than one, so that its last state is not its first
-    student = DistilledStudent(build_student(teacher, layers), MLKD.teacher_layers, WIDTH).eval()
-    output = student(waves, mask)
+    student = DistilledStudent(first_layers(teacher, layers), MLKD.teacher_layers, WIDTH).eval()
+    output = student(input_values=waves, attention_mask=mask)
     plain = student.student(waves, mask, output_hidden_states=True)
     assert torch.equal(output.logits, plain.logits)
     for head, state in zip(student.heads.values(), output.hidden_states, strict=True):
@@ -197,7 +197,7 @@ def test_every_head_reads_the_students_last_state(teacher, waves, mask):
 
 
 def test_teacher_and_student_frames_are_aligned(teacher, waves, mask):
-    student = build_student(teacher, MLKD.student_layers)
+    student = first_layers(teacher, MLKD.student_layers)
     target = teacher(waves, mask, output_hidden_states=True).hidden_states[MLKD.teacher_layers[-1]]
     prediction = student(waves, mask, output_hidden_states=True).hidden_states[-1]
     assert prediction.shape == target.shape
@@ -214,7 +214,7 @@ def test_teacher_and_student_frames_are_aligned(teacher, waves, mask):
 def test_a_network_with_another_frame_rate_is_refused():
     """Windows of speech could not be aligned with its frames."""
     network = TINY.network | {"conv_stride": (5, *TINY.network["conv_stride"][1:])}
-    with pytest.raises(ValueError, match=f"frames of the network are 160 samples apart, not {HOP}"):
+    with pytest.raises(ValueError, match=f"frames of The network are 160 samples apart, not {HOP}"):
         build_teacher(TeacherSettings.of("tiny", network=network), LABELS)
 
 
@@ -247,13 +247,13 @@ def test_a_tenth_of_a_second_is_enough(network):
     teacher = build_teacher(
         TeacherSettings.of("tiny", network=network, num_hidden_layers=network["num_hidden_layers"]), LABELS
     )
-    student = DistilledStudent(build_student(teacher, 1), teacher_layers=(1,), width=teacher.config.hidden_size)
-    output = student.train()(torch.randn(2, 1600), torch.ones(2, 1600, dtype=torch.long))
+    student = DistilledStudent(first_layers(teacher, 1), teacher_layers=(1,), width=teacher.config.hidden_size)
+    output = student.train()(input_values=torch.randn(2, 1600), attention_mask=torch.ones(2, 1600, dtype=torch.long))
     assert output.logits.isfinite().all() and output.hidden_states[0].shape[1] >= 1
 
 
 def test_a_saved_student_is_a_plain_classifier_without_heads(teacher, waves, tmp_path):
-    student = DistilledStudent(build_student(teacher, MLKD.student_layers), MLKD.teacher_layers, WIDTH).eval()
+    student = DistilledStudent(first_layers(teacher, MLKD.student_layers), MLKD.teacher_layers, WIDTH).eval()
     MLKDExperiment.save(student.student, tmp_path)
     loaded = Wav2Vec2ForSequenceClassification.from_pretrained(tmp_path)
     plain = Wav2Vec2ForSequenceClassification(
@@ -262,7 +262,7 @@ def test_a_saved_student_is_a_plain_classifier_without_heads(teacher, waves, tmp
     assert loaded.state_dict().keys() == student.student.state_dict().keys()
     assert len(load_file(tmp_path / "model.safetensors")) == len(plain.state_dict())
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in student.student.state_dict().items())
-    close(loaded(waves[:1]).logits, student(waves[:1]).logits)
+    close(loaded(waves[:1]).logits, student(input_values=waves[:1]).logits)
 
 
 def test_a_saved_model_works_in_transformers_pipeline(teacher, tmp_path):
@@ -277,7 +277,7 @@ def test_a_saved_model_works_in_transformers_pipeline(teacher, tmp_path):
 
 def test_a_frozen_teacher_is_not_reached_by_the_students_train_mode(teacher):
     frozen = encoders.freeze(teacher)
-    student = DistilledStudent(build_student(frozen, MLKD.student_layers), MLKD.teacher_layers[-1:], WIDTH)
+    student = DistilledStudent(first_layers(frozen, MLKD.student_layers), MLKD.teacher_layers[-1:], WIDTH)
     assert student.train().student.training and not frozen.training
     assert not any(p.requires_grad for p in frozen.parameters())
     assert all(p.requires_grad for p in student.parameters())

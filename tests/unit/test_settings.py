@@ -34,9 +34,10 @@ def test_every_setting_has_a_value_a_source_and_a_note(cls, profile):
 
 
 @each_class
-def test_both_profiles_give_the_same_type(cls):
-    tiny, paper = (dataclasses.asdict(cls.of(profile)) for profile in PROFILES)
-    assert {name: type(value) for name, value in tiny.items()} == {name: type(value) for name, value in paper.items()}
+def test_all_profiles_give_the_same_type(cls):
+    every = [dataclasses.asdict(cls.of(profile)) for profile in PROFILES]
+    tiny, *others = ({name: type(value) for name, value in values.items()} for values in every)
+    assert all(other == tiny for other in others)
 
 
 @each_class
@@ -83,7 +84,7 @@ def test_an_unknown_setting_is_an_error_that_names_those_there_are():
 
 
 def test_an_unknown_profile_is_an_error_that_names_those_there_are():
-    with pytest.raises(ValueError, match="'huge'.*tiny, paper"):
+    with pytest.raises(ValueError, match="'huge'.*tiny, whisper, paper"):
         TeacherSettings.of("huge")
 
 

@@ -9,19 +9,17 @@ import torch
 from ser_kd_utils.data.audio import SAMPLE_RATE, AudioCache, cache_audio
 from ser_kd_utils.data.corpora import unlabelled
 from ser_kd_utils.methods.mlkd.loss import MultiLevel
-from ser_kd_utils.methods.mlkd.model import DistilledStudent, build_student, scale_cnn_gradient
+from ser_kd_utils.methods.mlkd.model import DistilledStudent, scale_cnn_gradient
 from ser_kd_utils.methods.teacher import encoders
-from ser_kd_utils.methods.teacher.experiment import MethodExperiment
+from ser_kd_utils.methods.teacher.experiment import EncoderExperiment
 from ser_kd_utils.training.dataset import SpeechDataset
 from ser_kd_utils.training.losses import UNLABELLED, CrossEntropy
 
 
-class MLKDExperiment(MethodExperiment):
+class MLKDExperiment(EncoderExperiment):
     """An Experiment (see its arguments) of MLKD."""
 
     method = "mlkd"
-    prepare_inputs = staticmethod(encoders.prepare_inputs)
-    feature_extractor = staticmethod(encoders.feature_extractor)
 
     def __init__(self, *args: Any, speech_dir: str = "", **options: Any):
         """speech_dir: a folder of unlabelled speech, for the variants that use it."""
@@ -52,27 +50,31 @@ class MLKDExperiment(MethodExperiment):
 
     def student(self, name: str) -> DistilledStudent:
         """The variant's student, with fresh prediction heads and the scaled gradient into its CNN."""
-        use, teacher = self.settings_of(name), self.teachers.teacher()
+        use, teacher = self.settings_of(name), self.teachers.teacher(name=self.variants[name].teacher)
         torch.manual_seed(self.seed)  # after the teacher, which may have to be trained first
         small = self.variants[name].role == "student"
-        network = build_student(teacher, use.student_layers if small else teacher.config.num_hidden_layers, use.initial)
+        depth = use.student_layers if small else teacher.config.num_hidden_layers
+        network = encoders.first_layers(teacher, depth, use.initial)
         scale_cnn_gradient(network, use.cnn_gradient)
         return DistilledStudent(network, use.teacher_layers, teacher.config.hidden_size)
 
     def dataset(self, name: str) -> SpeechDataset:
         """The variant's training set, with what the teacher says of whole clean utterances where that is its target."""
         use, classes, taught = self.settings_of(name), self.classes(self.train), {}
-        speech = self.speech if self._uses_speech(name) else None
+        speech, teacher = self.speech if self._uses_speech(name) else None, self.variants[name].teacher
         if use.label_fraction < 1:
             labelled = self.share_of_each_class(use.label_fraction, "told")
-            classes = {u: label if u in labelled else UNLABELLED for u, label in classes.items()}
+            others = dict.fromkeys(classes, UNLABELLED)
+            if use.pseudo_labels:
+                others = {u: int(logits.argmax()) for u, logits in self.teachers.outputs(name=teacher).logits.items()}
+            classes = {u: label if u in labelled else others[u] for u, label in classes.items()}
         if speech:
             classes |= dict.fromkeys(speech.utterances, UNLABELLED)
             taught["audio"] = ChainMap(self.audio, speech)
         if use.teacher_layers and use.targets == "utterance":
             own = self.settings.teacher_layers  # one pass serves all variants that want no others
             layers = own if set(use.teacher_layers) <= set(own) else use.teacher_layers
-            states = self.teachers.outputs(layers, use.target_network == "fine-tuned", speech)
+            states = self.teachers.outputs(layers, use.target_network == "fine-tuned", speech, teacher)
             logits = torch.stack([states.logits[utterance] for utterance in classes])
             taught |= {"states": states, "layers": use.teacher_layers, "targets": {"teacher_logits": logits}}
         longest = int(use.max_seconds * SAMPLE_RATE)
@@ -84,7 +86,7 @@ class MLKDExperiment(MethodExperiment):
             depth = self.all_settings["teacher"].num_hidden_layers
             objective = MultiLevel(use, depth, partial(encoders.frame_mask, student.student))
             if use.targets != "utterance":
-                teacher = self.teachers.teacher(use.target_network == "fine-tuned")
+                teacher = self.teachers.teacher(use.target_network == "fine-tuned", self.variants[name].teacher)
                 more = {"teacher": teacher, "noisy_targets": use.targets == "noisy piece"}
         more["optimizer"] = torch.optim.AdamW(student.parameters(), use.lr, use.betas, weight_decay=use.weight_decay)
         return student.student, self._optimise(name, student, objective, self.dataset(name), **more), []

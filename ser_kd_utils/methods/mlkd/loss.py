@@ -62,8 +62,9 @@ class MultiLevel(Objective):
             targets, logits = batch["teacher_states"].float().unbind(2), batch["teacher_logits"]
         else:
             targets, logits = hidden_states(teacher, use.teacher_layers, self.depth), teacher.logits
-        frames = predictions[0].shape[1]
-        targets = [target[:, :frames] for target in targets]  # an encoder may have heard a little beyond the window
+        # an encoder may have heard a little beyond the window, and Whisper gives frames of its padding, too
+        frames = min(predictions[0].shape[1], targets[0].shape[1])
+        predictions, targets = ([each[:, :frames] for each in some] for some in (predictions, targets))
         mask = self.frame_mask(frames, batch["lengths"])
         feature = multi_level_loss(predictions, targets, mask, use.cosine_weight, use.l1_weight)
         terms = {"ce": cross_entropy(student.logits, batch["labels"]), "feature": use.gamma * feature}

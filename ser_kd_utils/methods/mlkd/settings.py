@@ -18,9 +18,9 @@ class MLKDSettings(Settings):
 
     group = "mlkd"
 
-    student_layers: Count = setting(1, 2, CODE, "DistilHuBERT (2 of 12)")
+    student_layers: Count = setting(1, 2, CODE, "DistilHuBERT (2 of 12)", 1)
     teacher_layers: tuple[Count, ...] = setting(
-        (1, 2, 3), (4, 8, 12), CODE, "RobustDistiller (of 12 layers); empty: none"
+        (1, 2, 3), (4, 8, 12), CODE, "RobustDistiller (of 12 layers); empty: none", (2, 3, 4)
     )
     gamma: Weight = setting(1.0, 1.0, ASSUMED, "weight of the feature loss beside cross-entropy")
     l1_weight: Weight = setting(1.0, 1.0, CODE, "of the feature loss, DistilHuBERT")
@@ -33,16 +33,19 @@ class MLKDSettings(Settings):
     targets: Targets = setting("utterance", "utterance", ASSUMED, "what the teacher hears, clean unless it says noisy")
     clean_fraction: Fraction = setting(0.0, 0.0, ASSUMED, "of the training items that the student hears clean")
     label_fraction: Fraction = setting(1.0, 1.0, ASSUMED, "of each class whose labels the student is told")
+    pseudo_labels: bool = setting(False, False, ASSUMED, "what the teacher answers stands for the labels not told")
     unlabelled_speech: bool = setting(False, False, ASSUMED, "distilled on the speech of --speech-dir, too")
     gammas: tuple[Weight, ...] = setting((0.1, 1.0, 10.0), (0.1, 1.0, 10.0), ASSUMED, "compared in notebook 03")
     depths: tuple[Count, ...] = setting((1, 2, 3), (1, 2, 4), ASSUMED, "student layers compared in notebook 03")
     cnn_gradient: Weight = setting(0.1, 0.1, CODE, "scales the gradient into the CNN (DistilHuBERT)")
-    epochs: Count = setting(16, 30, ASSUMED, "students start from the teacher's weights")
-    batch_size: Count = setting(8, 24, CODE, "DistilHuBERT (24)")
-    lr: Positive = setting(1e-3, 1e-4, ASSUMED, "AdamW, all weights of students and of the teacher-size baseline")
-    weight_decay: Weight = setting(1e-2, 1e-6, CODE, "DistilHuBERT (1e-6)")
+    epochs: Count = setting(16, 30, ASSUMED, "students start from the teacher's weights", 8)
+    batch_size: Count = setting(8, 24, CODE, "DistilHuBERT (24)", 8)
+    lr: Positive = setting(1e-3, 1e-4, ASSUMED, "AdamW, all weights of students and of the teacher-size baseline", 3e-4)
+    weight_decay: Weight = setting(1e-2, 1e-6, CODE, "DistilHuBERT (1e-6)", 1e-2)
     betas: tuple[Fraction, Fraction] = setting((0.9, 0.98), (0.9, 0.98), CODE, "DistilHuBERT")
     warmup_ratio: Fraction = setting(0.07, 0.07, CODE, "of the steps, linear; then linear decay (DistilHuBERT)")
-    max_grad_norm: Weight = setting(1.0, 5.0, ASSUMED, "gradient norm; 0: not clipped")
-    max_seconds: Positive = setting(2.0, 10.0, ASSUMED, "longest training window, cropped at random; tests take all")
+    max_grad_norm: Weight = setting(1.0, 5.0, ASSUMED, "gradient norm; 0: not clipped", 1.0)
+    max_seconds: Positive = setting(
+        2.0, 10.0, ASSUMED, "longest training window, cropped at random; Whisper: no longer than the teacher's", 3.0
+    )
     precision: Precision = setting("float32", "bf16", ASSUMED, "bf16: mixed precision where the GPU has it")

@@ -5,6 +5,7 @@ from typing import Any
 
 from ser_kd_utils.methods.base import Variant
 from ser_kd_utils.methods.mlkd.settings import MLKDSettings
+from ser_kd_utils.methods.teacher.variants import FEW
 
 NONE: dict[str, Any] = {"teacher_layers": ()}
 """The override of a variant without distillation."""
@@ -17,7 +18,8 @@ def variants(settings: Mapping[str, Any]) -> dict[str, Variant]:
     """
     own, depth = settings["mlkd"], settings["teacher"].num_hidden_layers
     _check_depths(own, depth)
-    components = (each for each in _components(own, depth) if own.replace(**each.overrides) != own)
+    start = "untuned" if settings["teacher"].source else "random"  # what an untuned teacher is
+    components = (each for each in _components(own, depth, start) if own.replace(**each.overrides) != own)
     return {each.name: each for each in (*_main(own), *components, *_situations(own))}
 
 
@@ -46,7 +48,7 @@ def _main(own: MLKDSettings) -> list[Variant]:
     ]
 
 
-def _components(own: MLKDSettings, depth: int) -> list[Variant]:
+def _components(own: MLKDSettings, depth: int, start: str) -> list[Variant]:
     ends = tuple(sorted({own.teacher_layers[0], own.teacher_layers[-1]}))
     every, half, cnn = tuple(range(1, depth + 1)), "Should the student hear clean speech, too?", "May the CNN learn?"
     rows = (
@@ -63,7 +65,12 @@ def _components(own: MLKDSettings, depth: int) -> list[Variant]:
         ("clean-and-noisy", "half clean", half, {"clean_fraction": 0.5}),
         ("piece-targets", "teacher hears the piece", "Is the whole utterance needed?", {"targets": "piece"}),
         ("noisy-teacher", "teacher hears the noise", "Do the targets have to be clean?", {"targets": "noisy piece"}),
-        ("untuned-teacher", "untuned teacher", "Must the targets know emotion?", {"target_network": "untuned"}),
+        (
+            "untuned-teacher",
+            f"teacher of {start} weights",
+            "Must the targets know emotion?",
+            {"target_network": "untuned"},
+        ),
         ("unlabelled", "+ unlabelled speech", "Does more speech help?", {"unlabelled_speech": True}),
     )
     return [
@@ -75,17 +82,22 @@ def _components(own: MLKDSettings, depth: int) -> list[Variant]:
 def _situations(own: MLKDSettings) -> list[Variant]:
     """Where distillation may matter most: a variant without it (c-...) and one with it (e-...), otherwise alike."""
     found = []
-    for name, words, overrides in (
-        ("random-start", "a student from random weights", {"initial": "random"}),
-        ("few-labels", "a quarter of the labels", {"label_fraction": 0.25}),
-        ("long", "twice the epochs", {"epochs": 2 * own.epochs}),
-        ("unseen", "a noise type not heard in training", {}),
+    for name, words, overrides, teacher in (
+        ("random-start", "a student from random weights", {"initial": "random"}, "a"),
+        ("few-labels", "a quarter of the labels", {"label_fraction": FEW}, "a"),
+        ("few-for-both", "a quarter of the labels, for the teacher, too", {"label_fraction": FEW}, "a-few-labels"),
+        ("long", "twice the epochs", {"epochs": 2 * own.epochs}, "a"),
+        ("unseen", "a noise type not heard in training", {}, "a"),
     ):
         for letter, kind, question, baseline, more in (
             ("c", "control", "The control of the next row.", "", NONE),
             ("e", "situation", "What is distillation worth here?", f"c-{name}", {}),
         ):
             about = f"{letter}-{name}", "mlkd", f"({letter}), {words}", question, kind
-            shared = {"teacher": "a", "held_out_noise": name == "unseen", "situation": words}
+            shared = {"teacher": teacher, "held_out_noise": name == "unseen", "situation": words}
             found.append(Variant(*about, baseline=baseline, overrides=overrides | more, **shared))
-    return found
+    pseudo = NONE | {"label_fraction": FEW, "pseudo_labels": True}
+    words = "a quarter of the labels, the teacher's answers for the others"
+    about = {"teacher": "a", "baseline": "c-few-labels", "overrides": pseudo, "situation": words}
+    question = "Are the teacher's answers enough?"
+    return [*found, Variant("c-pseudo-labels", "mlkd", f"(c), {words}", question, "situation", **about)]

@@ -1,53 +1,183 @@
-"""The teacher: transformers' own Wav2Vec2ForSequenceClassification, built with the guards it needs."""
+"""Encoders of speech behind one interface: wav2vec 2.0, HuBERT and WavLM hear the waveform, Whisper its log-mel.
+
+Teachers and students are transformers' own classifiers of these families; what differs among them stands here.
+"""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor, nn
-from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForAudioClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    SequenceFeatureExtractor,
+    Wav2Vec2FeatureExtractor,
+    WhisperFeatureExtractor,
+)
 
-from ser_kd_utils.data.features import HOP
-from ser_kd_utils.methods.teacher.settings import TeacherSettings
+from ser_kd_utils.data.audio import SAMPLE_RATE
+from ser_kd_utils.data.features import HOP, whisper_log_mel
+from ser_kd_utils.methods.teacher.settings import FAMILIES, TeacherSettings
 from ser_kd_utils.training.experiment import names_of_classes
 
-# layerdrop (0.1 by default) would drop the very layers that are distilled; SpecAugment fails under 3,280 samples;
-# wav2vec2-base on the hub asks for gradient checkpointing, which would slow the teacher down and not the students.
+# layerdrop would drop the very layers that are distilled; SpecAugment fails under 3,280 samples; wav2vec2-base on the
+# hub asks for gradient checkpointing, which would slow the teacher down and not the students.
 GUARDS = {"layerdrop": 0.0, "apply_spec_augment": False, "gradient_checkpointing": False}
+WHISPER_GUARDS = {"encoder_layerdrop": 0.0, "apply_spec_augment": False}
 
 
-def build_teacher(settings: TeacherSettings, labels: Sequence[str]) -> Wav2Vec2ForSequenceClassification:
+class WaveformInputs:
+    """What wav2vec 2.0, HuBERT and WavLM are given: waves of any length, each normalised over its own samples.
+
+    A mask goes with them where the network has layer norms in its convolutions. Those with a group norm
+    (wav2vec2-base) were pre-trained without one and hear padding as silence, in training as in tests.
+    """
+
+    def __init__(self, config: PreTrainedConfig):
+        self.config, self.masked = config, config.feat_extract_norm == "layer"
+
+    def prepare_inputs(self, waves: Tensor, lengths: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+        """The network's arguments for waves (batch, samples); mask: (batch, samples), 0 in the padding."""
+        values = {"input_values": normalise(waves, lengths)}
+        return values if mask is None or not self.masked else values | {"attention_mask": mask}
+
+    def frame_counts(self, lengths: Tensor) -> Tensor:
+        """How many of the network's 20 ms frames hold samples of an item alone; lengths: (batch,) samples."""
+        for kernel, stride in zip(self.config.conv_kernel, self.config.conv_stride, strict=True):
+            lengths = (lengths - kernel) // stride + 1
+        return lengths
+
+    def feature_extractor(self) -> SequenceFeatureExtractor:
+        return Wav2Vec2FeatureExtractor(return_attention_mask=self.masked)
+
+
+class LogMelInputs:
+    """What Whisper is given: the log-mel of one window of fixed length, which silence fills up.
+
+    Its transformers class takes no mask and no other length. Speech beyond the window is not heard.
+    """
+
+    def __init__(self, config: PreTrainedConfig):
+        self.config, self.samples = config, config.max_source_positions * HOP
+
+    def prepare_inputs(self, waves: Tensor, lengths: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+        """The network's arguments for waves (batch, samples), with zeros in the padding."""
+        waves = nn.functional.pad(waves[:, : self.samples], (0, max(self.samples - waves.shape[1], 0)))
+        return {"input_features": whisper_log_mel(waves, self.config.num_mel_bins)}
+
+    def frame_counts(self, lengths: Tensor) -> Tensor:
+        """How many of the network's 20 ms frames hold samples of an item alone; lengths: (batch,) samples."""
+        return lengths.clamp(max=self.samples) // HOP
+
+    def feature_extractor(self) -> SequenceFeatureExtractor:
+        return WhisperFeatureExtractor(self.config.num_mel_bins, chunk_length=self.samples // SAMPLE_RATE)
+
+
+def inputs_of(config: PreTrainedConfig) -> WaveformInputs | LogMelInputs:
+    """How a network of this config is given speech."""
+    return (LogMelInputs if config.model_type == "whisper" else WaveformInputs)(config)
+
+
+def inputs_of_teacher(settings: TeacherSettings) -> WaveformInputs | LogMelInputs:
+    """How a teacher of these settings, and its students, are given speech."""
+    config = config_of(settings)
+    config.max_source_positions = _window(settings)
+    return inputs_of(config)
+
+
+def _window(settings: TeacherSettings) -> int:
+    """Whisper's, in frames."""
+    return round(settings.max_seconds * SAMPLE_RATE) // HOP
+
+
+def config_of(settings: TeacherSettings, **more: Any) -> PreTrainedConfig:
+    """The config of the teacher, guarded; more: what it says of the classes.
+
+    Raises ValueError for a checkpoint of another family or depth than the settings declare, and for frames that are not
+    20 ms apart, with which windows of speech could not be aligned.
+    """
+    if settings.source:
+        config = AutoConfig.from_pretrained(checkpoint_folder(settings), trust_remote_code=False, **more)
+    else:
+        config = AutoConfig.for_model(settings.model_type, **settings.network, **more)
+    whisper = config.model_type == "whisper"
+    config.update(WHISPER_GUARDS if whisper else GUARDS)
+    name, found = settings.source or "The network", (config.model_type, config.num_hidden_layers)
+    if found != (settings.model_type, settings.num_hidden_layers):
+        raise ValueError(
+            f"{name} is {found[0]} with {found[1]} layers, the settings say {settings.model_type} with "
+            f"{settings.num_hidden_layers}: change teacher.model_type (of {', '.join(FAMILIES)}) and "
+            "teacher.num_hidden_layers, or pass another checkpoint."
+        )
+    if not whisper and config.inputs_to_logits_ratio != HOP:
+        raise ValueError(f"The frames of {name} are {config.inputs_to_logits_ratio} samples apart, not {HOP}.")
+    return config
+
+
+def build_teacher(settings: TeacherSettings, labels: Sequence[str]) -> PreTrainedModel:
     """A classifier over `labels`, from a checkpoint (hub name and commit, or folder) or from random weights.
 
-    Weights are read from safetensors only, and no code comes with them. Raises ValueError when there are none (a
-    pickle does not count), the checkpoint's depth is not the declared one, or its frames are not 20 ms apart (windows
-    of speech could not be aligned with them), FileNotFoundError when the hub does not give it.
+    Weights are read from safetensors only, and no code comes with them. Whisper is cut to the window of
+    `max_seconds`, the first rows of its table of positions. Raises ValueError when there are no such weights (a pickle
+    does not count) and for what `config_of` refuses, FileNotFoundError when the hub does not give the checkpoint.
     """
-    classes = names_of_classes(labels)
-    if settings.checkpoint:
-        folder = _folder(settings)
-        config = Wav2Vec2Config.from_pretrained(folder, **classes)
-        config.update(GUARDS)
-        model = Wav2Vec2ForSequenceClassification.from_pretrained(
-            folder, config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-        )
+    config = config_of(settings, **names_of_classes(labels))
+    if settings.tuning == "frozen":
+        config.use_weighted_layer_sum = True
+    if settings.source:
+        model = AutoModelForAudioClassification.from_pretrained(
+            checkpoint_folder(settings), config=config, dtype=torch.float32, use_safetensors=True,
+            trust_remote_code=False,
+        )  # fmt: skip
     else:
-        model = Wav2Vec2ForSequenceClassification(Wav2Vec2Config(**settings.network, **GUARDS, **classes))
-    depth, step = model.config.num_hidden_layers, model.config.inputs_to_logits_ratio
-    if depth != settings.num_hidden_layers:
-        raise ValueError(
-            f"{settings.checkpoint or 'The network'} has {depth} layers, the settings say "
-            f"{settings.num_hidden_layers}: pass the checkpoint that the settings name, or change `num_hidden_layers`."
-        )
-    if step != HOP:
-        raise ValueError(f"The frames of {settings.checkpoint or 'the network'} are {step} samples apart, not {HOP}.")
+        model = AutoModelForAudioClassification.from_config(config)
+    if config.model_type == "whisper":
+        cut_window(model, _window(settings))
     return model
 
 
-def _folder(settings: TeacherSettings) -> Path:
+def cut_window(model: PreTrainedModel, frames: int) -> None:
+    """Let a Whisper classifier hear so many frames of 20 ms in place of 30 s."""
+    kept = model.encoder.embed_positions.weight.detach()[:frames].clone()
+    model.encoder.embed_positions = nn.Embedding(*kept.shape, _weight=kept).requires_grad_(False)
+    model.config.max_source_positions = model.encoder.max_source_positions = frames
+
+
+def ready_teacher(settings: TeacherSettings, labels: Sequence[str]) -> PreTrainedModel:
+    """A classifier that somebody else fine-tuned, as it is; its classes are put in the order of `labels`.
+
+    Raises ValueError where it does not have all of these classes (by name, in upper or lower case), or where Whisper's
+    window is not `max_seconds`, and as `build_teacher`.
+    """
+    config = config_of(settings)
+    theirs = {name.lower(): index for index, name in config.id2label.items()}
+    if lacking := [label for label in labels if label.lower() not in theirs]:
+        raise ValueError(f"{settings.ready} has no class {', '.join(lacking)}: it tells {', '.join(theirs)}.")
+    seconds = getattr(config, "max_source_positions", 0) * HOP / SAMPLE_RATE
+    if config.model_type == "whisper" and seconds != settings.max_seconds:
+        raise ValueError(f"{settings.ready} hears {seconds:g} s: set teacher.max_seconds={seconds}.")
+    model = AutoModelForAudioClassification.from_pretrained(
+        checkpoint_folder(settings), config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+    )
+    rows = [theirs[label.lower()] for label in labels]
+    with torch.no_grad():
+        head = nn.Linear(model.classifier.in_features, len(rows))
+        head.weight.copy_(model.classifier.weight[rows])
+        head.bias.copy_(model.classifier.bias[rows])
+    model.classifier, model.num_labels = head, len(rows)
+    model.config.update(names_of_classes(labels))
+    return model
+
+
+def checkpoint_folder(settings: TeacherSettings) -> Path:
     """Where the checkpoint lies, with weights in safetensors. From the hub come these and the config, nothing else."""
-    name, commit = settings.checkpoint, settings.revision
+    name, commit = settings.source, settings.revision
     folder, files = Path(name), ["config.json", "model*.safetensors*"]
     if settings.from_hub:
         try:
@@ -61,10 +191,39 @@ def _folder(settings: TeacherSettings) -> Path:
         source = repr(name) + f", revision={commit!r}" * settings.from_hub
         raise ValueError(
             f"{name} holds no weights in safetensors, and a pickle (pytorch_model.bin) is not opened here. If you "
-            'trust it, convert it once: python -c "from transformers import Wav2Vec2Model as M; '
+            'trust it, convert it once: python -c "from transformers import AutoModel as M; '
             f"M.from_pretrained({source}).save_pretrained('folder')\"; then pass teacher.checkpoint='folder'."
         )
     return folder
+
+
+def first_layers(teacher: PreTrainedModel, layers: int, initial: str = "teacher") -> PreTrainedModel:
+    """The teacher's front end and first `layers` layers, its final norm and its head, copied.
+
+    With all of the teacher's layers this is a copy of the teacher. initial "random": a network of the same shape with
+    fresh weights. Raises ValueError for a depth that the teacher does not have.
+    """
+    if not 1 <= layers <= teacher.config.num_hidden_layers:
+        raise ValueError(f"A student of {layers} layers cannot be cut from {teacher.config.num_hidden_layers} layers.")
+    config = deepcopy(teacher.config)
+    config.num_hidden_layers = layers
+    student = type(teacher)(config)
+    if initial == "random":
+        return student
+    kept = student.state_dict().keys()
+    student.load_state_dict({name: value for name, value in teacher.state_dict().items() if name in kept})
+    return student
+
+
+def encoder_of(model: PreTrainedModel) -> nn.Module:
+    """All of a classifier but its head."""
+    return model.encoder if model.config.model_type == "whisper" else model.base_model
+
+
+def front_end(model: PreTrainedModel) -> list[nn.Module]:
+    """The convolutions before the transformer layers, in their order."""
+    encoder = encoder_of(model)
+    return [encoder.conv1, encoder.conv2] if model.config.model_type == "whisper" else [encoder.feature_extractor]
 
 
 def freeze(teacher: nn.Module) -> nn.Module:
@@ -89,18 +248,7 @@ def normalise(waves: Tensor, lengths: Tensor) -> Tensor:
     return centred / (variance + 1e-7).sqrt()
 
 
-def prepare_inputs(waves: Tensor, lengths: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
-    """The network's arguments for waves (batch, samples); mask: (batch, samples), 0 in the padding, where there is."""
-    values = {"input_values": normalise(waves, lengths)}
-    return values if mask is None else values | {"attention_mask": mask}
-
-
-def frame_mask(model: Wav2Vec2ForSequenceClassification, frames: int, lengths: Tensor) -> Tensor:
+def frame_mask(model: PreTrainedModel, frames: int, lengths: Tensor) -> Tensor:
     """(batch, frames) booleans: which of the network's 20 ms frames hold samples of the item; lengths: (batch,)."""
-    counts = model._get_feat_extract_output_lengths(lengths)
+    counts = inputs_of(model.config).frame_counts(lengths)
     return torch.arange(frames, device=lengths.device) < counts[:, None]
-
-
-def feature_extractor(model: Wav2Vec2ForSequenceClassification) -> Wav2Vec2FeatureExtractor:
-    """What is saved beside the network, so that `pipeline("audio-classification", folder)` hears what it was taught."""
-    return Wav2Vec2FeatureExtractor(return_attention_mask=model.config.feat_extract_norm == "layer")

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from transformers import Wav2Vec2ForSequenceClassification
+from transformers import AutoModelForAudioClassification, PreTrainedModel, SequenceFeatureExtractor
 
 from ser_kd_utils.data.audio import SAMPLE_RATE, AudioCache
 from ser_kd_utils.files import digest, only_one, unfinished
@@ -16,6 +16,7 @@ from ser_kd_utils.methods import METHODS, Variant, settings_of
 from ser_kd_utils.methods.teacher import encoders
 from ser_kd_utils.training.dataset import SpeechDataset, TeacherOutputs, teacher_outputs
 from ser_kd_utils.training.experiment import Experiment
+from ser_kd_utils.training.loop import as_it_is
 from ser_kd_utils.training.losses import CrossEntropy
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -43,53 +44,85 @@ class MethodExperiment(Experiment):
 
     def teacher_fingerprint(self, teacher: str) -> str:
         """Of a student's teacher; empty for none."""
-        return teacher and (self.teachers if teacher == "a" else self).fingerprint(teacher)
+        return teacher and (self.teachers if teacher in self.teachers.variants else self).fingerprint(teacher)
 
 
-class TeacherExperiment(MethodExperiment):
+class EncoderExperiment(MethodExperiment):
+    """An Experiment (see its arguments) of networks that are given speech as the teacher's encoder is."""
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        teacher = self.all_settings["teacher"]
+        if teacher.model_type == "whisper":
+            self.audio = self.audio.cut(int(teacher.max_seconds * SAMPLE_RATE))
+
+    @cached_property
+    def prepare_inputs(self) -> Any:
+        return encoders.inputs_of_teacher(self.all_settings["teacher"]).prepare_inputs
+
+    @staticmethod
+    def feature_extractor(network: PreTrainedModel) -> SequenceFeatureExtractor:
+        """With it `pipeline("audio-classification", folder)` gives a network what it was trained on."""
+        return encoders.inputs_of(network.config).feature_extractor()
+
+
+class TeacherExperiment(EncoderExperiment):
     """An Experiment (see its arguments) of the teacher (a)."""
 
     method = "teacher"
-    prepare_inputs = staticmethod(encoders.prepare_inputs)
-    feature_extractor = staticmethod(encoders.feature_extractor)
 
-    def new_network(self) -> Wav2Vec2ForSequenceClassification:
-        """The teacher before its training."""
+    @property
+    def teachers(self) -> TeacherExperiment:
+        return self
+
+    def new_network(self, name: str = "a") -> PreTrainedModel:
+        """The teacher before its training, or the one that is ready."""
         torch.manual_seed(self.seed)
-        return encoders.build_teacher(self.settings, self.labels)
+        use = self.settings_of(name)
+        ready = use.ready and name == "a"
+        return (encoders.ready_teacher if ready else encoders.build_teacher)(use, self.labels)
 
-    def teacher(self, tuned: bool = True) -> Wav2Vec2ForSequenceClassification:
-        """The network of (a), frozen, trained first when its record is not here; not tuned: as before its training."""
+    def teacher(self, tuned: bool = True, name: str = "a") -> PreTrainedModel:
+        """The network of a variant, frozen, trained first when its record is not here; not tuned: before training."""
         if not tuned:
-            return encoders.freeze(self.new_network())
-        return encoders.freeze(Wav2Vec2ForSequenceClassification.from_pretrained(self.run("a").folder / "model"))
+            return encoders.freeze(self.new_network(name))
+        return encoders.freeze(AutoModelForAudioClassification.from_pretrained(self.run(name).folder / "model"))
 
     def outputs(
-        self, layers: Sequence[int] = (), tuned: bool = True, speech: AudioCache | None = None
+        self, layers: Sequence[int] = (), tuned: bool = True, speech: AudioCache | None = None, name: str = "a"
     ) -> TeacherOutputs:
         """What the teacher says of the training utterances, computed once for all students of all methods.
 
-        speech: more of it, without labels. They lie beside the checkpoints, in a folder that names fold and seed.
+        speech: more of it, without labels; name: of the variant. They lie beside the checkpoints, in a folder that
+        names fold and seed.
         """
         utterances, audio = self.train, self.audio
         if speech:
             utterances, audio = [*utterances, *speech.utterances], ChainMap(audio, speech)
-        key = digest([self.fingerprint("a"), tuned, layers, utterances, speech and speech.fingerprint])[:16]
-        name = f"teacher-outputs-fold-{self.fold}__seed-{self.seed}-{key}"
-        teacher, place = self.teacher(tuned).to(DEVICE), unfinished(self.folder) / name
-        with only_one(self.folder, name):
+        key = digest([self.fingerprint(name), tuned, layers, utterances, speech and speech.fingerprint])[:16]
+        folder = f"teacher-outputs-fold-{self.fold}__seed-{self.seed}-{key}"
+        teacher, place = self.teacher(tuned, name).to(DEVICE), unfinished(self.folder) / folder
+        with only_one(self.folder, folder):
             return teacher_outputs(teacher, self.prepare_inputs, audio, utterances, layers, place)
 
     def dataset(self, name: str = "a") -> SpeechDataset:
         """Windows of clean training speech."""
-        return self._windows(name, self.classes(self.train), longest=int(self.settings.max_seconds * SAMPLE_RATE))
+        use = self.settings_of(name)
+        told = self.share_of_each_class(use.label_fraction, "told") if use.label_fraction < 1 else {*self.train}
+        classes = self.classes([utterance for utterance in self.train if utterance in told])
+        return self._windows(name, classes, longest=int(use.max_seconds * SAMPLE_RATE))
 
     def trained(self, name: str):
-        network, use = self.new_network(), self.settings
-        if use.freeze_cnn:
-            network.freeze_feature_encoder()
-        encoder = [p for p in network.wav2vec2.parameters() if p.requires_grad]
-        head = [*network.projector.parameters(), *network.classifier.parameters()]
-        groups: list[dict[str, Any]] = [{"params": encoder, "lr": use.lr_encoder}, {"params": head, "lr": use.lr_head}]
+        network, use = self.new_network(name), self.settings_of(name)
+        if use.ready and name == "a":
+            return network, as_it_is(network.to(DEVICE), self._dev_scores(name)), []
+        encoder = encoders.encoder_of(network)
+        for module in [encoder] if use.tuning == "frozen" else encoders.front_end(network) * use.freeze_cnn:
+            module.requires_grad_(False)
+        learnt = [p for p in encoder.parameters() if p.requires_grad]
+        known = {*encoder.parameters()}
+        head = [p for p in network.parameters() if p not in known]
+        groups: list[dict[str, Any]] = [{"params": learnt, "lr": use.lr_encoder}, {"params": head, "lr": use.lr_head}]
+        groups = [group for group in groups if group["params"]]
         optimizer = torch.optim.AdamW(groups, betas=use.betas, weight_decay=use.weight_decay)
         return network, self._optimise(name, network, CrossEntropy(), self.dataset(name), optimizer=optimizer), []

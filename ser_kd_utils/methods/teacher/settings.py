@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic.dataclasses import dataclass
 
@@ -10,6 +10,12 @@ from ser_kd_utils.settings import ASSUMED, CODE, STRICT, Count, Fraction, Positi
 
 BASE_COMMIT = "0b5b8e868dd84f03fd87d01f9c4ff0f080fecfe8"
 """Of wav2vec2-base; known to hold a pickle and no safetensors: convert it once."""
+
+WHISPER_COMMIT = "87c7102498dcde7456f24cfd30239ca606ed9063"
+"""Of whisper-tiny.en. Whisper heard much noisy speech in its pre-training, and its states bear noise well (Shi et al.,
+arXiv 2311.07093): a student of it starts from more than one of wav2vec2-base, which heard read speech only."""
+
+FAMILIES = ("wav2vec2", "hubert", "wavlm", "whisper")
 
 TINY_NETWORK = {
     "hidden_size": 96,
@@ -35,33 +41,55 @@ class TeacherSettings(Settings):
 
     group = "teacher"
 
-    checkpoint: str = setting("", "facebook/wav2vec2-base", ASSUMED, "hub name or folder; empty: random weights")
-    revision: str = setting("", BASE_COMMIT, ASSUMED, "commit of a hub name; a folder has none")
+    checkpoint: str = setting(
+        "", "facebook/wav2vec2-base", ASSUMED, "hub name or folder; empty: random weights", "openai/whisper-tiny.en"
+    )
+    revision: str = setting("", BASE_COMMIT, ASSUMED, "commit of a hub name; a folder has none", WHISPER_COMMIT)
+    ready: str = setting("", "", ASSUMED, "hub name or folder of a fine-tuned classifier, the teacher as it is")
+    model_type: Literal[FAMILIES] = setting(
+        "wav2vec2", "wav2vec2", ASSUMED, "family of the network; a checkpoint of another is refused", "whisper"
+    )
     network: dict[str, Any] = setting(TINY_NETWORK, {}, ASSUMED, "tiny: sized on dev speakers of EMO-DB folds 1 and 2")
-    num_hidden_layers: Count = setting(3, 12, ASSUMED, "transformer layers; a checkpoint of another depth is refused")
-    freeze_cnn: bool = setting(False, True, CODE, "SpeechBrain IEMOCAP recipe; random weights must be trained")
-    epochs: Count = setting(22, 30, CODE, "SpeechBrain IEMOCAP recipe (30)")
-    batch_size: Count = setting(8, 24, ASSUMED, "utterances a step")
-    lr_encoder: Positive = setting(1e-3, 1e-5, CODE, "SpeechBrain IEMOCAP recipe (1e-5)")
-    lr_head: Positive = setting(1e-3, 1e-4, CODE, "SpeechBrain IEMOCAP recipe (1e-4)")
-    weight_decay: Weight = setting(1e-2, 1e-6, ASSUMED, "AdamW")
+    num_hidden_layers: Count = setting(
+        3, 12, ASSUMED, "transformer layers; a checkpoint of another depth is refused", 4
+    )
+    freeze_cnn: bool = setting(False, True, CODE, "SpeechBrain IEMOCAP recipe; random weights must be trained", False)
+    tuning: Literal["full", "frozen"] = setting(
+        "full", "full", ASSUMED, "frozen: a weighted sum of the encoder's layers and the head learn (SUPERB)"
+    )
+    label_fraction: Fraction = setting(1.0, 1.0, ASSUMED, "of each class whose labels the teacher is told")
+    epochs: Count = setting(22, 30, CODE, "SpeechBrain IEMOCAP recipe (30)", 8)
+    batch_size: Count = setting(8, 24, ASSUMED, "utterances a step", 8)
+    lr_encoder: Positive = setting(1e-3, 1e-5, CODE, "SpeechBrain IEMOCAP recipe (1e-5)", 1e-4)
+    lr_head: Positive = setting(1e-3, 1e-4, CODE, "SpeechBrain IEMOCAP recipe (1e-4)", 1e-3)
+    weight_decay: Weight = setting(1e-2, 1e-6, ASSUMED, "AdamW", 1e-2)
     betas: tuple[Fraction, Fraction] = setting((0.9, 0.98), (0.9, 0.98), CODE, "AdamW, as DistilHuBERT")
-    warmup_ratio: Fraction = setting(0.1, 0.07, CODE, "of the steps, linear; then linear decay (DistilHuBERT 7 %)")
-    max_grad_norm: Weight = setting(1.0, 5.0, ASSUMED, "gradient norm; 0: not clipped")
-    max_seconds: Positive = setting(2.0, 10.0, ASSUMED, "longest training window, cropped at random; tests take all")
+    warmup_ratio: Fraction = setting(0.1, 0.07, CODE, "of the steps, linear; then linear decay (DistilHuBERT 7 %)", 0.1)
+    max_grad_norm: Weight = setting(1.0, 5.0, ASSUMED, "gradient norm; 0: not clipped", 1.0)
+    max_seconds: Positive = setting(
+        2.0, 10.0, ASSUMED, "longest training window, cropped at random; tests take all; Whisper: the first seconds "
+        "of an utterance, in training and tests, all that teacher and student hear", 3.0,
+    )  # fmt: skip
     precision: Precision = setting("float32", "bf16", ASSUMED, "bf16: mixed precision where the GPU has it")
 
     def __post_init__(self) -> None:
         if self.from_hub and not re.fullmatch("[0-9a-f]{40}", self.revision):
             raise ValueError(
-                f"teacher.checkpoint={self.checkpoint!r}, revision={self.revision!r}: there is no such folder, and a "
+                f"teacher.checkpoint={self.source!r}, revision={self.revision!r}: there is no such folder, and a "
                 "hub name wants as revision the 40 hex digits of a commit (branches and tags move)."
             )
         layers = self.network.get("num_hidden_layers", 0)
-        if not self.checkpoint and layers != self.num_hidden_layers:
+        if not self.source and layers != self.num_hidden_layers:
             raise ValueError(f"teacher.network has {layers} layers, not {self.num_hidden_layers} (num_hidden_layers).")
+        if self.model_type == "whisper" and self.max_seconds % 1:
+            raise ValueError(f"teacher.max_seconds={self.max_seconds}: Whisper's window is of whole seconds.")
+
+    @property
+    def source(self) -> str:
+        """Where the first weights come from; empty: random ones."""
+        return self.ready or self.checkpoint
 
     @property
     def from_hub(self) -> bool:
         """Whether the checkpoint is a hub name, neither a folder nor random weights."""
-        return bool(self.checkpoint) and not Path(self.checkpoint).is_dir()
+        return bool(self.source) and not Path(self.source).is_dir()

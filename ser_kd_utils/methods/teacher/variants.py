@@ -1,12 +1,25 @@
-"""The teacher's one variant."""
+"""The teacher's variants: fine-tuned, frozen under a small head, and told as few labels as some students."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from ser_kd_utils.methods.base import Variant
 
+FEW = 0.25
+"""Of the labels, where students are told few."""
+
 
 def variants(settings: Mapping[str, Any]) -> dict[str, Variant]:
-    """(a): the encoder fine-tuned on clean speech."""
-    question = "How far does a clean-speech model fall in noise?"
-    return {"a": Variant("a", "teacher", "teacher, clean", question, role="teacher", noisy=False)}
+    """(a), the control of few labels and, of a pre-trained encoder, (a0)."""
+    rows = [
+        ("a", "teacher, clean", "How far does a clean-speech model fall in noise?", "main", {}),
+        ("a-few-labels", "teacher, a quarter of the labels", "What does it know of few labels?", "control",
+         {"label_fraction": FEW}),
+    ]  # fmt: skip
+    if settings["teacher"].checkpoint:
+        frozen = {"tuning": "frozen", "epochs": 2 * settings["teacher"].epochs}
+        rows.insert(1, ("a0", "frozen encoder, clean", "What do the encoder's own states tell?", "main", frozen))
+    return {
+        name: Variant(name, "teacher", title, question, kind, role="teacher", noisy=False, overrides=overrides)
+        for name, title, question, kind, overrides in rows
+    }
