@@ -96,7 +96,7 @@ def declared(tones, speech, tmp_path_factory):
         )  # fmt: skip
         with torch.no_grad():
             for parameter in network.parameters():
-                parameter.add_(0.001)
+                parameter.add_(0.001 * len(dataset) / 24)  # another training set, other weights
         history = pd.DataFrame({"loss": [1.0]}, index=pd.RangeIndex(1, 2, name="epoch"))
         return Fitted(model.eval(), history, 1, model.state_dict(), len(dataset), 2.0, 1.0)
 
@@ -238,8 +238,22 @@ def test_the_untuned_teacher_is_the_network_that_a_started_from(declared):
 
 
 def test_a_teacher_is_asked_once_for_all_variants_that_ask_the_same(declared):
-    """(a), the untuned one, and (a) of unlabelled speech, too; of some of MLKD's layers with the others."""
-    assert sorted(declared[1].passes) == [(WHOLE, 24), (WHOLE, 24), (WHOLE, 27)]
+    """(a), the untuned one, the one of few labels, and (a) of unlabelled speech, too; of some of MLKD's layers with the
+    others."""
+    assert sorted(declared[1].passes) == [(WHOLE, 24), (WHOLE, 24), (WHOLE, 24), (WHOLE, 27)]
+
+
+def test_the_controls_of_few_labels_know_no_more_than_their_teacher(declared):
+    """Of the pair whose teacher was told a quarter, both start from it; pseudo-labels are what (a) answers."""
+    experiment, given = declared
+    fits = given.fits
+    assert equal(fits["c-few-for-both"].start, fits["e-few-for-both"].start)
+    assert not equal(fits["c-few-for-both"].start, fits["c-few-labels"].start)
+    few = {u for u, label in fits["c-few-labels"].dataset.classes.items() if label != UNLABELLED}
+    assert {*experiment.teachers.dataset("a-few-labels").classes} == few
+    told = experiment.teachers.outputs(experiment.settings.teacher_layers).logits
+    truth, pseudo = experiment.classes(experiment.train), fits["c-pseudo-labels"].dataset.classes
+    assert pseudo == {u: truth[u] if u in few else int(told[u].argmax()) for u in experiment.train}
 
 
 def test_unlabelled_speech_is_heard_without_labels(declared):
@@ -307,8 +321,8 @@ def test_variants_that_need_unlabelled_speech_are_offered_with_a_folder_of_it_on
 
 def test_no_two_variants_share_a_fingerprint_or_a_folder(declared):
     experiment, given = declared
-    assert len({experiment.fingerprint(name) for name in experiment.variants}) == len(experiment.variants) == 28
-    assert len({run.folder for run in given.runs.values()}) == 29
+    assert len({experiment.fingerprint(name) for name in experiment.variants}) == len(experiment.variants) == 31
+    assert len({run.folder for run in given.runs.values()}) == 32
     assert all(given.runs[name].complete(experiment.fingerprint(name)) for name in experiment.variants)
 
 

@@ -66,7 +66,8 @@ class MLKDExperiment(EncoderExperiment):
             labelled = self.share_of_each_class(use.label_fraction, "told")
             others = dict.fromkeys(classes, UNLABELLED)
             if use.pseudo_labels:
-                others = {u: int(logits.argmax()) for u, logits in self.teachers.outputs(name=teacher).logits.items()}
+                told = self.teachers.outputs(self.settings.teacher_layers, name=teacher).logits
+                others = {utterance: int(logits.argmax()) for utterance, logits in told.items()}
             classes = {u: label if u in labelled else others[u] for u, label in classes.items()}
         if speech:
             classes |= dict.fromkeys(speech.utterances, UNLABELLED)

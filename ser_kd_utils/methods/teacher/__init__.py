@@ -9,5 +9,5 @@ METHOD = Method(
     notebooks=(Notebook("01_teacher_finetuning", kinds=("main",)),),
     settings="TeacherSettings",
     experiment="TeacherExperiment",
-    styles={"a": ("#000000", "o", "-")},
+    styles={"a": ("#000000", "o", "-"), "a0": ("#999999", "o", "--")},
 )

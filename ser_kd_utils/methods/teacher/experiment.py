@@ -11,12 +11,12 @@ import torch
 from transformers import AutoModelForAudioClassification, PreTrainedModel, SequenceFeatureExtractor
 
 from ser_kd_utils.data.audio import SAMPLE_RATE, AudioCache
-from ser_kd_utils.files import digest, only_one, unfinished
+from ser_kd_utils.files import digest, only_one, sha256, unfinished
 from ser_kd_utils.methods import METHODS, Variant, settings_of
 from ser_kd_utils.methods.teacher import encoders
 from ser_kd_utils.training.dataset import SpeechDataset, TeacherOutputs, teacher_outputs
 from ser_kd_utils.training.experiment import Experiment
-from ser_kd_utils.training.loop import as_it_is
+from ser_kd_utils.training.loop import Fitted, as_it_is
 from ser_kd_utils.training.losses import CrossEntropy
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -59,6 +59,13 @@ class EncoderExperiment(MethodExperiment):
     @cached_property
     def prepare_inputs(self) -> Any:
         return encoders.inputs_of_teacher(self.all_settings["teacher"]).prepare_inputs
+
+    def card(self) -> dict[str, Any]:
+        whole = "whole utterances"
+        if self.audio.longest:
+            whole = f"the first {self.audio.longest / SAMPLE_RATE:g} s of each utterance, silence after shorter ones"
+        card = super().card()
+        return card | {"test": card["test"].replace("whole utterances", whole)}
 
     @staticmethod
     def feature_extractor(network: PreTrainedModel) -> SequenceFeatureExtractor:
@@ -111,6 +118,12 @@ class TeacherExperiment(EncoderExperiment):
         told = self.share_of_each_class(use.label_fraction, "told") if use.label_fraction < 1 else {*self.train}
         classes = self.classes([utterance for utterance in self.train if utterance in told])
         return self._windows(name, classes, longest=int(use.max_seconds * SAMPLE_RATE))
+
+    def _info(self, name: str, fitted: Fitted, network: PreTrainedModel) -> dict[str, Any]:
+        """With the SHA-256 of each file of the checkpoint: what a name stands for may have been converted."""
+        folder = self.settings.source and encoders.checkpoint_folder(self.settings)
+        files = {path.name: sha256(path) for path in sorted(folder.glob("model*.safetensors"))} if folder else {}
+        return {**super()._info(name, fitted, network), "checkpoint_sha256": files}
 
     def trained(self, name: str):
         network, use = self.new_network(name), self.settings_of(name)
