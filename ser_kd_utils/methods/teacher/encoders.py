@@ -128,18 +128,17 @@ def build_teacher(settings: TeacherSettings, labels: Sequence[str]) -> PreTraine
     does not count) and for what `config_of` refuses, FileNotFoundError when the hub does not give the checkpoint.
     """
     config = config_of(settings, **names_of_classes(labels))
-    if settings.tuning == "frozen":
-        config.use_weighted_layer_sum = True
-    if settings.source:
-        model = AutoModelForAudioClassification.from_pretrained(
-            checkpoint_folder(settings), config=config, dtype=torch.float32, use_safetensors=True,
-            trust_remote_code=False,
-        )  # fmt: skip
-    else:
-        model = AutoModelForAudioClassification.from_config(config)
+    config.use_weighted_layer_sum = settings.tuning == "frozen"
+    model = _load(settings, config) if settings.source else AutoModelForAudioClassification.from_config(config)
     if config.model_type == "whisper":
         cut_window(model, _window(settings))
     return model
+
+
+def _load(settings: TeacherSettings, config: PreTrainedConfig) -> PreTrainedModel:
+    return AutoModelForAudioClassification.from_pretrained(
+        checkpoint_folder(settings), config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+    )
 
 
 def cut_window(model: PreTrainedModel, frames: int) -> None:
@@ -159,18 +158,13 @@ def ready_teacher(settings: TeacherSettings, labels: Sequence[str]) -> PreTraine
     theirs = {name.lower(): index for index, name in config.id2label.items()}
     if lacking := [label for label in labels if label.lower() not in theirs]:
         raise ValueError(f"{settings.ready} has no class {', '.join(lacking)}: it tells {', '.join(theirs)}.")
-    seconds = getattr(config, "max_source_positions", 0) * HOP / SAMPLE_RATE
-    if config.model_type == "whisper" and seconds != settings.max_seconds:
+    if config.model_type == "whisper" and config.max_source_positions != _window(settings):
+        seconds = config.max_source_positions * HOP / SAMPLE_RATE
         raise ValueError(f"{settings.ready} hears {seconds:g} s: set teacher.max_seconds={seconds}.")
-    model = AutoModelForAudioClassification.from_pretrained(
-        checkpoint_folder(settings), config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-    )
-    rows = [theirs[label.lower()] for label in labels]
-    with torch.no_grad():
-        head = nn.Linear(model.classifier.in_features, len(rows))
-        head.weight.copy_(model.classifier.weight[rows])
-        head.bias.copy_(model.classifier.bias[rows])
-    model.classifier, model.num_labels = head, len(rows)
+    model, rows = _load(settings, config), [theirs[label.lower()] for label in labels]
+    head = model.classifier
+    head.weight, head.bias = nn.Parameter(head.weight[rows].detach()), nn.Parameter(head.bias[rows].detach())
+    head.out_features = model.num_labels = len(rows)
     model.config.update(names_of_classes(labels))
     return model
 
