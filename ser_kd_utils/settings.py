@@ -39,9 +39,9 @@ SAME: Any = object()
 def setting(tiny: Any, paper: Any, source: str, note: str, whisper: Any = SAME) -> Any:
     """A field whose value depends on the profile; `source` is PUBLISHED, CODE or ASSUMED and `note` says from where.
 
-    whisper: where it is not the value of profile paper.
+    whisper: where it is not the value of profile tiny, which a CPU can bear as well.
     """
-    values = {"tiny": tiny, "whisper": paper if whisper is SAME else whisper, "paper": paper}
+    values = {"tiny": tiny, "whisper": tiny if whisper is SAME else whisper, "paper": paper}
     return field(metadata={"values": values, "source": source, "note": note})
 
 

@@ -36,7 +36,9 @@ class MLKDSettings(Settings):
     pseudo_labels: bool = setting(False, False, ASSUMED, "what the teacher answers stands for the labels not told")
     unlabelled_speech: bool = setting(False, False, ASSUMED, "distilled on the speech of --speech-dir, too")
     gammas: tuple[Weight, ...] = setting((0.1, 1.0, 10.0), (0.1, 1.0, 10.0), ASSUMED, "compared in notebook 03")
-    depths: tuple[Count, ...] = setting((1, 2, 3), (1, 2, 4), ASSUMED, "student layers compared in notebook 03")
+    depths: tuple[Count, ...] = setting(
+        (1, 2, 3), (1, 2, 4), ASSUMED, "student layers compared in notebook 03", (1, 2, 4)
+    )
     cnn_gradient: Weight = setting(0.1, 0.1, CODE, "scales the gradient into the CNN (DistilHuBERT)")
     epochs: Count = setting(16, 30, ASSUMED, "students start from the teacher's weights", 8)
     batch_size: Count = setting(8, 24, CODE, "DistilHuBERT (24)", 8)

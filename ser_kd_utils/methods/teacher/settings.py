@@ -49,7 +49,9 @@ class TeacherSettings(Settings):
     model_type: Literal[FAMILIES] = setting(
         "wav2vec2", "wav2vec2", ASSUMED, "family of the network; a checkpoint of another is refused", "whisper"
     )
-    network: dict[str, Any] = setting(TINY_NETWORK, {}, ASSUMED, "tiny: sized on dev speakers of EMO-DB folds 1 and 2")
+    network: dict[str, Any] = setting(
+        TINY_NETWORK, {}, ASSUMED, "of random weights; sized on dev speakers of EMO-DB folds 1 and 2", {}
+    )
     num_hidden_layers: Count = setting(
         3, 12, ASSUMED, "transformer layers; a checkpoint of another depth is refused", 4
     )
