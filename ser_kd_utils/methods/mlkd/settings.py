@@ -22,7 +22,7 @@ class MLKDSettings(Settings):
     teacher_layers: tuple[Count, ...] = setting(
         (1, 2, 3), (4, 8, 12), CODE, "RobustDistiller (of 12 layers); empty: none", (2, 3, 4)
     )
-    gamma: Weight = setting(1.0, 1.0, ASSUMED, "weight of the feature loss beside cross-entropy")
+    gamma: Weight = setting(1.0, 1.0, ASSUMED, "weight of the feature loss beside cross-entropy; whisper: of 1 and 5")
     l1_weight: Weight = setting(1.0, 1.0, CODE, "of the feature loss, DistilHuBERT")
     cosine_weight: Weight = setting(1.0, 1.0, CODE, "lambda of DistilHuBERT")
     logit_weight: Weight = setting(0.0, 0.0, ASSUMED, "weight of distillation from the teacher's logits")
@@ -40,9 +40,12 @@ class MLKDSettings(Settings):
         (1, 2, 3), (1, 2, 4), ASSUMED, "student layers compared in notebook 03", (1, 2, 4)
     )
     cnn_gradient: Weight = setting(0.1, 0.1, CODE, "scales the gradient into the CNN (DistilHuBERT)")
-    epochs: Count = setting(16, 30, ASSUMED, "students start from the teacher's weights", 8)
+    epochs: Count = setting(16, 30, ASSUMED, "students start from the teacher's weights; whisper: of 8 and 16", 12)
     batch_size: Count = setting(8, 24, CODE, "DistilHuBERT (24)", 8)
-    lr: Positive = setting(1e-3, 1e-4, ASSUMED, "AdamW, all weights of students and of the teacher-size baseline", 3e-4)
+    lr: Positive = setting(
+        1e-3, 1e-4, ASSUMED, "AdamW, all weights of students and of the teacher-size baseline; whisper: of 1e-4, 3e-4 "
+        "and 1e-3 by dev speakers of EMO-DB folds 1 and 2, as all that was tried there", 3e-4,
+    )  # fmt: skip
     weight_decay: Weight = setting(1e-2, 1e-6, CODE, "DistilHuBERT (1e-6)", 1e-2)
     betas: tuple[Fraction, Fraction] = setting((0.9, 0.98), (0.9, 0.98), CODE, "DistilHuBERT")
     warmup_ratio: Fraction = setting(0.07, 0.07, CODE, "of the steps, linear; then linear decay (DistilHuBERT)")
