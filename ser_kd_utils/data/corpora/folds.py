@@ -24,12 +24,14 @@ RANDOM_LEAST = 10  # utterances of a class, so that all three parts of every fol
 
 RULES = {
     "leave-one-session-out": "test: one session; dev: the next session (after the last the first); train: the others",
+    "session-dev-speakers": "test: one session; dev: the woman of the next session and the man of the one after (after "
+    "the last the first); train: the others, so that all sessions but the tested one are heard in training",
     "speaker-groups": "test: one group of speakers; dev: the next group (after the last the first); train: the others",
     "official": "train, dev and test as the corpus itself names them",
     "random": "test: a fifth of the utterances, whoever speaks; dev: an eighth of the rest; train: the others; "
     "stratified by class, shuffled with the seed",
 }
-SPEAKER_INDEPENDENT = ("leave-one-session-out", "speaker-groups")
+SPEAKER_INDEPENDENT = ("leave-one-session-out", "session-dev-speakers", "speaker-groups")
 
 
 @dataclass(frozen=True)
@@ -85,11 +87,14 @@ def split(corpus: Corpus, protocol: str | None, fold: int, seed: int) -> Split:
     protocol = _protocol(corpus, protocol)
     folds = fold_count(corpus, protocol)
     if not 1 <= fold <= folds:
-        there = "1" if folds == 1 else f"1 to {folds}"
-        raise ValueError(f"{corpus.name}, {protocol}: no fold {fold}; folds: {there}")
+        raise ValueError(f"{corpus.name}, {protocol}: no fold {fold}; folds: 1{f' to {folds}' * (folds > 1)}")
     rows = corpus.manifest
     if protocol in SPEAKER_INDEPENDENT:
-        parts = _groups(corpus, protocol).map({fold: "test", fold % folds + 1: "dev"}).fillna("train")
+        after = (_groups(corpus, protocol) - fold) % folds  # so many groups after the tested one
+        dev = after == 1
+        if protocol == "session-dev-speakers":
+            dev = dev & (rows.gender == "F") | (after == 2) & (rows.gender == "M")
+        parts = dev.map({True: "dev", False: "train"}).mask(after == 0, "test")
     else:
         parts = _random(corpus, fold, seed) if protocol == "random" else rows.split
     members = {part: rows[parts == part] for part in PARTS}
@@ -119,10 +124,10 @@ def _protocol(corpus: Corpus, protocol: str | None) -> str:
 def _groups(corpus: Corpus, protocol: str) -> pd.Series:
     """Number (from 1) of the session or speaker group of every utterance."""
     rows = corpus.manifest
-    if protocol == "leave-one-session-out":
-        kind, groups = "sessions", pd.Series(pd.factorize(rows.session, sort=True)[0] + 1, index=rows.index)
-    else:
+    if protocol == "speaker-groups":
         kind, groups = "speaker groups", rows.speaker.map(_speaker_groups(corpus))
+    else:
+        kind, groups = "sessions", pd.Series(pd.factorize(rows.session, sort=True)[0] + 1, index=rows.index)
     if groups.max() < len(PARTS):
         raise ValueError(f"{corpus.name}, {protocol}: needs at least 3 {kind}, has {groups.max()}")
     return groups

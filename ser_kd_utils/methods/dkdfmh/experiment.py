@@ -26,7 +26,8 @@ PROTOCOLS = {
     "P2": "the corpus's own; all utterances, short ones repeated up to a segment; the epoch chosen on dev speech",
 }
 SELECTION = "what is reported as P1: checkpoints test-UA and test-WA; `best` and the saved weights: highest dev UA"
-IMPROVISED = {"iemocap": "iemocap-improvised"}  # P1 there: improvised speech, excitement instead of happiness
+IMPROVISED = dict.fromkeys(("iemocap", "iemocap-dev-speakers"), "iemocap-improvised")
+"""P1 there: improvised speech, excitement instead of happiness."""
 ON_TEST = ("UA", "WA")
 """Scores by which an epoch is also chosen on the test speech itself, to measure what that is worth."""
 _BATCH = 256  # segments at a time where all are gone through
