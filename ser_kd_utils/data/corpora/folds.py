@@ -55,17 +55,11 @@ class Split:
     def card(self) -> dict[str, object]:
         """The protocol in plain words, ready for JSON."""
         known = {*self.speakers["train"], *self.speakers["dev"]}
-        return {
-            "corpus": self.corpus,
-            "protocol": self.protocol,
+        names = ("corpus", "protocol", "fold", "seed", "optimistic", "speakers", "classes")
+        return {name: getattr(self, name) for name in names} | {
             "rule": RULES[self.protocol],
-            "fold": self.fold,
-            "seed": self.seed,
             "speaker_independent": known.isdisjoint(self.speakers["test"]),
-            "optimistic": self.optimistic,
-            "speakers": {part: list(names) for part, names in self.speakers.items()},
             "sizes": {part: len(getattr(self, part)) for part in PARTS},
-            "classes": self.classes,
         }
 
 
@@ -91,10 +85,8 @@ def split(corpus: Corpus, protocol: str | None, fold: int, seed: int) -> Split:
     rows = corpus.manifest
     if protocol in SPEAKER_INDEPENDENT:
         after = (_groups(corpus, protocol) - fold) % folds  # so many groups after the tested one
-        dev = after == 1
-        if protocol == "session-dev-speakers":
-            dev = dev & (rows.gender == "F") | (after == 2) & (rows.gender == "M")
-        parts = dev.map({True: "dev", False: "train"}).mask(after == 0, "test")
+        later = (rows.gender == "M") * (protocol == "session-dev-speakers")
+        parts = (after == 1 + later).map({True: "dev", False: "train"}).mask(after == 0, "test")
     else:
         parts = _random(corpus, fold, seed) if protocol == "random" else rows.split
     members = {part: rows[parts == part] for part in PARTS}
@@ -114,11 +106,9 @@ def split(corpus: Corpus, protocol: str | None, fold: int, seed: int) -> Split:
 
 
 def _protocol(corpus: Corpus, protocol: str | None) -> str:
-    if protocol is None:
-        return corpus.protocols[0]
-    if protocol not in corpus.protocols:
+    if protocol not in (None, *corpus.protocols):
         raise ValueError(f"{corpus.name} has no protocol {protocol!r}; it has {', '.join(corpus.protocols)}")
-    return protocol
+    return protocol or corpus.protocols[0]
 
 
 def _groups(corpus: Corpus, protocol: str) -> pd.Series:
@@ -159,8 +149,7 @@ def _random(corpus: Corpus, fold: int, seed: int) -> pd.Series:
     if (least := counts.min()) < RANDOM_LEAST:
         needed = f"needs {RANDOM_LEAST} utterances of every class, has {least} {counts.idxmin()}"
         raise ValueError(f"{corpus.name}, random: {needed}")
-    folds = list(StratifiedKFold(RANDOM_FOLDS, shuffle=True, random_state=seed).split(labels, labels))
-    rest, test = folds[fold - 1]
+    rest, test = [*StratifiedKFold(RANDOM_FOLDS, shuffle=True, random_state=seed).split(labels, labels)][fold - 1]
     _, dev = next(StratifiedKFold(RANDOM_DEV, shuffle=True, random_state=seed).split(rest, labels.iloc[rest]))
     parts = np.full(len(labels), "train", dtype=object)
     parts[test], parts[rest[dev]] = "test", "dev"
