@@ -85,7 +85,7 @@ def split(corpus: Corpus, protocol: str | None, fold: int, seed: int) -> Split:
     rows = corpus.manifest
     if protocol in SPEAKER_INDEPENDENT:
         after = (_groups(corpus, protocol) - fold) % folds  # so many groups after the tested one
-        later = (rows.gender == "M") * (protocol == "session-dev-speakers")
+        later = (rows.gender == "M") * (protocol == "session-dev-speakers")  # the dev man is of another session
         parts = (after == 1 + later).map({True: "dev", False: "train"}).mask(after == 0, "test")
     else:
         parts = _random(corpus, fold, seed) if protocol == "random" else rows.split
