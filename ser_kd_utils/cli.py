@@ -30,7 +30,9 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(numbers))
 
 
-CORPORA = ("demo", "iemocap", "iemocap-improvised", "meld", "meld-4", "emodb", "ravdess", "manifest")
+CORPORA = (
+    "demo", "iemocap", "iemocap-dev-speakers", "iemocap-improvised", "meld", "meld-4", "emodb", "ravdess", "manifest",
+)  # fmt: skip
 SHARED = ("corpus", "name", "profile", "fold", "seed", "data_root", "noise_dir", "results", "overrides")
 """What every experiment takes."""
 OPTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {

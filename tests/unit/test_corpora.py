@@ -19,7 +19,7 @@ from ser_kd_utils.files import cache_root
 
 ROOT = Path(__file__).parents[2]
 NAMES = CORPORA[1:]
-SAME_TREE = {"iemocap": "iemocap", "iemocap-improvised": "iemocap", "meld": "meld", "meld-4": "meld"}  # by corpus
+SAME_TREE = {name: name.split("-")[0] for name in NAMES if name.startswith(("iemocap", "meld"))}  # by corpus
 MELD_FOLDERS = {"train": "train_splits", "dev": "dev_splits_complete", "test": "output_repeated_splits_test"}
 MELD_HEADER = "Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID,Season,Episode,StartTime,EndTime"
 pytestmark = pytest.mark.filterwarnings("ignore:.*differs from the published counts:UserWarning")
@@ -107,7 +107,7 @@ def make_manifest(root: Path, name: str = "mine.csv", **changes: list[str]) -> P
 
 @pytest.fixture(scope="module")
 def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    makers = (make_iemocap, make_iemocap, make_meld, make_meld, make_emodb, make_ravdess, make_manifest)
+    makers = [make_iemocap] * 3 + [make_meld] * 2 + [make_emodb, make_ravdess, make_manifest]
     return {name: make(tmp_path_factory.mktemp(name)) for name, make in zip(NAMES, makers, strict=True)}
 
 
@@ -169,6 +169,15 @@ def test_improvised_part_of_iemocap_has_excited_and_no_happy(tmp_path):
     assert corpus.manifest.utterance.tolist() == ["Ses01F_impro01_F000", "Ses01F_impro01_M000"]
     assert corpus.manifest.label.tolist() == ["neutral", "excited"]
     assert corpus.protocols == ("leave-one-session-out", "random")  # the optimistic one is never the default
+
+
+def test_iemocap_with_dev_speakers_is_the_same_speech_under_another_protocol(tmp_path):
+    root = make_iemocap(tmp_path)
+    other, usual = load_corpus("iemocap-dev-speakers", root), load_corpus("iemocap", root)
+    pd.testing.assert_frame_equal(other.manifest, usual.manifest)
+    assert (other.labels, other.notes) == (usual.labels, usual.notes)
+    assert other.protocols == ("session-dev-speakers", "random")
+    assert dict(other.card().values.tolist())["protocols"] == "session-dev-speakers, random"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 
 import matplotlib
 import numpy as np
@@ -11,7 +12,9 @@ import pytest
 from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex
 
+from ser_kd_utils.methods import settings_of
 from ser_kd_utils.methods.dkdfmh import tables as dkd
+from ser_kd_utils.methods.dkdfmh.variants import grids, variants
 from ser_kd_utils.records import run_id, write_run
 from ser_kd_utils.report import plots, tables, write
 
@@ -21,6 +24,7 @@ SNR = [10.0, -5.0]
 NOISY = [(kind, snr_db) for kind in ("buzz", "hum") for snr_db in SNR]
 ON_TEST = ("test-UA", "test-WA")
 PARTS = ("cnn-tckd", "cnn-nckd", "cnn-kd-same-temperature")
+GRIDS = grids(variants(settings_of("tiny")))
 NOISE_ROWS = ("cnn-alone-noisy", "cnn-dkd-noisy")
 
 
@@ -36,6 +40,7 @@ def record(
     angry="angry",
     apart=True,
     mark="P2",
+    dev=None,
     **other,
 ):
     """A run tested on utterances a0 ... (angry) and s0, s1 (sad) of its fold, that errs on the first `wrong` angry
@@ -59,7 +64,7 @@ def record(
     info = {"method": "dkdfmh", "variant": row, "fold": fold, "seed": seed, "labels": labels, "kind": kind}
     info |= {"corpus": "emodb", "profile": "tiny", "parameters": 155_636, "title": f"<{row}>", "overrides": ""}
     info |= {"baseline": "cnn-dkd", "held_out_noise": "", "train_noise": ["hum"] if row in NOISE_ROWS else []}
-    dev = 0.5 if row == "cnn-teacher" else 0.4
+    dev = dev or (0.5 if row == "cnn-teacher" else 0.4)
     info |= {"history": [{"epoch": 1, "dev_UA": dev}], "best_epoch": 1}
     info |= {"question": f"why {row}?", "settings": {"noise": {"train_snr_db": [0.0, 20.0], "test_snr_db": SNR}}}
     protocol = {"mark": mark, "protocol": "any", "rule": "r", "optimistic": False, "test": "all", "test noise": "else"}
@@ -286,9 +291,88 @@ def test_claims_have_the_sign_of_the_row_that_should_be_better(rows):
     table = made(rows, "dkd_claims").set_index("claim")
     assert table["points for it"].tolist() == [25.0, 25.0, -25.0, 0.0, 50.0, -25.0, 0.0, -25.0, 50.0]
     assert set(table["verdict"]) == {"undecided"}  # one seed
-    beats, carries = (table.loc[claim] for claim in (dkd.CLAIMS[5].claim, dkd.CLAIMS[4].claim))
-    assert beats.name == "the student beats its teacher" and beats["tested by"] == "(cnn-dkd) - (cnn-teacher), clean"
+    beats = table.loc["the student beats its teacher"]
+    carries = table.loc["what the teacher says of the other classes carries it"]
+    assert beats["tested by"] == "(cnn-dkd) - (cnn-teacher), clean"
     assert carries["tested by"] == "(cnn-nckd) - (cnn-tckd), clean" and set(table["folds x seeds"]) == {"3 x 1"}
+
+
+def test_decoupled_and_classical_distillation_meet_at_each_temperature(tmp_path):
+    """Which variant has which temperature follows from the settings, those that the records were made with."""
+    words = "it helps more than classical distillation, at T {}"
+    pairs = {
+        "": {1: ("cnn-dkd", "cnn-kd-same-temperature"), 2: ("cnn-temperature-2", "cnn-kd-weight-1-temperature-2"),
+             4: ("cnn-temperature-4", "cnn-kd")},
+        "dkdfmh.temperature=2.0, dkdfmh.kd_temperature=1.0": {
+            1: ("cnn-temperature-1", "cnn-kd"), 2: ("cnn-dkd", "cnn-kd-same-temperature"),
+            4: ("cnn-temperature-4", "cnn-kd-weight-1-temperature-4")},
+    }  # fmt: skip
+    for overrides, wanted in pairs.items():
+        told = {each.claim: (each.better, each.worse) for each in dkd.claims(settings_of("paper", overrides))}
+        assert {t: told[words.format(t)] for t in (1, 2, 4)} == wanted
+        runs = [
+            record(tmp_path, name, missed, fold)
+            for names in wanted.values()
+            for name, missed in zip(names, (0, 3), strict=True)
+            for fold in (1, 2, 3)
+        ]
+        for run in runs:
+            run.info["overrides"] = overrides
+        table = made(runs, "dkd_claims").set_index("claim")
+        for t, (better, worse) in wanted.items():
+            assert table.loc[words.format(t), "tested by"] == f"({better}) - ({worse}), clean"
+            assert table.loc[words.format(t), "points for it"] == 25.0
+        shown = made(runs, "dkd_comparisons")
+        assert not shown.duplicated(["rows", "speech"]).any() and len(shown) >= 3
+
+
+def tuned(folder, preferred, folds=(1, 2, 3)):
+    """All that both losses are tuned among, with the dev UA of the preferred the highest on the average alone."""
+    return [
+        record(folder, name, 2 * (name in GRIDS[1]), fold, dev=0.7 if name in preferred else 0.6 + 0.15 * (fold == 1))
+        for name in sum(GRIDS, [])
+        for fold in folds
+    ]
+
+
+def test_each_loss_is_compared_as_dev_speech_prefers_it_among_as_many_settings(tmp_path):
+    words = "it helps more than classical distillation, each as dev speech prefers it"
+    best = ("cnn-beta-2", "cnn-kd-weight-0.5-temperature-2")
+    runs = tuned(tmp_path, best)
+    line = made(runs, "dkd_claims").set_index("claim").loc[words]
+    assert line["tested by"] == f"({best[0]}) - ({best[1]}), clean" and line["points for it"] == 16.7
+    for grid in GRIDS:  # of one setting nothing recorded, or nothing in a fold that the others have
+        for gone in (lambda run: True, lambda run: run.info["fold"] > 1):
+            some = [run for run in runs if run.info["variant"] != grid[-1] or not gone(run)]
+            told = {claim.claim: claim for claim in dkd.claims(settings_of("tiny"), some)}
+            assert (words in told) == any(run.info["variant"] == grid[-1] for run in some)
+            if words in told:  # by fold 1 alone
+                assert told[words].better not in best and told[words].worse not in best
+    assert words not in {claim.claim for claim in dkd.claims(settings_of("tiny"))}
+
+
+def test_what_both_protocols_have_is_compared_under_the_likely_one_too(rows, tmp_path):
+    runs = [
+        record(tmp_path, name, missed, fold, mark="P1")
+        for name, missed in {"cnn-alone": 3, "cnn-kd": 6, "cnn-dkd": 0}.items()
+        for fold in (1, 2)
+    ]
+    table = made([*rows, *runs], "dkd_likely_comparisons").set_index(["rows", "speech"])
+    points = {"(cnn-dkd) - (cnn-alone)": 25.0, "(cnn-dkd) - (cnn-kd)": 50.0, "(cnn-kd) - (cnn-alone)": -25.0}
+    assert table["UA, points"].xs("clean", level="speech").to_dict() == points
+    assert set(table["folds x seeds"]) == {"2 x 1"}
+    pd.testing.assert_frame_equal(made([*rows, *runs], "dkd_comparisons"), made(rows, "dkd_comparisons"))
+
+
+def test_the_student_of_the_encoder_is_found_under_its_name(tmp_path):
+    def named(model_type) -> dict:
+        return {"teacher": SimpleNamespace(model_type=model_type), "dkdfmh": settings_of("tiny")["dkdfmh"]}
+
+    for model_type in ("wav2vec2", "whisper"):
+        told = {each.claim: each for each in dkd.claims(named(model_type))}
+        assert told["a teacher of another architecture serves better"].better == f"cnn-{model_type}"
+        assert f"cnn-{model_type}" in variants(named(model_type))
+    assert "cnn-wav2vec2" in variants(settings_of("tiny")).keys() & variants(settings_of("paper")).keys()
 
 
 @pytest.mark.parametrize("teacher, ending", [(0.5, " +10.0 points"), (0.3, " -10.0 points")])
@@ -305,12 +389,12 @@ def test_distillation_is_judged_where_the_teacher_is_better_than_the_student(tmp
         if run.info["variant"] == "cnn-teacher":
             run.info["history"][0]["dev_UA"] = teacher
     table = made(runs, "dkd_claims").set_index("claim")
-    helps, noisy = table.loc[dkd.CLAIMS[0].claim], table.loc[dkd.CLAIMS[7].claim]
+    helps, noisy = table.loc["decoupled distillation helps the student"], table.loc[dkd.IN_NOISE_TOO]
     assert helps["verdict"] == ("supported" if teacher > 0.4 else "premise not met")
     assert helps["premise"] == f"(cnn-teacher) - (cnn-alone) on dev:{ending}"
     assert noisy["premise"] == "(cnn-teacher) - (cnn-alone-noisy) on dev: not on the same kind of speech"
     assert noisy["verdict"] == "undecided"
-    other = table.loc[dkd.CLAIMS[8].claim]  # no claim about distillation
+    other = table.loc["training in noise helps in noise"]  # no claim about distillation
     assert other["premise"] == "" and other["points for it"] == 0
     alone = [run for run in runs if run.info["variant"] in ("cnn-alone", "cnn-dkd")]
     (line,) = made(alone, "dkd_claims").to_dict("records")
@@ -321,7 +405,7 @@ def test_all_tables_can_be_written(one, two, rows, tmp_path):
     parts = {table.name: table for table in dkd.tables([*one, *two])}
     for table in [*dkd.tables(rows), parts["dkd_optimism_alone"]]:
         write.write(table, tmp_path)
-        assert table.lines or table.name == "dkd_null"  # one seed
+        assert table.lines or table.name in ("dkd_null", "dkd_likely_comparisons")  # one seed, one protocol
     assert len(list((tmp_path / "tables").iterdir())) == 3 * 7
     for file in (tmp_path / "tables").iterdir():
         assert not re.search(r"\bnan\b", file.read_text(), re.IGNORECASE)

@@ -38,7 +38,7 @@ NOISES = ("hum", "rain")
 # What a variant's training is given otherwise than that of cnn-dkd.
 ALONE = {"objective": "CrossEntropy", "teacher": []}
 VARIANTS = {
-    "cnn-teacher": ALONE | {"heads": (8, 8)},
+    "cnn-teacher": ALONE | {"heads": (8, 8), "num_attention_heads": 8, "head_dim": 8},
     "cnn-alone": ALONE,
     "cnn-kd": {"loss": "kd"},
     "cnn-dkd": {},
@@ -50,6 +50,7 @@ VARIANTS = {
     "cnn-beta-1": {"beta": 1.0},
     "cnn-beta-8": {"beta": 8.0},
     "cnn-temperature-4": {"temperature": 4.0},
+    "cnn-kd-weight-0.5-temperature-4": {"loss": "kd", "alpha": 0.5},
     "cnn-heads-1": {"num_attention_heads": 1, "heads": (1, 4)},
     "cnn-attention-text": {"attention": "text"},
     "cnn-mfcc": {"features": "mfcc"},
@@ -226,11 +227,13 @@ def test_iemocap_is_its_improvised_part_under_p1(corpus, tmp_path, monkeypatch):
 
     monkeypatch.setattr(base, "load_corpus", spy)
     given = {"data_root": str(corpus), "results": str(tmp_path)}
-    made = [DKDFMHExperiment("iemocap", protocol=protocol, **given) for protocol in ("P1", "P2")]
-    assert asked == ["iemocap-improvised", "iemocap"]
-    assert [own.folder.name for own in made] == ["iemocap-tiny"] * 2 and {own.name for own in made} == {"iemocap"}
-    assert [own.split.protocol for own in made] == ["random", "speaker-groups"]
-    assert "--corpus iemocap " in made[0].command("cnn-alone")
+    for name in ("iemocap", "iemocap-dev-speakers"):
+        asked.clear()
+        made = [DKDFMHExperiment(name, protocol=protocol, **given) for protocol in ("P1", "P2")]
+        assert asked == ["iemocap-improvised", name]
+        assert [own.folder.name for own in made] == [f"{name}-tiny"] * 2 and {own.name for own in made} == {name}
+        assert [own.split.protocol for own in made] == ["random", "speaker-groups"]
+        assert f"--corpus {name} " in made[0].command("cnn-alone")
 
 
 def test_what_a_protocol_needs_is_said_in_one_error(make, corpus):

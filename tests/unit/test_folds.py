@@ -29,7 +29,7 @@ def corpus(name: str, protocols: tuple[str, ...], sizes: dict[str, int], **colum
 @pytest.fixture
 def iemocap() -> Corpus:
     sizes = {f"Ses0{session}{sex}": 20 + session for session in range(1, 6) for sex in "FM"}
-    protocols = ("leave-one-session-out", "random")
+    protocols = ("leave-one-session-out", "session-dev-speakers", "random")
     return corpus("iemocap", protocols, sizes, session=lambda s: s[4], gender=lambda s: s[5])
 
 
@@ -74,6 +74,29 @@ def test_leave_one_session_out(iemocap):
         assert len(speakers_of(iemocap, got.train)) == 6
         assert not got.optimistic
     assert split(iemocap, None, 2, 0).train == split(iemocap, None, 2, 7).train  # no seed in it
+
+
+def test_dev_speakers_from_the_training_sessions(iemocap):
+    check_folds(iemocap, "session-dev-speakers")
+    for fold in range(1, 6):
+        got = split(iemocap, "session-dev-speakers", fold, 0)
+        first, second = fold % 5 + 1, (fold + 1) % 5 + 1
+        assert got.speakers["test"] == (f"Ses0{fold}F", f"Ses0{fold}M")
+        assert set(got.speakers["dev"]) == {f"Ses0{first}F", f"Ses0{second}M"}
+        assert len(got.speakers["train"]) == 6 and not got.optimistic
+        assert {speaker[:5] for speaker in got.speakers["train"]} == {f"Ses0{n}" for n in range(1, 6) if n != fold}
+        parts = [speakers_of(iemocap, getattr(got, part)) for part in ("train", "dev", "test")]
+        assert sum(map(len, parts)) == len(set.union(*parts)) == 10
+    assert split(iemocap, "session-dev-speakers", 2, 0) != split(iemocap, None, 2, 0)
+    card = json.loads(json.dumps(split(iemocap, "session-dev-speakers", 5, 0).card()))
+    assert card["speaker_independent"] is True and card["speakers"]["dev"] == ["Ses01F", "Ses02M"]
+    assert "dev: the woman of the next session and the man of the one after" in card["rule"]
+
+
+def test_a_dev_speaker_who_speaks_in_the_tested_session_too_is_refused(iemocap):
+    iemocap.manifest.loc[iemocap.manifest.speaker == "Ses02F", "speaker"] = "Ses01F"
+    with pytest.raises(ValueError, match="session-dev-speakers, fold 1: speaker Ses01F is in dev and in test"):
+        split(iemocap, "session-dev-speakers", 1, 0)
 
 
 def test_emodb_groups_are_one_woman_and_one_man(emodb):
@@ -151,7 +174,9 @@ def test_a_fold_that_does_not_exist(iemocap, own, fold):
 
 
 def test_a_protocol_the_corpus_does_not_have(iemocap):
-    with pytest.raises(ValueError, match="no protocol 'official'; it has leave-one-session-out, random") as caught:
+    with pytest.raises(
+        ValueError, match="no protocol 'official'; it has leave-one-session-out, session-dev-speakers, random"
+    ) as caught:
         split(iemocap, "official", 1, 0)
     assert caught.value.__context__ is None
     with pytest.raises(ValueError, match="no protocol 'official'"):
@@ -166,8 +191,9 @@ def test_a_speaker_in_two_sessions_is_refused(iemocap):
 
 def test_too_few_sessions_or_speakers(iemocap, emodb):
     two = iemocap.without(iemocap.manifest[iemocap.manifest.session > "2"].assign(reason="test"))
-    with pytest.raises(ValueError, match="needs at least 3 sessions, has 2"):
-        split(two, None, 1, 0)
+    for protocol in ("leave-one-session-out", "session-dev-speakers"):
+        with pytest.raises(ValueError, match=f"{protocol}: needs at least 3 sessions, has 2"):
+            split(two, protocol, 1, 0)
     women = emodb.without(emodb.manifest[emodb.manifest.gender == "M"].assign(reason="test"))
     with pytest.raises(ValueError, match="needs at least 3 speaker groups, has 1"):
         split(women, None, 1, 0)

@@ -8,7 +8,7 @@ import pytest
 
 from ser_kd_utils.methods import METHODS, Variant, settings_of, variants_of
 from ser_kd_utils.methods.base import choose
-from ser_kd_utils.methods.dkdfmh.variants import P1_VARIANTS
+from ser_kd_utils.methods.dkdfmh.variants import P1_VARIANTS, grids
 from ser_kd_utils.methods.mlkd.settings import MLKDSettings
 from ser_kd_utils.settings import PROFILES
 
@@ -59,11 +59,11 @@ SITUATED = {
 }
 # What those of the CNN change in cnn-dkd; those for a number of a list follow from the settings.
 CNN = {
-    "cnn-teacher": {"role": "teacher", "teacher": ""},
+    "cnn-teacher": {"role": "teacher", "teacher": "", "num_attention_heads": 8},
     "cnn-alone": {"teacher": ""},
     "cnn-kd": {"loss": "kd"},
     "cnn-dkd": {},
-    "cnn-wav2vec2": {"teacher": "a"},
+    "cnn-FAMILY": {"teacher": "a"},
 }
 CNN_PARTS = {
     "cnn-tckd": {"beta": 0.0},
@@ -79,7 +79,7 @@ CNN_BASELINES = {  # the parts against cnn-dkd
     "cnn-alone": "",
     "cnn-kd": "cnn-alone",
     "cnn-dkd": "cnn-alone",
-    "cnn-wav2vec2": "cnn-alone",
+    "cnn-FAMILY": "cnn-alone",
     "cnn-alone-noisy": "cnn-alone",
     "cnn-dkd-noisy": "cnn-alone-noisy",
 }
@@ -97,9 +97,26 @@ def cnn_parts_of(profile: str) -> dict[str, dict]:
     use = settings_of(profile)["dkdfmh"]
     values = [(name, value) for name, others in CNN_LISTS.items() for value in getattr(use, others)]
     names = {"num_attention_heads": "heads"}
-    return CNN_PARTS | {
-        f"cnn-{names.get(name, name)}-{value:g}": {name: value} for name, value in values if value != getattr(use, name)
+    classical = {
+        f"cnn-kd-weight-{weight:g}-temperature-{t:g}": {"alpha": weight, "kd_temperature": t}
+        for weight in (0.5, 1, 2)
+        for t in (1, 2, 4)
+        if (weight, t) not in ((1, 1), (1, 4))  # cnn-kd-same-temperature, cnn-kd
     }
+    usual = {"alpha": 1, "kd_temperature": 4}
+    classical = {
+        name: {"loss": "kd"} | {key: value for key, value in changed.items() if value != usual[key]}
+        for name, changed in classical.items()
+    }
+    return (
+        CNN_PARTS
+        | classical
+        | {
+            f"cnn-{names.get(name, name)}-{value:g}": {name: value}
+            for name, value in values
+            if value != getattr(use, name)
+        }
+    )
 
 
 def conditions(variant: Variant, profile: str) -> dict:
@@ -108,6 +125,12 @@ def conditions(variant: Variant, profile: str) -> dict:
     changed = dataclasses.asdict(settings_of(profile)[variant.method].replace(**variant.overrides))
     assert not own.keys() & changed.keys()
     return changed | own
+
+
+def of_family(rows, profile: str):
+    """Rows by name, with the family of the profile's encoder in it."""
+    family = settings_of(profile)["teacher"].model_type
+    return {name.replace("FAMILY", family): row for name, row in rows.items()}
 
 
 def difference(one: Variant, other: Variant, profile: str) -> dict:
@@ -160,10 +183,27 @@ def test_a_variant_of_the_cnn_changes_in_decoupled_distillation_what_it_says_and
     dkd, parts = own["cnn-dkd"], cnn_parts_of(profile)
     shared = {"noisy": False, "role": "student", "teacher": "cnn-teacher", "held_out_noise": False}
     assert conditions(dkd, profile) == dataclasses.asdict(settings_of(profile)["dkdfmh"]) | shared
-    for kind, wanted in (("main", CNN), ("component", parts), ("noise", CNN_NOISE)):
+    large = {"cnn-teacher": CNN["cnn-teacher"] | {"head_dim": settings_of(profile)["dkdfmh"].teacher_head_dim}}
+    for kind, wanted in (("main", of_family(CNN, profile) | large), ("component", parts), ("noise", CNN_NOISE)):
         some = of_kind(profile, "dkdfmh", kind)
         assert {name: difference(each, dkd, profile) for name, each in some.items()} == wanted
-    assert {name: each.baseline for name, each in own.items()} == dict.fromkeys(parts, "cnn-dkd") | CNN_BASELINES
+    assert {name: each.baseline for name, each in own.items()} == (
+        dict.fromkeys(parts, "cnn-dkd") | of_family(CNN_BASELINES, profile)
+    )
+
+
+@each_profile
+def test_decoupled_and_classical_distillation_are_tuned_in_grids_of_one_size(profile):
+    own = variants(profile, "dkdfmh")
+    decoupled, classical = grids(own)
+    assert len(decoupled) == len(classical) == 9 and not {*decoupled} & {*classical}
+    found = [[conditions(own[name], profile) for name in grid] for grid in (decoupled, classical)]
+    assert {each["loss"] for each in found[0]} == {"dkd"} and {each["loss"] for each in found[1]} == {"kd"}
+    three = [{each[name] for each in found[0]} for name in ("alpha", "beta", "temperature")]
+    assert three == [{0.5, 1, 2}, {0.25, 0.5, 1, 2, 8}, {1, 2, 4}]
+    pairs = sorted((each["alpha"], each["kd_temperature"]) for each in found[1])
+    assert pairs == [(weight, t) for weight in (0.5, 1, 2) for t in (1, 2, 4)]
+    assert {"cnn-dkd", "cnn-kd"} <= {*decoupled, *classical} and not {"cnn-tckd", "cnn-nckd"} & {*decoupled}
 
 
 def test_the_variants_of_the_first_protocol_need_no_other():
@@ -176,7 +216,7 @@ def test_there_are_no_other_variants(profile):
     situated = {f"{letter}-{name}" for name in SITUATED for letter in "ce"}
     situated.add("c-pseudo-labels")
     assert variants(profile, "mlkd").keys() == {*"bcde", *PARTS, *OF_PROFILE[profile], *situated}
-    assert variants(profile, "dkdfmh").keys() == {*CNN, *cnn_parts_of(profile), *CNN_NOISE}
+    assert variants(profile, "dkdfmh").keys() == {*of_family(CNN, profile), *cnn_parts_of(profile), *CNN_NOISE}
 
 
 # --- names
@@ -222,6 +262,8 @@ def test_each_variant_is_trained_by_one_notebook_of_its_method(profile):
         ("tiny", "mlkd.targets='piece', mlkd.cnn_gradient=1.0", {"piece-targets", "cnn-gradient-1"}, {"noisy-teacher"}),
         ("tiny", "mlkd.gammas=(0.5,), mlkd.depths=()", {"gamma-0.1", "depth-2", "depth-3"}, {"gamma-0.5"}),
         ("tiny", "mlkd.unlabelled_speech=True", {"unlabelled"}, {"logits"}),
+        ("tiny", "dkdfmh.temperature=4.0", {"cnn-kd-same-temperature", "cnn-temperature-4"}, {"cnn-temperature-1"}),
+        ("tiny", "dkdfmh.betas=(0.0,)", {"cnn-beta-0"}, {"cnn-tckd"}),
         ("tiny", "dkdfmh.alpha=0.5, dkdfmh.beta=8", {"cnn-alpha-0.5", "cnn-beta-8"}, {"cnn-alpha-2", "cnn-tckd"}),
         ("tiny", "dkdfmh.alpha=0.0", {"cnn-nckd"}, {"cnn-tckd", "cnn-alpha-0.5"}),
         ("tiny", "dkdfmh.beta=0.0", {"cnn-tckd"}, {"cnn-nckd"}),

@@ -11,15 +11,13 @@ from ser_kd_utils.data.corpora import manifest as tables
 from ser_kd_utils.data.corpora.demo import ensure_demo
 from ser_kd_utils.data.corpora.emodb import EMODB
 from ser_kd_utils.data.corpora.folds import Split, split
-from ser_kd_utils.data.corpora.iemocap import IEMOCAP, IMPROVISED
+from ser_kd_utils.data.corpora.iemocap import DEV_SPEAKERS, IEMOCAP, IMPROVISED
 from ser_kd_utils.data.corpora.manifest import COLUMNS, MANIFEST, Source, exclusions
 from ser_kd_utils.data.corpora.meld import MELD, MELD_4
 from ser_kd_utils.data.corpora.ravdess import RAVDESS
 from ser_kd_utils.files import cache_root
 
 __all__ = ["COLUMNS", "CORPORA", "Corpus", "Split", "load_corpus", "split", "unlabelled"]
-
-CORPORA = ("demo", "iemocap", "iemocap-improvised", "meld", "meld-4", "emodb", "ravdess", "manifest")
 
 # Written in IEMOCAP's layout by demo.py, so that the demo runs through the same reader as the licensed corpus.
 _DEMO = replace(
@@ -32,7 +30,9 @@ _DEMO = replace(
     synthetic=True,
 )
 _SPEECH = replace(MANIFEST, name="speech", access="local: the files of a folder", bad_audio="exclude")
-_SOURCES = {source.name: source for source in (_DEMO, IEMOCAP, IMPROVISED, MELD, MELD_4, EMODB, RAVDESS, MANIFEST)}
+_READ = (_DEMO, IEMOCAP, DEV_SPEAKERS, IMPROVISED, MELD, MELD_4, EMODB, RAVDESS, MANIFEST)
+_SOURCES = {source.name: source for source in _READ}
+CORPORA = tuple(_SOURCES)
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,12 +24,14 @@ RANDOM_LEAST = 10  # utterances of a class, so that all three parts of every fol
 
 RULES = {
     "leave-one-session-out": "test: one session; dev: the next session (after the last the first); train: the others",
+    "session-dev-speakers": "test: one session; dev: the woman of the next session and the man of the one after (after "
+    "the last the first); train: the others, so that all sessions but the tested one are heard in training",
     "speaker-groups": "test: one group of speakers; dev: the next group (after the last the first); train: the others",
     "official": "train, dev and test as the corpus itself names them",
     "random": "test: a fifth of the utterances, whoever speaks; dev: an eighth of the rest; train: the others; "
     "stratified by class, shuffled with the seed",
 }
-SPEAKER_INDEPENDENT = ("leave-one-session-out", "speaker-groups")
+SPEAKER_INDEPENDENT = ("leave-one-session-out", "session-dev-speakers", "speaker-groups")
 
 
 @dataclass(frozen=True)
@@ -53,17 +55,11 @@ class Split:
     def card(self) -> dict[str, object]:
         """The protocol in plain words, ready for JSON."""
         known = {*self.speakers["train"], *self.speakers["dev"]}
-        return {
-            "corpus": self.corpus,
-            "protocol": self.protocol,
+        names = ("corpus", "protocol", "fold", "seed", "optimistic", "speakers", "classes")
+        return {name: getattr(self, name) for name in names} | {
             "rule": RULES[self.protocol],
-            "fold": self.fold,
-            "seed": self.seed,
             "speaker_independent": known.isdisjoint(self.speakers["test"]),
-            "optimistic": self.optimistic,
-            "speakers": {part: list(names) for part, names in self.speakers.items()},
             "sizes": {part: len(getattr(self, part)) for part in PARTS},
-            "classes": self.classes,
         }
 
 
@@ -85,11 +81,12 @@ def split(corpus: Corpus, protocol: str | None, fold: int, seed: int) -> Split:
     protocol = _protocol(corpus, protocol)
     folds = fold_count(corpus, protocol)
     if not 1 <= fold <= folds:
-        there = "1" if folds == 1 else f"1 to {folds}"
-        raise ValueError(f"{corpus.name}, {protocol}: no fold {fold}; folds: {there}")
+        raise ValueError(f"{corpus.name}, {protocol}: no fold {fold}; folds: 1{f' to {folds}' * (folds > 1)}")
     rows = corpus.manifest
     if protocol in SPEAKER_INDEPENDENT:
-        parts = _groups(corpus, protocol).map({fold: "test", fold % folds + 1: "dev"}).fillna("train")
+        after = (_groups(corpus, protocol) - fold) % folds  # so many groups after the tested one
+        later = (rows.gender == "M") * (protocol == "session-dev-speakers")  # the dev man is of another session
+        parts = (after == 1 + later).map({True: "dev", False: "train"}).mask(after == 0, "test")
     else:
         parts = _random(corpus, fold, seed) if protocol == "random" else rows.split
     members = {part: rows[parts == part] for part in PARTS}
@@ -109,20 +106,18 @@ def split(corpus: Corpus, protocol: str | None, fold: int, seed: int) -> Split:
 
 
 def _protocol(corpus: Corpus, protocol: str | None) -> str:
-    if protocol is None:
-        return corpus.protocols[0]
-    if protocol not in corpus.protocols:
+    if protocol not in (None, *corpus.protocols):
         raise ValueError(f"{corpus.name} has no protocol {protocol!r}; it has {', '.join(corpus.protocols)}")
-    return protocol
+    return protocol or corpus.protocols[0]
 
 
 def _groups(corpus: Corpus, protocol: str) -> pd.Series:
     """Number (from 1) of the session or speaker group of every utterance."""
     rows = corpus.manifest
-    if protocol == "leave-one-session-out":
-        kind, groups = "sessions", pd.Series(pd.factorize(rows.session, sort=True)[0] + 1, index=rows.index)
-    else:
+    if protocol == "speaker-groups":
         kind, groups = "speaker groups", rows.speaker.map(_speaker_groups(corpus))
+    else:
+        kind, groups = "sessions", pd.Series(pd.factorize(rows.session, sort=True)[0] + 1, index=rows.index)
     if groups.max() < len(PARTS):
         raise ValueError(f"{corpus.name}, {protocol}: needs at least 3 {kind}, has {groups.max()}")
     return groups
@@ -154,8 +149,7 @@ def _random(corpus: Corpus, fold: int, seed: int) -> pd.Series:
     if (least := counts.min()) < RANDOM_LEAST:
         needed = f"needs {RANDOM_LEAST} utterances of every class, has {least} {counts.idxmin()}"
         raise ValueError(f"{corpus.name}, random: {needed}")
-    folds = list(StratifiedKFold(RANDOM_FOLDS, shuffle=True, random_state=seed).split(labels, labels))
-    rest, test = folds[fold - 1]
+    rest, test = [*StratifiedKFold(RANDOM_FOLDS, shuffle=True, random_state=seed).split(labels, labels)][fold - 1]
     _, dev = next(StratifiedKFold(RANDOM_DEV, shuffle=True, random_state=seed).split(rest, labels.iloc[rest]))
     parts = np.full(len(labels), "train", dtype=object)
     parts[test], parts[rest[dev]] = "test", "dev"

@@ -1,6 +1,7 @@
-"""IEMOCAP with four classes, read in two ways.
+"""IEMOCAP with four classes, under three names.
 
 `iemocap`: excited counts as happy; all labels but angry, happy, neutral and sad are dropped.
+`iemocap-dev-speakers`: the same utterances under another protocol, with dev speakers from the training sessions.
 `iemocap-improvised`: the improvised dialogs alone, with excited instead of happy, as Head Fusion's released code takes
 them.
 """
@@ -74,6 +75,8 @@ IEMOCAP = Source(
         "5": {"angry": 170, "happy": 442, "neutral": 384, "sad": 245},
     },
 )
+
+DEV_SPEAKERS = replace(IEMOCAP, name="iemocap-dev-speakers", protocols=("session-dev-speakers", "random"))
 
 IMPROVISED = replace(
     IEMOCAP,

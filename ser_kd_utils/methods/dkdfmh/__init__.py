@@ -3,9 +3,7 @@
 from ser_kd_utils.methods.base import Method, Notebook
 
 MAIN = Notebook("04_decoupled_distillation", kinds=("main",), needs=("01_teacher_finetuning",))
-ABLATIONS = Notebook(
-    "05_decoupled_ablations", ("component", "noise"), needs=(*MAIN.needs, MAIN.name), parameters=("ablations",)
-)
+ABLATIONS = Notebook("05_decoupled_ablations", ("component", "noise"), (*MAIN.needs, MAIN.name), ("ablations",))
 METHOD = Method(
     name="dkdfmh",
     title="DKDFMH",

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from ser_kd_utils.data.audio import SAMPLE_RATE
 from ser_kd_utils.methods.dkdfmh import model
 from ser_kd_utils.methods.dkdfmh.loss import Decoupled
-from ser_kd_utils.methods.dkdfmh.model import HeadFusionConfig, HeadFusionForAudioClassification
-from ser_kd_utils.methods.dkdfmh.variants import P1_VARIANTS
 from ser_kd_utils.methods.teacher.encoders import freeze
 from ser_kd_utils.methods.teacher.experiment import DEVICE, MethodExperiment
 from ser_kd_utils.training.dataset import SpeechDataset, shuffled
@@ -26,7 +24,9 @@ PROTOCOLS = {
     "P2": "the corpus's own; all utterances, short ones repeated up to a segment; the epoch chosen on dev speech",
 }
 SELECTION = "what is reported as P1: checkpoints test-UA and test-WA; `best` and the saved weights: highest dev UA"
-IMPROVISED = {"iemocap": "iemocap-improvised"}  # P1 there: improvised speech, excitement instead of happiness
+IMPROVISED = dict.fromkeys(("iemocap", "iemocap-dev-speakers"), "iemocap-improvised")
+"""P1 there: improvised speech, excitement instead of happiness."""
+SHAPE = ("features", "channels", "num_attention_heads", "head_dim", "attention")
 ON_TEST = ("UA", "WA")
 """Scores by which an epoch is also chosen on the test speech itself, to measure what that is worth."""
 _BATCH = 256  # segments at a time where all are gone through
@@ -64,7 +64,7 @@ class DKDFMHExperiment(MethodExperiment):
     def available(self):
         """All under P2, under P1 the main ones of networks of one kind."""
         every = super().available()
-        return {name: every[name] for name in P1_VARIANTS} if self.mark == "P1" else every
+        return {name: each for name, each in every.items() if self.mark in ("P2", *each.protocols)}
 
     def card(self) -> dict[str, Any]:
         card = super().card() | ({"selection": SELECTION} if self.mark == "P1" else {})
@@ -74,26 +74,16 @@ class DKDFMHExperiment(MethodExperiment):
             "also": "checkpoints test-UA, test-WA: the epoch with the highest score on the clean test speech itself",
         }
 
-    def teacher(self) -> HeadFusionForAudioClassification:
-        """The network of cnn-teacher, frozen; trained first when its record is not here."""
-        return freeze(HeadFusionForAudioClassification.from_pretrained(self.run("cnn-teacher").folder / "model"))
-
-    def new_network(self, name: str) -> HeadFusionForAudioClassification:
+    def new_network(self, name: str) -> model.HeadFusionForAudioClassification:
         """The variant's network before training."""
         torch.manual_seed(self.seed)
-        return HeadFusionForAudioClassification(self._config(name))
+        return model.HeadFusionForAudioClassification(self._config(name))
 
-    def _config(self, name: str) -> HeadFusionConfig:
-        use, large = self.settings_of(name), self.variants[name].role == "teacher"
-        return HeadFusionConfig(
-            **{key: getattr(use, key) for key in ("features", "channels", "attention")},
-            frame_step=round(use.frame_step * SAMPLE_RATE),
-            num_attention_heads=use.teacher_attention_heads if large else use.num_attention_heads,
-            head_dim=use.teacher_head_dim if large else use.head_dim,
-            segment=round(use.segment * SAMPLE_RATE),
-            hop=round((use.segment - use.test_overlap) * SAMPLE_RATE),
-            **self.class_names,
-        )
+    def _config(self, name: str) -> model.HeadFusionConfig:
+        use = self.settings_of(name)
+        seconds = {"frame_step": use.frame_step, "segment": use.segment, "hop": use.segment - use.test_overlap}
+        samples = {key: round(value * SAMPLE_RATE) for key, value in seconds.items()}
+        return model.HeadFusionConfig(**{key: getattr(use, key) for key in SHAPE}, **samples, **self.class_names)
 
     def dataset(self, name: str) -> SpeechDataset:
         """The variant's training set, segments, with what its teacher says of the clean ones."""
@@ -121,7 +111,8 @@ class DKDFMHExperiment(MethodExperiment):
     @cached_property
     def _cnn_logits(self) -> Tensor:
         """What the CNN teacher says of the clean segments."""
-        teacher = self.teacher().to(DEVICE)  # frozen, but perhaps trained first
+        folder = self.run("cnn-teacher").folder  # trained first when its record is not here
+        teacher = freeze(model.HeadFusionForAudioClassification.from_pretrained(folder / "model")).to(DEVICE)
         features = self.dataset("cnn-teacher").features
         return torch.cat([teacher(features=some.to(DEVICE)).logits.cpu() for some in features.split(_BATCH)])
 
@@ -136,13 +127,10 @@ class DKDFMHExperiment(MethodExperiment):
             return dev(model)
 
         optimizer = torch.optim.Adam(network.parameters(), lr=use.lr, weight_decay=use.weight_decay)
-        more = {"optimizer": optimizer, "extra_state": {"peeks": peeks}}
-        more["schedule"] = lambda done: 0.1 ** sum(done >= drop for drop in use.lr_drops)
-        fitted = self._optimise(name, network, objective, data, score, **more)
-        rows = [(utterance, *CLEAN) for utterance in self.test]
-        table = pd.DataFrame(rows, columns=["utterance", "condition", "snr_db"])
+        more = {"schedule": lambda done: 0.1 ** sum(done >= drop for drop in use.lr_drops), "optimizer": optimizer}
+        fitted = self._optimise(name, network, objective, data, score, extra_state={"peeks": peeks}, **more)
+        table = pd.DataFrame({"utterance": self.test, "condition": CLEAN[0], "snr_db": CLEAN[1]})
         tables = [table.assign(logits=[*logits.numpy()]) for logits in peeks]
         scores = pd.DataFrame([self._scores(table) for table in tables], index=fitted.history.index)
         fitted = dataclasses.replace(fitted, history=fitted.history.join(scores.add_prefix("test_")))
-        best = {metric: tables[scores[metric].to_numpy().argmax()] for metric in ON_TEST}
-        return network, fitted, [table.assign(checkpoint=f"test-{metric}") for metric, table in best.items()]
+        return network, fitted, [tables[scores[m].argmax()].assign(checkpoint=f"test-{m}") for m in ON_TEST]

@@ -3,7 +3,10 @@
 Text and released code of that paper differ in the attention. We follow the code; the text's is there to compare with.
 """
 
+from typing import Literal
+
 import torch
+from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoConfig, AutoModelForAudioClassification, PreTrainedConfig, PreTrainedModel
@@ -15,31 +18,27 @@ BINS = {"log filter bank": 40, "mfcc": 26}
 """The features and how many values each has per frame."""
 
 
+@strict
 class HeadFusionConfig(PreTrainedConfig):
     """Defaults: the paper's network on log filter banks; with labels, as any transformers config.
 
     features: "log filter bank" or "mfcc"; frame_step: samples from one frame of the log filter bank to the next;
     channels: of the convolutions 1 (each of two) to 5; num_attention_heads, head_dim: number and width of the attention
     heads; attention: "code" or "text" (see HeadFusionForAudioClassification); segment: samples of what the network sees
-    at once; hop: samples from one segment of a test utterance to the next. Raises ValueError for an unknown word.
+    at once; hop: samples from one segment of a test utterance to the next. Raises huggingface_hub's
+    StrictDataclassFieldValidationError for another word or type.
     """
 
     model_type = "head-fusion"
 
-    features: str = "log filter bank"
+    features: Literal["log filter bank", "mfcc"] = "log filter bank"
     frame_step: int = 160
-    channels: tuple[int, ...] = (8, 32, 48, 64, 80)
+    channels: tuple[int, ...] | list[int] = (8, 32, 48, 64, 80)
     num_attention_heads: int = 4
     head_dim: int = 64
-    attention: str = "code"
+    attention: Literal["code", "text"] = "code"
     segment: int = 32_000
     hop: int = 6_400
-
-    def __post_init__(self, **kwargs):
-        for name, choices in (("features", BINS), ("attention", ("code", "text"))):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name}={getattr(self, name)!r}: choose one of {', '.join(map(repr, choices))}.")
-        super().__post_init__(**kwargs)
 
 
 def segments_of(waves: Tensor, length: int, hop: int) -> Tensor:

@@ -9,11 +9,12 @@ the difference (`_optimism`). Scores are those of clean speech unless a column s
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
 from ser_kd_utils.methods import settings_of
-from ser_kd_utils.methods.dkdfmh.variants import variants
+from ser_kd_utils.methods.dkdfmh.variants import grids, of_encoder, variants
 from ser_kd_utils.records import Run
 from ser_kd_utils.report import tables as report
 from ser_kd_utils.report.differences import Comparison, Differences, Family, effect_of, line_of
@@ -21,37 +22,60 @@ from ser_kd_utils.report.tables import BLANK, Line, Sample, Score, Selection, Ta
 
 FULL = "cnn-dkd"
 IN_NOISE = ("cnn-alone", FULL, "cnn-alone-noisy", "cnn-dkd-noisy")
-SAME = "it helps more than classical distillation"
-GATE, OTHER_GATE, NOISY_GATE = ("cnn-teacher", "cnn-alone"), ("a", "cnn-alone"), ("cnn-teacher", "cnn-alone-noisy")
-IN_NOISE_TOO = "distillation helps in noise, after training in noise"
-CLAIMS = (
-    Comparison(FULL, "cnn-alone", "clean", "decoupled distillation helps the student", GATE),
-    Comparison(FULL, "cnn-kd", "clean", f"{SAME}, each at its own temperature", GATE),
-    Comparison(FULL, "cnn-kd-same-temperature", "clean", f"{SAME} at the same temperature", GATE),
-    Comparison("cnn-kd", "cnn-alone", "clean", "classical distillation helps the student", GATE),
-    Comparison("cnn-nckd", "cnn-tckd", "clean", "what the teacher says of the other classes carries it", GATE),
-    Comparison(FULL, "cnn-teacher", "clean", "the student beats its teacher", GATE),
-    Comparison("cnn-wav2vec2", FULL, "clean", "a teacher of another architecture serves better", OTHER_GATE),
-    Comparison("cnn-dkd-noisy", "cnn-alone-noisy", "noisy", IN_NOISE_TOO, NOISY_GATE),
-    Comparison("cnn-alone-noisy", "cnn-alone", "noisy", "training in noise helps in noise"),
+HELPS, IN_NOISE_TOO = (
+    "it helps more than classical distillation",
+    "distillation helps in noise, after training in noise",
 )
-"""The paper's first claim, that of its loss (the next three) and questions of ours."""
-COMPARISONS = (
-    *CLAIMS, Comparison("cnn-teacher", "cnn-alone", "clean"), Comparison("cnn-wav2vec2", "cnn-alone", "clean"),
-    Comparison(FULL, "cnn-alone", "noisy"),
-)  # fmt: skip
+GATE, OTHER_GATE, NOISY_GATE = ("cnn-teacher", "cnn-alone"), ("a", "cnn-alone"), ("cnn-teacher", "cnn-alone-noisy")
+
+
+def claims(settings: Mapping[str, Any], runs: Sequence[Run] = ()) -> tuple[Comparison, ...]:
+    """The paper's first claim, those of its loss and questions of ours.
+
+    Decoupled and classical distillation are compared as they are set, at each temperature with the same weights, and
+    each as dev speech prefers it among equally many settings, once all of these are recorded in `runs`.
+    """
+    known, own = variants(settings), settings["dkdfmh"]
+    named = {own.replace(**known[name].overrides): name for name in sum(grids(known), [])}
+    pairs = {"each as it is set": (FULL, "cnn-kd")}
+    for t in own.temperatures:
+        pairs[f"at T {t:g}"] = named[own.replace(temperature=t)], named[own.replace(loss="kd", kd_temperature=t)]
+    if preferred := _preferred(runs, grids(known)):
+        pairs["each as dev speech prefers it"] = preferred
+    return (
+        Comparison(FULL, "cnn-alone", "clean", "decoupled distillation helps the student", GATE),
+        *(Comparison(*pair, "clean", f"{HELPS}, {how}", GATE) for how, pair in pairs.items()),
+        Comparison("cnn-kd", "cnn-alone", "clean", "classical distillation helps the student", GATE),
+        Comparison("cnn-nckd", "cnn-tckd", "clean", "what the teacher says of the other classes carries it", GATE),
+        Comparison(FULL, "cnn-teacher", "clean", "the student beats its teacher", GATE),
+        Comparison(of_encoder(settings), FULL, "clean", "a teacher of another architecture serves better", OTHER_GATE),
+        Comparison("cnn-dkd-noisy", "cnn-alone-noisy", "noisy", IN_NOISE_TOO, NOISY_GATE),
+        Comparison("cnn-alone-noisy", "cnn-alone", "noisy", "training in noise helps in noise"),
+    )
+
+
+def _preferred(runs: Sequence[Run], grids: Sequence[list[str]]) -> tuple[str, ...]:
+    """Of each grid the variant with the highest dev UA, mean over the folds and seeds that have all of both grids."""
+    found = [(run.info["variant"], run.info["fold"], run.info["seed"], run.history["dev_UA"].max()) for run in runs]
+    table = pd.DataFrame(found, columns=["variant", "fold", "seed", "UA"])
+    dev = table.pivot(index=["fold", "seed"], columns="variant", values="UA").reindex(columns=sum(grids, [])).dropna()
+    return tuple(dev[grid].mean().idxmax() for grid in grids if len(dev))
 
 
 def tables(runs: Sequence[Run]) -> list[Table]:
     teachers = [run for run in runs if run.info["method"] == "teacher"]
     runs = [run for run in runs if run.info["method"] == "dkdfmh"]
-    p2 = honest(runs)
-    known = variants(settings_of(runs[0].info["profile"])) if runs else {}
-    family = Family([*p2, *teachers], CLAIMS)
+    p1, p2 = [run for run in runs if report.mark_of(run) == "P1"], honest(runs)
+    settings = settings_of(*[runs[0].info[key] for key in ("profile", "overrides")] if runs else ["tiny"])
+    known, claimed = variants(settings), claims(settings, p2)
+    others = (*GATE, "clean"), (of_encoder(settings), "cnn-alone", "clean"), (FULL, "cnn-alone", "noisy")
+    compared = {each.key: each for each in (*claimed, *(Comparison(*other) for other in others))}.values()
+    family = Family([*p2, *teachers], claimed)
     return [
         Table("dkd", ("row",), lambda: _main(runs, known)),
         family.verdicts("dkd_claims"),
-        family.comparisons("dkd_comparisons", COMPARISONS),
+        family.comparisons("dkd_comparisons", compared),
+        Family(p1, ()).comparisons("dkd_likely_comparisons", compared),
         Differences("dkd_optimism_alone", ("rung",), lambda: _optimism(runs, "cnn-alone")),
         Differences("dkd_optimism_dkd", ("rung",), lambda: _optimism(runs, FULL)),
         family.components("dkd_ablations", known, "clean"),
@@ -66,10 +90,10 @@ def honest(runs: Sequence[Run]) -> list[Run]:
 
 
 def _samples(runs: Sequence[Run], variant: str, protocol: str) -> dict[str, Sample]:
-    """The variant's predictions by checkpoint."""
+    """The variant's predictions of clean speech by checkpoint."""
     names = ("best", "last", "test-UA", "test-WA")
     found = {name: report.together(runs, Selection((variant,), name, protocol=protocol)) for name in names}
-    return {name: sample for name, samples in found.items() for sample in samples}
+    return {name: sample.at("clean") for name, samples in found.items() for sample in samples}
 
 
 def _main(runs: Sequence[Run], known: Mapping) -> list[Line]:
@@ -88,8 +112,8 @@ def _main(runs: Sequence[Run], known: Mapping) -> list[Line]:
             line |= zip(titles[:3], cells, strict=True)
         for sample in report.together(own, Selection((name,), protocol="P2")):
             line |= zip(titles[3:], (wa(sample), ua(sample), Score()(sample), report.design(sample)), strict=True)
-        published = word(_published() if name == FULL else "")
-        lines.append(line | {"published WA / UA": published, "command": word(report.command(own))})
+        line["published WA / UA"] = word(_published() if name == FULL else "")
+        lines.append(line | {"command": word(report.command(own))})
     return lines
 
 
@@ -118,8 +142,8 @@ def _optimism(runs: Sequence[Run], variant: str) -> list[Line]:
     found = {protocol: _samples(runs, variant, protocol) for protocol in ("P1", "P2")}
     independent = all(run.info["protocol"]["speaker_independent"] for run in honest(runs))
     words = {"P1": "random split", "P2": "speaker-independent" if independent else "own split"}
-    both = report.together(runs, *(Selection((variant,), protocol=protocol) for protocol in ("P1", "P2")))
-    if both and 2 * len(both[1].at("clean").table) < len(found["P2"]["best"].at("clean").table):
+    both = [each.at("clean") for each in report.together(runs, *(Selection((variant,), protocol=p) for p in found))]
+    if both and 2 * len(both[1].table) < len(found["P2"]["best"].table):
         both = []
     rungs = {}  # by number: protocol, evaluation, samples for WA and UA, the rung compared with
     for first, (protocol, by) in zip((1, 6), found.items(), strict=True):
@@ -131,27 +155,24 @@ def _optimism(runs: Sequence[Run], variant: str) -> list[Line]:
         rungs[number] = (sample.selection.protocol, "best dev epoch, tested by both", sample, sample, against)
     lines = []
     for number, (protocol, evaluation, for_wa, for_ua, against) in sorted(rungs.items()):
-        for_wa, for_ua = for_wa.at("clean"), for_ua.at("clean")
         line = {"rung": word(number, for_ua.runs), "split": word(protocol)}
         line |= {"evaluation": word(f"{words[protocol]}, {evaluation}"), "WA": for_wa.score("WA", with_interval=True)}
         line |= {"UA": for_ua.score(with_interval=True), "utterances": word(for_ua.table["utterance"].nunique())}
         lines.append(line | {"folds x seeds": report.design(for_ua)})
         if against:
-            both = for_ua, rungs[against][3].at("clean")
-            step = line_of(both, effect_of(*both), 1, 1, "step, points").items()
+            sides = for_ua, rungs[against][3]
+            step = line_of(sides, effect_of(*sides), 1, 1, "step, points").items()
             lines[-1] |= {"against": word(f"rung {against}")} | dict([*step][:3])  # the difference and its intervals
     return lines
 
 
 def published_table() -> pd.DataFrame:
     """What is published of the method and of the network it builds on, WA and UA in percent, each with its protocol."""
-    names = ("dkdfmh_results", "dkdfmh_ancestor_baselines")
-    table = pd.concat(map(report.published_values, names))
+    table = pd.concat(map(report.published_values, ("dkdfmh_results", "dkdfmh_ancestor_baselines")))
     table = table[table["method"].fillna("").str.contains("DKDFMH|Head Fusion")]
     line, metrics = ["method", "dataset", "condition", "source"], ["WA", "UA", "WA_std", "UA_std"]
-    wide = table.pivot(index=line, columns="metric", values="value").reset_index().rename_axis(columns=None)
-    wide = wide[[*line[:3], *metrics, "source"]]
-    return wide.astype(object).where(wide.notna(), "")
+    wide = table.pivot(index=line, columns="metric", values="value").reset_index()[[*line[:3], *metrics, "source"]]
+    return wide.rename_axis(columns=None).astype(object).where(wide.notna(), "")
 
 
 def confusion_tables(runs: Sequence[Run]) -> tuple[dict[str, pd.DataFrame], pd.DataFrame]:
