@@ -20,7 +20,9 @@ from ser_kd_utils.methods.mckd.model import (
     VariableTokenForAudioClassification,
     prepare_inputs,
 )
+from ser_kd_utils.methods.mckd.settings import MCKDSettings
 from ser_kd_utils.methods.teacher.encoders import normalise
+from ser_kd_utils.methods.teacher.settings import TINY_NETWORK
 
 LABELS = ("neutral", "happy", "sad", "angry")
 TOKENS = {
@@ -92,6 +94,17 @@ def test_parameter_counts_at_the_papers_size():
     assert sizes == {"variable": 8_046_084, "variable, mean": 6_475_268, "time": 6_701_572}
     assert abs(sizes["time"] / sizes["variable, mean"] - 1) < 0.05
     assert sizes["variable"] - sizes["variable, mean"] == 4 * 512 * (768 - 1)  # the head alone
+
+
+def test_parameter_counts_of_the_tiny_profile():
+    """As recorded: with the front, which the student needs."""
+    use, front = MCKDSettings.of("tiny"), Wav2Vec2Config(**TINY_NETWORK).to_diff_dict()
+    names = ("frames", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    sizes = {}
+    for name, tokens in TOKENS.items():
+        config = VariableTokenConfig(**CLASSES, **tokens, **{each: getattr(use, each) for each in names}, front=front)
+        sizes[name] = VariableTokenForAudioClassification(config).num_parameters()
+    assert sizes == {"variable": 152_932, "variable, mean": 128_612, "time": 125_156}
 
 
 def by_hand(model, item: np.ndarray) -> np.ndarray:
