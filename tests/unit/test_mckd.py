@@ -17,6 +17,7 @@ from ser_kd_utils.methods.mckd.experiment import MCKDExperiment, warm_restarts
 from ser_kd_utils.methods.mckd.loss import supervised_contrastive
 from ser_kd_utils.methods.mckd.temperature import meta_gradient
 from ser_kd_utils.methods.teacher.encoders import prepare_inputs
+from ser_kd_utils.records import Run, run_id
 from ser_kd_utils.training import experiment as base
 from ser_kd_utils.training.dataset import paired_by_class
 from ser_kd_utils.training.losses import kd_loss
@@ -28,6 +29,7 @@ SMALL = {
 }  # fmt: skip
 NOISES = ("hum", "rain")
 FIXED = {"curriculum": False, "meta": "none"}
+START = 1 + 20 * torch.ones(()).double().sigmoid().item()
 
 # What a variant's training is given otherwise than that of mc-full.
 VARIANTS = {
@@ -40,12 +42,15 @@ VARIANTS = {
     "mc-no-supcon": {"supcon_weight": 0.0},
     "mc-mu-1": {"supcon_weight": 1.0},
     "mc-nu-0.5": {"kd_weight": 0.5},
-    "mc-time-tokens": {"tokens": "time"},
+    "mc-time-tokens": {"tokens": "time", "pooling": "mean"},
+    "mc-mean-pooling": {"pooling": "mean"},
     "mc-log-mel": {"features": "log-mel"},
     "mc-z-score": {"z_score": True},
     "mc-log-mel-z-score": {"features": "log-mel", "z_score": True},
     "mc-unbalanced": {"balance": "none"},
-    "mc-kd-start": FIXED | {"temperature": 1 + 20 * torch.ones(()).double().sigmoid().item()},
+    "mc-kd-start": FIXED | {"temperature": START},
+    "mc-published-start": {"curriculum_start": START, "meta": "none"},
+    "mc-meta-static": FIXED | {"meta": "static"},
     "mc-taught-teacher": FIXED | {"meta": "teacher"},
     "mc-alone-noisy": {"teacher": False, "supcon_weight": 0.0, "noise": NOISES},
     "mc-kd-noisy": FIXED | {"noise": NOISES},
@@ -84,7 +89,7 @@ def experiment(make):
 @pytest.fixture
 def given(monkeypatch, experiment):
     """What the training of a variant would be given."""
-    experiment.teachers.run("a")
+    experiment.teachers.run("a"), experiment.run("mc-meta")
 
     def fit(model, objective, dataset, dev, settings, **others):
         raise Given(SimpleNamespace(model=model, objective=objective, dataset=dataset, settings=settings, **others))
@@ -127,17 +132,17 @@ def test_what_each_variant_is_given(name, experiment, given):
     assert list(fit.dataset.classes) == experiment.train and fit.dataset.order is paired_by_class
     batch = fit.dataset.batch(range(8))
     assert ("noise" in batch) == bool(noise) == ("inputs" not in batch)
-    wanted = {"teacher_embedding" if changed.get("meta") == "teacher" else "teacher_logits"} if teacher else set()
-    assert {key for key in batch if key.startswith("teacher")} == wanted
+    assert {key for key in batch if key.startswith("teacher")} == ({"teacher_embedding"} if teacher else set())
     assert bool(fit.objective.temperature) == teacher
-    assert bool(fit.objective.optimizer) == (teacher and fit.settings.meta != "none")
-    config = fit.model.config
-    assert (config.tokens, config.features, config.z_score, config.frames) == (
-        fit.settings.tokens, fit.settings.features, fit.settings.z_score, 20
-    )  # fmt: skip
+    assert bool(fit.objective.optimizer) == (teacher and fit.settings.meta in ("temperature", "teacher"))
+    if teacher and fit.settings.meta != "static":
+        start = fit.settings.curriculum_start if fit.settings.curriculum else fit.settings.temperature
+        assert [tau.item() for tau in fit.objective.temperature(0.0)] == pytest.approx([start, start])
+    names = ("tokens", "pooling", "features", "z_score", "frames", "hidden_size", "num_attention_heads", "dropout")
+    assert all(getattr(fit.model.config, key) == getattr(fit.settings, key) for key in names)
     groups = fit.optimizer.param_groups
     learnt = {id(p) for group in groups for p in group["params"]}
-    front = {id(p) for p in fit.model.front.parameters()} if config.features == "encoder" else set()
+    front = {id(p) for p in fit.model.front.parameters()} if fit.settings.features == "encoder" else set()
     assert not learnt & front
     theta = {id(p) for p in fit.objective.temperature.curriculum_parameters()} if teacher else set()
     assert len(theta) == (teacher and fit.settings.curriculum)
@@ -205,9 +210,10 @@ def test_the_meta_step_is_exact_for_this_student(name, experiment):
     network, objective, data = experiment.prepared(name)
     network.double().train()
     batch = data.batch(range(8))
-    given, says = {"features": batch["inputs"]["features"].double(), "counts": batch["inputs"]["counts"]}, None
+    given = {"features": batch["inputs"]["features"].double(), "counts": batch["inputs"]["counts"]}
     questions, answers = objective.quiz(0)
-    questions["features"], says = questions["features"].double(), batch["teacher_logits"].double()
+    questions["features"] = questions["features"].double()
+    says = objective.head(batch["teacher_embedding"]).detach().double()
 
     def distill(call, learned):
         return kd_loss(call(**given).logits, says, *(4 * learned["log"].exp()))
@@ -271,7 +277,7 @@ def test_the_quiz_is_another_one_in_each_step_and_the_same_again(experiment):
 
 def test_the_teacher_of_those_in_noise_hears_the_clean_utterance(experiment):
     clean, noisy = (experiment.prepared(name)[2] for name in ("mc-kd", "mc-kd-noisy"))
-    some = [data.batch(range(4))["teacher_logits"] for data in (clean, noisy)]
+    some = [data.batch(range(4))["teacher_embedding"] for data in (clean, noisy)]
     assert torch.equal(*some)
 
 
@@ -306,6 +312,28 @@ def test_the_fingerprint_follows_the_teacher_where_the_variant_needs_it(make, ex
     first, second = (make(overrides=f"{alone}, teacher.epochs={n}", results=str(tmp_path)) for n in (1, 2))
     same = {name for name in first.variants if first.fingerprint(name) == second.fingerprint(name)}
     assert same == {"mc-alone", "mc-supcon", "mc-alone-noisy"}
+
+
+def test_the_static_control_keeps_the_temperatures_at_which_mc_meta_ended(make, tmp_path):
+    own = make(results=str(tmp_path), overrides="mckd.meta_every=1, mckd.meta_lr=0.1")
+    static = own.run("mc-meta-static")
+    meta = Run(own.folder / "runs" / run_id("mckd", "mc-meta", 1, 0))  # trained along the way
+    names = ["tau_student", "tau_teacher"]
+    assert meta.history[names].nunique().min() > 1 and (static.history[names] == meta.history[names].iloc[-1]).all(axis=None)
+    assert abs(static.history["tau_student"] - static.history["tau_teacher"]).min() > 1e-3
+    assert not np.array_equal(np.stack(static.stored["logits"]), np.stack(own.run("mc-kd").stored["logits"]))
+    finished = meta.info["finished"]
+    assert own.run("mc-meta").info["finished"] == finished and own.run("mc-meta-static").info == static.info
+
+
+def test_the_fingerprint_of_the_static_control_follows_mc_meta(make, tmp_path):
+    """What decides where mc-meta ends is no setting of a fixed temperature."""
+    first, second = (make(results=str(tmp_path), overrides=f"mckd.meta_lr={lr}") for lr in (0.02, 0.1))
+    own = [each._decides("mc-meta-static") for each in (first, second)]
+    assert own[0]["temperatures"] == first.fingerprint("mc-meta") != own[1]["temperatures"]
+    assert first._decides("mc-kd")["temperatures"] == ""
+    whole = make(results=str(tmp_path), overrides="mckd.meta='static'")  # mc-meta itself still learns
+    assert whole._decides("mc-full")["temperatures"] == whole.fingerprint("mc-meta")
 
 
 def test_a_class_that_the_quiz_uses_up_is_refused_by_name(make, tones, tmp_path):

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ser_kd_utils.methods.mckd.temperature import Temperature, curriculum_factor, meta_gradient
+from ser_kd_utils.methods.mckd.variants import PUBLISHED_START
 from ser_kd_utils.training.losses import kd_loss
 
 
@@ -32,17 +33,31 @@ def test_the_factor_goes_down_a_half_cosine():
 
 
 def test_where_the_temperatures_start():
-    wanted = 1 + 20 / (1 + math.exp(-1))
-    assert wanted == pytest.approx(15.62, abs=5e-3)
+    assert math.isclose(PUBLISHED_START, 15.62, abs_tol=5e-3)
+    assert Temperature("curriculum", PUBLISHED_START, False).theta.item() == pytest.approx(1, rel=1e-6)
     for learned in (True, False):
-        for base, start in (("curriculum", wanted), ("fixed", 4.0)):
-            temperature = Temperature(base, 4.0, learned)
-            for tau in (
-                *temperature(0.0),
-                *temperature(3.5),
-            ):
+        for base, start in (("curriculum", PUBLISHED_START), ("curriculum", 4.0), ("fixed", 4.0)):
+            temperature = Temperature(base, start, learned)
+            for tau in (*temperature(0.0), *temperature(3.5)):
                 assert tau.shape == () and tau.item() == pytest.approx(start, rel=1e-6)
     assert Temperature("fixed", 4.0, True)(0.0) == (4, 4)
+    assert Temperature("fixed", [3.0, 5.0], False)(0.0) == (3, 5)  # of student and teacher
+
+
+def test_above_the_published_start_the_temperature_hardly_matters_and_at_4_it_does():
+    """T^2 KL with 4 classes: the direction of the student's gradient, on logits as large as those of our networks."""
+    student, teacher = 3 * draw(0, 32, 4), 3 * draw(1, 32, 4)
+
+    def gradient(temperature):
+        logits = student.clone().requires_grad_()
+        kd_loss(logits, teacher, temperature).backward()
+        return logits.grad.flatten()
+
+    def cosine(one, other):
+        return torch.cosine_similarity(gradient(one), gradient(other), dim=0).item()
+
+    assert cosine(PUBLISHED_START, 21.0) > 0.9997  # over all of what is left to a curriculum
+    assert cosine(4.0, 21.0) < 0.98 and cosine(1.0, 4.0) < 0.95
 
 
 def test_factors_multiply_the_base_of_student_and_teacher():
@@ -72,7 +87,7 @@ def test_what_is_learnt_by_whom(base, learned):
 
 @pytest.mark.parametrize("epoch", [0.0, 2.5, 5.0, 10.0, 40.0])
 def test_the_gradient_of_theta_is_the_factor_times_that_of_the_loss(epoch):
-    temperature = Temperature("curriculum", 4.0, True).double()
+    temperature = Temperature("curriculum", PUBLISHED_START, True).double()
     student, teacher = (3 * draw(0, 6, 4)).requires_grad_(), 3 * draw(1, 6, 4)
     with torch.no_grad():
         temperature.log_factors += torch.tensor([0.3, -0.2])
@@ -96,7 +111,7 @@ def test_a_step_of_the_optimiser_makes_distillation_harder_once_the_curriculum_i
     student, teacher = 3 * draw(0, 6, 4), 3 * draw(1, 6, 4)
     harder = {}
     for epoch in (0.0, 5.0, 10.0):
-        temperature = Temperature("curriculum", 4.0, False).double()
+        temperature = Temperature("curriculum", PUBLISHED_START, False).double()
         optimiser = torch.optim.SGD(temperature.curriculum_parameters(), 0.1)
         loss = kd_loss(student, teacher, *temperature(epoch))
         loss.backward()
@@ -284,7 +299,7 @@ def test_the_temperatures_of_a_curriculum_may_be_asked_within_the_meta_step():
 
     found = meta_gradient(scene.network, distill, scene.quiz, scene.learned, LR)
     assert all(value.any() for value in found.values()) and temperature.theta.grad is None
-    assert temperature(0.0)[0].item() == pytest.approx(15.62, abs=5e-3)
+    assert temperature(0.0)[0].item() == pytest.approx(4, rel=1e-6)
 
 
 @pytest.mark.parametrize("network", NETWORKS)

@@ -18,13 +18,18 @@ from ser_kd_utils.methods.mckd.experiment import MCKDExperiment
 from ser_kd_utils.methods.mckd.model import (
     VariableTokenConfig,
     VariableTokenForAudioClassification,
-    front_of,
     prepare_inputs,
 )
+from ser_kd_utils.methods.mckd.settings import MCKDSettings
 from ser_kd_utils.methods.teacher.encoders import normalise
+from ser_kd_utils.methods.teacher.settings import TINY_NETWORK
 
 LABELS = ("neutral", "happy", "sad", "angry")
-TOKENS = ("variable", "time")
+TOKENS = {
+    "variable": {"tokens": "variable"},
+    "variable, mean": {"tokens": "variable", "pooling": "mean"},
+    "time": {"tokens": "time", "pooling": "mean"},
+}
 FEATURES = ("encoder", "log-mel")
 SMALL = {"frames": 12, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 20}
 CLASSES = {"id2label": dict(enumerate(LABELS)), "label2id": {label: i for i, label in enumerate(LABELS)}}
@@ -54,7 +59,7 @@ def network(**config) -> VariableTokenForAudioClassification:
     """In eval mode, its attention far from even, with statistics far from 0 and 1."""
     config = {"features": "log-mel", **SMALL, **config}
     if config["features"] == "encoder":
-        config |= {"front": front_of(teacher())}
+        config |= {"front": teacher().config.to_diff_dict()}
     torch.manual_seed(0)
     model = VariableTokenForAudioClassification(VariableTokenConfig(**CLASSES, **config))
     if config["features"] == "encoder":
@@ -81,13 +86,25 @@ def differ(one, other):
 
 def test_parameter_counts_at_the_papers_size():
     sizes = {}
-    for tokens in TOKENS:
-        model = VariableTokenForAudioClassification(VariableTokenConfig(**CLASSES, tokens=tokens))
+    for name, tokens in TOKENS.items():
+        model = VariableTokenForAudioClassification(VariableTokenConfig(**CLASSES, **tokens))
         front = {id(parameter) for parameter in model.front.parameters()}
-        sizes[tokens] = sum(p.numel() for p in model.parameters() if id(p) not in front)
+        sizes[name] = sum(p.numel() for p in model.parameters() if id(p) not in front)
         assert model.mean.shape == model.std.shape == (768,)
-    assert sizes["variable"] == 6_475_268
-    assert abs(sizes["time"] / sizes["variable"] - 1) < 0.05
+    assert sizes == {"variable": 8_046_084, "variable, mean": 6_475_268, "time": 6_701_572}
+    assert abs(sizes["time"] / sizes["variable, mean"] - 1) < 0.05
+    assert sizes["variable"] - sizes["variable, mean"] == 4 * 512 * (768 - 1)  # the head alone
+
+
+def test_parameter_counts_of_the_tiny_profile():
+    """As recorded: with the front, which the student needs."""
+    use, front = MCKDSettings.of("tiny"), Wav2Vec2Config(**TINY_NETWORK).to_diff_dict()
+    names = ("frames", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    sizes = {}
+    for name, tokens in TOKENS.items():
+        config = VariableTokenConfig(**CLASSES, **tokens, **{each: getattr(use, each) for each in names}, front=front)
+        sizes[name] = VariableTokenForAudioClassification(config).num_parameters()
+    assert sizes == {"variable": 152_932, "variable, mean": 128_612, "time": 125_156}
 
 
 def by_hand(model, item: np.ndarray) -> np.ndarray:
@@ -130,28 +147,32 @@ def by_hand(model, item: np.ndarray) -> np.ndarray:
         inner = linear(f"{name}.linear1", x)
         inner = inner * (1 + erf(inner / math.sqrt(2))) / 2
         x = norm(f"{name}.norm2", x + linear(f"{name}.linear2", inner))
-    return linear("classifier", norm("norm", x).mean(0))
+    x = norm("norm", x)
+    if use.pooling == "flatten":
+        return linear("classifier", (x * (1 + erf(x / math.sqrt(2))) / 2).ravel())
+    return linear("classifier", x.mean(0))
 
 
 @pytest.mark.parametrize("z_score", [False, True])
 @pytest.mark.parametrize("tokens", TOKENS)
 @torch.no_grad()
 def test_the_network_by_hand(tokens, z_score):
-    model = network(tokens=tokens, z_score=z_score).double()
+    model = network(**TOKENS[tokens], z_score=z_score).double()
     features, counts = 3 * noise(3, 10, 40).double(), torch.tensor([10, 7, 4])
     output = model(features=features, counts=counts)
     wanted = [by_hand(model, item[:count].numpy()) for item, count in zip(features, counts, strict=True)]
     torch.testing.assert_close(output.logits, torch.tensor(np.array(wanted)), rtol=1e-9, atol=1e-9)
     assert output.logits.std(0).min() > 1e-2
     (embedding,) = output.hidden_states
-    assert embedding.shape == (3, 8) and torch.equal(model.classifier(embedding), output.logits)
+    assert embedding.shape == (3, 8 * (40 if tokens == "variable" else 1))
+    assert torch.equal(model.classifier(embedding), output.logits)
 
 
 @pytest.mark.parametrize("z_score", [False, True])
 @pytest.mark.parametrize("tokens", TOKENS)
 @torch.no_grad()
 def test_what_pads_features_changes_nothing(tokens, z_score):
-    model, features, counts = network(tokens=tokens, z_score=z_score), noise(3, 11, 40), torch.tensor([11, 6, 1])
+    model, features, counts = network(**TOKENS[tokens], z_score=z_score), noise(3, 11, 40), torch.tensor([11, 6, 1])
     alone = [model(features=item[None, :count]).logits for item, count in zip(features, counts, strict=True)]
     together = model(features=features, counts=counts).logits
     close(together, torch.cat(alone))
@@ -162,7 +183,7 @@ def test_what_pads_features_changes_nothing(tokens, z_score):
 @pytest.mark.parametrize("tokens", TOKENS)
 @torch.no_grad()
 def test_what_pads_waves_changes_nothing(tokens, features):
-    model, batch = network(tokens=tokens, features=features), waves()
+    model, batch = network(**TOKENS[tokens], features=features), waves()
     alone = torch.cat([model(wave[None, :length]).logits for wave, length in zip(batch, LENGTHS, strict=True)])
     together = model(**prepare_inputs(batch, LENGTHS)).logits
     close(together, alone)
@@ -173,7 +194,7 @@ def test_what_pads_waves_changes_nothing(tokens, features):
 @pytest.mark.parametrize("tokens", TOKENS)
 @torch.no_grad()
 def test_what_comes_after_the_last_frame_changes_nothing(tokens):
-    model, features = network(tokens=tokens, z_score=True), noise(2, 30, 40)
+    model, features = network(**TOKENS[tokens], z_score=True), noise(2, 30, 40)
     logits = model(features=features).logits
     assert torch.equal(logits, model(features=features[:, :12]).logits)
     assert torch.equal(logits, model(features=features, counts=torch.tensor([30, 13])).logits)
@@ -188,7 +209,7 @@ def test_what_comes_after_the_last_frame_changes_nothing(tokens):
 def test_z_score_removes_level_and_scale_of_each_channel(tokens):
     features, counts = noise(2, 9, 40), torch.tensor([9, 5])
     other = features * (0.5 + noise(2, 1, 40, seed=1).abs()) + 3 * noise(2, 1, 40, seed=2)
-    with_, without = network(tokens=tokens, z_score=True), network(tokens=tokens)
+    with_, without = network(**TOKENS[tokens], z_score=True), network(**TOKENS[tokens])
     close(with_(features=other, counts=counts).logits, with_(features=features, counts=counts).logits)
     differ(without(features=other, counts=counts).logits, without(features=features, counts=counts).logits)
     silence = (with_(features=torch.full((1, 9, 40), level)).logits for level in (0.0, -36.04))  # digital: ln 2**-52
@@ -212,7 +233,7 @@ def test_normalisation_is_numpys_over_valid_frames():
 @torch.no_grad()
 def test_encoder_features_are_the_teachers(norm):
     base, wave = teacher(norm, conv_bias=True, feat_extract_activation="silu", layer_norm_eps=0.01), 5 * waves()[:1]
-    model = VariableTokenForAudioClassification(VariableTokenConfig(**SMALL, front=front_of(base)))
+    model = VariableTokenForAudioClassification(VariableTokenConfig(**SMALL, front=base.config.to_diff_dict()))
     model.copy_front(base)
     features, counts = model.train().frame_features(wave)
     states = base.wav2vec2.feature_extractor(normalise(wave, torch.tensor([4500])))
@@ -259,17 +280,21 @@ def test_the_front_is_frozen():
 
 @pytest.mark.parametrize("tokens", TOKENS)
 def test_dropout_acts_in_training_only(tokens):
-    model, features = network(tokens=tokens), noise(2, 9, 40)
+    model, features = network(**TOKENS[tokens]), noise(2, 9, 40)
     assert torch.equal(model(features=features).logits, model(features=features).logits)
     model.train()
     differ(model(features=features).logits, model(features=features).logits)
+    for layer in model.layers:
+        layer.eval()
+    last = [model(features=features).logits for _ in range(2)]  # before the classifier, of flattened tokens alone
+    assert torch.equal(*last) == (model.config.pooling == "mean")
 
 
 @pytest.mark.parametrize("tokens", TOKENS)
 @pytest.mark.parametrize("features", FEATURES)
 @torch.no_grad()
 def test_a_saved_model_is_the_same_when_loaded(features, tokens, tmp_path):
-    model = network(features=features, tokens=tokens, z_score=True)
+    model = network(features=features, **TOKENS[tokens], z_score=True)
     MCKDExperiment.save(model, tmp_path)
     loaded = AutoModelForAudioClassification.from_pretrained(tmp_path)
     assert type(loaded) is VariableTokenForAudioClassification and not loaded.training
@@ -297,12 +322,12 @@ def test_a_saved_model_works_in_transformers_pipeline(features, tmp_path):
 @pytest.mark.parametrize("tokens", TOKENS)
 @torch.no_grad()
 def test_attentions_are_given_when_asked_for(tokens):
-    model, features, counts = network(tokens=tokens), noise(2, 9, 40), torch.tensor([9, 5])
+    model, features, counts = network(**TOKENS[tokens]), noise(2, 9, 40), torch.tensor([9, 5])
     plain = model(features=features, counts=counts)
     told = model(features=features, counts=counts, output_attentions=True)
     assert plain.attentions is None and len(told.attentions) == 2
     close(told.logits, plain.logits)
-    number = 40 if tokens == "variable" else 9
+    number = 9 if tokens == "time" else 40
     for weights in told.attentions:
         assert weights.shape == (2, 2, number, number)
         close(weights.sum(-1), torch.ones(2, 2, number))
@@ -325,17 +350,22 @@ def test_the_weights_given_are_those_the_layer_used():
 
 
 @torch.no_grad()
-def test_variable_tokens_have_no_order():
-    model, features, order = network(), noise(2, 9, 40), torch.randperm(40)
-    model.mean.zero_(), model.std.fill_(1)
-    logits = model(features=features).logits
-    close(model(features=features[..., order]).logits, logits)
-    differ(model(features=features.flip(1)).logits, logits)  # time has
+def test_the_order_of_channels_matters_to_the_flattened_tokens_and_not_to_their_mean():
+    """A student that pools by the mean cannot know which band it hears."""
+    features, order = noise(2, 9, 40), torch.randperm(40, generator=torch.Generator().manual_seed(0))
+    change = {}
+    for pooling in ("flatten", "mean"):
+        model = network(pooling=pooling)
+        model.mean.zero_(), model.std.fill_(1)
+        logits = model(features=features).logits
+        change[pooling] = (model(features=features[..., order]).logits - logits).abs().amax(-1)
+        differ(model(features=features.flip(1)).logits, logits)  # the order of frames matters to both
+    assert change["flatten"].min() > 1e-3 and change["mean"].max() < 1e-5
 
 
 @torch.no_grad()
 def test_time_tokens_know_their_order():
-    model, features = network(tokens="time"), noise(2, 9, 40)
+    model, features = network(**TOKENS["time"]), noise(2, 9, 40)
     differ(model(features=features.flip(1)).logits, model(features=features).logits)
 
 
@@ -343,7 +373,7 @@ def test_time_tokens_know_their_order():
 @pytest.mark.parametrize("tokens", TOKENS)
 def test_gradients_pass_through_a_training_step(tokens, training):
     """As meta-learning needs it: second derivatives through torch.func, compared with finite differences."""
-    model = network(tokens=tokens, dropout=0.0).double().train(training)
+    model = network(**TOKENS[tokens], dropout=0.0).double().train(training)
     features, counts, labels = noise(4, 9, 40).double(), torch.tensor([9, 7, 5, 3]), torch.tensor([0, 1, 2, 3])
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
 
@@ -393,7 +423,7 @@ def test_gradients_pass_through_a_training_step_on_waves():
 @pytest.mark.parametrize("features", FEATURES)
 @pytest.mark.parametrize("tokens", TOKENS)
 def test_bfloat16(tokens, features):
-    model = network(tokens=tokens, features=features, dropout=0.0).train()
+    model = network(**TOKENS[tokens], features=features, dropout=0.0).train()
     wanted = model(**prepare_inputs(waves(), LENGTHS)).logits
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = model(**prepare_inputs(waves(), LENGTHS))
@@ -406,10 +436,11 @@ def test_bfloat16(tokens, features):
 
 def test_weights_begin_as_torchs_own(tmp_path):
     torch.manual_seed(0)
-    fresh = VariableTokenForAudioClassification(VariableTokenConfig(**CLASSES, **SMALL, front=front_of(teacher())))
+    front = teacher().config.to_diff_dict()
+    fresh = VariableTokenForAudioClassification(VariableTokenConfig(**CLASSES, **SMALL, front=front))
     fresh.save_pretrained(tmp_path)
     other = VariableTokenForAudioClassification.from_pretrained(tmp_path, num_labels=7, ignore_mismatched_sizes=True)
-    assert other.classifier.weight.shape == (7, 8) and torch.equal(other.embed.weight, fresh.embed.weight)
+    assert other.classifier.weight.shape == (7, 10 * 8) and torch.equal(other.embed.weight, fresh.embed.weight)
     for model in (fresh, other):
         for layer in (model.embed, model.classifier, *(each.linear1 for each in model.layers)):
             bound = 1 / math.sqrt(layer.in_features)
@@ -430,10 +461,19 @@ def test_only_log_mel_hears_levels():
             (differ if hears else close)(logits, louder)
 
 
-@pytest.mark.parametrize("name", ["features", "tokens"])
+@pytest.mark.parametrize("name", ["features", "tokens", "pooling"])
 def test_unknown_words_are_refused(name):
-    with pytest.raises(ValueError, match=f"{name}='codes': choose one of '"):
+    with pytest.raises(ValueError, match=f"{name}='codes': input should be '"):
         VariableTokenConfig(**{name: "codes"})
+
+
+def test_time_tokens_have_their_mean_whatever_is_asked_for():
+    assert [VariableTokenConfig(tokens=tokens).pooling for tokens in ("variable", "time")] == ["flatten", "mean"]
+    assert VariableTokenConfig.from_dict(VariableTokenConfig(tokens="time").to_diff_dict()).pooling == "mean"
+    by_both = [
+        network(tokens="time", pooling=pooling)(features=noise(2, 9, 40)).logits for pooling in ("mean", "flatten")
+    ]
+    assert torch.equal(*by_both)
 
 
 def test_a_forward_pass_wants_waves_or_features():

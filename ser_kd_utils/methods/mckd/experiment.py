@@ -53,7 +53,7 @@ class MCKDExperiment(MethodExperiment):
         if lacking := set(self.labels) - {self.label_of[utterance] for utterance in self.train}:
             raise ValueError(
                 f"Fold {self.fold} has no utterance of {', '.join(sorted(lacking))} to train on, once those for the "
-                f"meta batches are held out (mckd.meta_fraction={self.settings.meta_fraction:g}, one at least)."
+                f"meta batches are held out (mckd.meta_fraction={self.settings.meta_fraction:g})."
             )
 
     def card(self) -> dict[str, Any]:
@@ -67,6 +67,7 @@ class MCKDExperiment(MethodExperiment):
     def _decides(self, name: str) -> dict[str, Any]:
         front = self.settings_of(name).features == "encoder"
         own = {"quiz": self.quiz, "front": self.teachers.fingerprint("a") if front else ""}
+        own["temperatures"] = self.fingerprint("mc-meta") if self.settings_of(name).meta == "static" else ""
         return super()._decides(name) | own
 
     def new_network(self, name: str) -> VariableTokenForAudioClassification:
@@ -74,9 +75,9 @@ class MCKDExperiment(MethodExperiment):
         use = self.settings_of(name)
         teacher = self.teachers.teacher() if use.features == "encoder" else None
         torch.manual_seed(self.seed)  # after the teacher, which may have to be trained first
-        sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-        same = {key: getattr(use, key) for key in ("features", "tokens", "frames", *sizes, "dropout", "z_score")}
-        front = model.front_of(teacher) if teacher else {}
+        names = ("features", "tokens", "pooling", "frames", "hidden_size", "num_hidden_layers", "num_attention_heads")
+        same = {key: getattr(use, key) for key in (*names, "intermediate_size", "dropout", "z_score")}
+        front = teacher.config.to_diff_dict() if teacher else {}
         network = VariableTokenForAudioClassification(VariableTokenConfig(front=front, **same, **self.class_names))
         if teacher:
             network.copy_front(teacher)
@@ -102,22 +103,15 @@ class MCKDExperiment(MethodExperiment):
         longest = (self.settings_of(name).frames + 1) * HOP  # the last frame reaches further than its step
         return self._windows(name, self.classes(utterances), **{"longest": longest, "order": paired_by_class} | more)
 
-    def _targets(self, name: str) -> dict[str, Tensor]:
-        """What the teacher says of each training utterance: logits or, where its head learns, what that one reads."""
-        outputs = self.teachers.outputs()
-        embeddings = [outputs.embeddings[utterance] for utterance in self.train]
-        if self.settings_of(name).meta == "teacher":
-            return {"teacher_embedding": torch.stack(embeddings)}
-        head = encoders.head_of(self.teachers.teacher())
-        return {"teacher_logits": torch.stack([head(embedding) for embedding in embeddings])}
-
     def _objective(self, name: str, features: Mapping[str, np.ndarray]) -> MetaCurriculum:
         use, temperature, head, optimizer = self.settings_of(name), None, nn.Identity(), None
         counts = np.bincount([*self.classes(self.train).values()])
         weights = counts.sum() / len(counts) / counts if use.balance == "inverse" else np.ones(len(counts))
         if self.variants[name].teacher:
-            base = "curriculum" if use.curriculum else "fixed"
-            temperature = Temperature(base, use.temperature, use.meta == "temperature", use.ramp).to(DEVICE)
+            base, start = ("curriculum", use.curriculum_start) if use.curriculum else ("fixed", use.temperature)
+            if use.meta == "static":  # mc-meta is trained first where its record is not here
+                base, start = "fixed", self.run("mc-meta").history[["tau_student", "tau_teacher"]].iloc[-1].to_list()
+            temperature = Temperature(base, start, use.meta == "temperature", use.ramp).to(DEVICE)
             head = deepcopy(encoders.head_of(self.teachers.teacher())).requires_grad_().to(DEVICE)
             if use.meta == "temperature":
                 optimizer = torch.optim.Adam([temperature.log_factors], use.meta_lr)
@@ -138,8 +132,11 @@ class MCKDExperiment(MethodExperiment):
         variant, network = self.variants[name], self.new_network(name).to(DEVICE)
         features = self.features(name, network)
         network.fit_normalisation(torch.from_numpy(features[utterance]) for utterance in self.train)
-        clean = {} if variant.noisy else {"features": features, "frames": self.settings_of(name).frames}
-        data = self._utterances(name, self.train, targets=self._targets(name) if variant.teacher else {}, **clean)
+        more = {} if variant.noisy else {"features": features, "frames": self.settings_of(name).frames}
+        if variant.teacher:  # what its head reads: in one row the head learns
+            embeddings = self.teachers.outputs().embeddings
+            more["targets"] = {"teacher_embedding": torch.stack([embeddings[utterance] for utterance in self.train])}
+        data = self._utterances(name, self.train, **more)
         return network, self._objective(name, features), data
 
     def trained(self, name: str):

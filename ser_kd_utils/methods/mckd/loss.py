@@ -27,9 +27,9 @@ def supervised_contrastive(embeddings: Tensor, labels: Tensor, temperature: floa
 
     An item without positives adds zero and counts in B, as in the released code. In log space and at least float32.
     """
-    embeddings = promote(embeddings)
-    # not a matrix product, which autocast would compute in half precision
-    logits = F.cosine_similarity(embeddings[:, None], embeddings, dim=-1) / temperature
+    units = F.normalize(promote(embeddings))
+    with torch.autocast(units.device.type, enabled=False):  # it would compute the product in half precision
+        logits = units @ units.mT / temperature
     itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
     positive = (labels[:, None] == labels) & ~itself
     log_p = logits - logits.masked_fill(itself, -torch.inf).logsumexp(1, keepdim=True)
@@ -41,6 +41,8 @@ def supervised_contrastive(embeddings: Tensor, labels: Tensor, temperature: floa
 class MetaCurriculum(Objective):
     """CE + mu SupCon + nu KD (Zhao et al. 2025), KD at the temperatures of `temperature`; None: no teacher.
 
+    SupCon acts on what the classifier reads, without a projection head, and sees each utterance once (SupContrast: a
+    head and two views). The pilot step of the meta step is on KD alone (MetaDistil: on the whole loss).
     quiz: step -> a held-out meta batch, (arguments of the network, labels). optimizer: of what the meta step teaches,
     None: nothing.
     """
@@ -60,7 +62,7 @@ class MetaCurriculum(Objective):
             terms["supcon"] = use.supcon_weight * contrast
         if self.temperature:
             temperatures = self.temperature(progress * use.epochs)
-            theirs = self._teacher_logits(batch).detach()
+            theirs = self.head(batch["teacher_embedding"]).detach()
             terms["kd"] = use.kd_weight * kd_loss(student.logits, theirs, *temperatures)
         return terms
 
@@ -74,7 +76,8 @@ class MetaCurriculum(Objective):
 
         def distill(call: Callable, learned: Mapping[str, Tensor]) -> Tensor:
             temperatures = base * learned.get("log_factors", self.temperature.log_factors).exp()
-            return use.kd_weight * kd_loss(call(**inputs).logits, self._teacher_logits(batch, learned), *temperatures)
+            theirs = functional_call(self.head, dict(learned), (batch["teacher_embedding"],))  # takes its own of these
+            return use.kd_weight * kd_loss(call(**inputs).logits, theirs, *temperatures)
 
         def quiz(call: Callable) -> Tensor:
             return self._cross_entropy(call(**questions).logits, answers)
@@ -104,8 +107,3 @@ class MetaCurriculum(Objective):
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(logits, labels, weight=self.class_weights)
-
-    def _teacher_logits(self, batch: Mapping[str, Tensor], weights: Mapping[str, Tensor] | None = None) -> Tensor:
-        if "teacher_logits" in batch:
-            return batch["teacher_logits"]
-        return functional_call(self.head, dict(weights or {}), (batch["teacher_embedding"],))

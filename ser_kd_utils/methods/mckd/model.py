@@ -16,27 +16,28 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2FeatureEncoder, Wav2Vec2FeatureProjection
 
 from ser_kd_utils.data.features import FILTERS, FRAME, HOP, log_filter_bank
+from ser_kd_utils.methods.mckd.settings import MCKDSettings
 from ser_kd_utils.methods.teacher.encoders import normalise
-
-_FRONT = ("conv_dim", "conv_kernel", "conv_stride", "conv_bias", "feat_extract_norm", "feat_extract_activation")
-_FRONT += ("feat_proj_dropout", "layer_norm_eps", "hidden_size")
 
 
 class VariableTokenConfig(PreTrainedConfig):
     """Defaults: iTransformer's sizes on wav2vec2-base's CNN; with labels, as any transformers config.
 
     features: "encoder" (a teacher's CNN and projection) or "log-mel" (40 filters); tokens: "variable" or "time";
-    frames: how many the network sees, 20 ms each: what is longer is cropped, what is shorter padded with zeros;
+    pooling: what the classifier reads of the tokens, "flatten", all of them (as iTransformer's library), or "mean",
+    which cannot tell which channel is which and is set for time tokens, whose number varies; frames: how many the
+    network sees, 20 ms each: what is longer is cropped, what is shorter padded with zeros;
     hidden_size, num_hidden_layers, num_attention_heads, intermediate_size, dropout: of the transformer; z_score: each
-    channel less its mean over the utterance, by its standard deviation (removes level cues); front: what `front_of`
-    says of the teacher, for "encoder" (what it leaves out is as in wav2vec2-base). Raises ValueError for an unknown
-    word.
+    channel less its mean over the utterance, by its standard deviation (removes level cues); front: the config
+    of the teacher as a dictionary, for "encoder" (what it leaves out is as in wav2vec2-base). Raises ValueError for
+    an unknown word.
     """
 
     model_type = "variable-token"
 
     features: str = "encoder"
     tokens: str = "variable"
+    pooling: str = "flatten"
     frames: int = 326
     hidden_size: int = 512
     num_hidden_layers: int = 2
@@ -47,15 +48,9 @@ class VariableTokenConfig(PreTrainedConfig):
     front: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self, **kwargs):
-        for name, choices in (("features", ("encoder", "log-mel")), ("tokens", ("variable", "time"))):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name}={getattr(self, name)!r}: choose one of {', '.join(map(repr, choices))}.")
+        MCKDSettings.of("paper", features=self.features, tokens=self.tokens, pooling=self.pooling)
+        self.pooling = "mean" if self.tokens == "time" else self.pooling
         super().__post_init__(**kwargs)
-
-
-def front_of(teacher: PreTrainedModel) -> dict[str, Any]:
-    """The shape of the teacher's CNN and feature projection, as the config's `front`."""
-    return {name: getattr(teacher.config, name) for name in _FRONT}
 
 
 class _Front(nn.Module):
@@ -78,7 +73,7 @@ class _Front(nn.Module):
 
 class VariableTokenForAudioClassification(PreTrainedModel):
     """Features, normalised by the training part's statistics; tokens; layers as iTransformer's, whose norms come after
-    the sums; a norm; the mean over tokens; a linear classifier.
+    the sums; a norm; the tokens flattened after GELU, with dropout, or their mean; a linear classifier.
     """
 
     config_class = VariableTokenConfig
@@ -88,7 +83,7 @@ class VariableTokenForAudioClassification(PreTrainedModel):
         super().__init__(config)
         width, self._steps = FILTERS, [(FRAME, HOP)]
         if config.features == "encoder":
-            front = Wav2Vec2Config(**config.front)
+            front = Wav2Vec2Config.from_dict(config.front)
             width, self._steps = front.hidden_size, list(zip(front.conv_kernel, front.conv_stride, strict=True))
             self.front = _Front(front)
         self.embed = nn.Linear(config.frames if config.tokens == "variable" else width, config.hidden_size)
@@ -98,17 +93,17 @@ class VariableTokenForAudioClassification(PreTrainedModel):
             for _ in range(config.num_hidden_layers)
         )
         self.norm = nn.LayerNorm(config.hidden_size)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        flat = config.pooling == "flatten"
+        self.dropout = nn.Dropout(config.dropout * flat)
+        self.classifier = nn.Linear(config.hidden_size * (width if flat else 1), config.num_labels)
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("std", torch.ones(width))
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
         """torch's defaults, as iTransformer's code."""
-        if isinstance(module, nn.MultiheadAttention):
-            module._reset_parameters()
-        elif isinstance(module, (nn.Linear, nn.LayerNorm, nn.Conv1d, nn.GroupNorm)):
-            module.reset_parameters()
+        reset = "_reset_parameters" if isinstance(module, nn.MultiheadAttention) else "reset_parameters"
+        getattr(module, reset, lambda: None)()
 
     def copy_front(self, teacher: PreTrainedModel) -> None:
         """Take over the weights of the teacher's CNN and feature projection."""
@@ -153,8 +148,10 @@ class VariableTokenForAudioClassification(PreTrainedModel):
         self, input_values: Tensor | None = None, lengths: Tensor | None = None, features: Tensor | None = None,
         counts: Tensor | None = None, output_attentions: bool = False,
     ) -> SequenceClassifierOutput:  # fmt: skip
-        """Logits (batch, labels), and as `hidden_states` one embedding (batch, hidden_size), the mean over tokens.
+        """Logits (batch, labels), and as `hidden_states` one embedding: what the classifier reads, before dropout.
 
+        It is (batch, channels x hidden_size), GELU of all variable tokens in a row, or (batch, hidden_size), the mean
+        over the tokens that are not padding.
         Pass either input_values (batch, samples), waves at 16 kHz, with lengths, or features (batch, frames, width),
         as from `frame_features`, with counts (None: all are valid). attentions: of each layer (batch, heads, tokens,
         tokens), where asked for. Raises ValueError for both or neither.
@@ -170,9 +167,12 @@ class VariableTokenForAudioClassification(PreTrainedModel):
                 attentions.append(layer.self_attn(x, x, x, padding, average_attn_weights=False)[1])
             x = layer(x, src_key_padding_mask=padding)
         x = self.norm(x)
-        embedding = x.mean(1) if valid is None else (x * valid[..., None]).sum(1) / valid.sum(1, keepdim=True)
+        if self.config.pooling == "flatten":
+            embedding = F.gelu(x).flatten(1)
+        else:
+            embedding = x.mean(1) if valid is None else (x * valid[..., None]).sum(1) / valid.sum(1, keepdim=True)
         return SequenceClassifierOutput(
-            logits=self.classifier(embedding),
+            logits=self.classifier(self.dropout(embedding)),
             hidden_states=(embedding,),
             attentions=tuple(attentions) if output_attentions else None,
         )

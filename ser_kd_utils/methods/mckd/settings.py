@@ -19,20 +19,28 @@ from ser_kd_utils.settings import (
     setting,
 )
 
+Start = Annotated[float, Field(gt=1, lt=21)]
+"""A temperature between the ends of CTKD's T = 1 + 20 sigmoid(theta)."""
 Even = Annotated[int, Field(ge=2, multiple_of=2)]
-Meta = Literal["none", "temperature", "teacher"]
-"""What a held-out meta batch teaches after a pilot step: nothing, the temperatures of student and teacher (Meta
-Knowledge Distillation), or the teacher's head (MetaDistil)."""
+Meta = Literal["none", "temperature", "static", "teacher"]
+"""What a held-out meta batch teaches after a pilot step on distillation alone: nothing, the temperatures of student and
+teacher (Meta Knowledge Distillation), or the teacher's head (MetaDistil). static: nothing, and the temperatures
+stay where those of mc-meta ended on the same fold and seed, whatever `curriculum` says."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class MCKDSettings(Settings):
-    """Meta-knowledge and curriculum distillation into a variable-token student (notebook 06)."""
+    """Meta-knowledge and curriculum distillation into a variable-token student (notebook 06).
+
+    pooling: what the classifier reads, and SupCon acts on: all variable tokens in a row, after GELU, or their mean,
+    which cannot tell which channel is which. Time tokens, whose number varies, have their mean whatever it says.
+    """
 
     group = "mckd"
 
     features: Literal["encoder", "log-mel"] = setting("encoder", "encoder", ASSUMED, "the teacher's CNN, or log-mel")
     tokens: Literal["variable", "time"] = setting("variable", "variable", PUBLISHED, "variable: a channel is a token")
+    pooling: Literal["flatten", "mean"] = setting("flatten", "flatten", CODE, "as iTransformer's library classifies")
     frames: Count = setting(150, 326, CODE, "of 20 ms that the student sees: longer cropped, shorter padded (DWFormer)")
     meld_frames: Count = setting(150, 226, CODE, "the same with MELD (DWFormer)")
     hidden_size: Count = setting(64, 512, CODE, "width of the student (iTransformer)")
@@ -42,10 +50,11 @@ class MCKDSettings(Settings):
     dropout: Fraction = setting(0.1, 0.1, CODE, "iTransformer")
     z_score: bool = setting(False, False, CODE, "each channel over time (iTransformer, optional); removes level cues")
     balance: Literal["inverse", "none"] = setting("inverse", "inverse", ASSUMED, "inverse: weigh rare classes more")
-    supcon_weight: Weight = setting(0.5, 0.5, ASSUMED, "mu, of the supervised contrastive loss beside cross-entropy")
+    supcon_weight: Weight = setting(0.5, 0.5, ASSUMED, "mu, of SupCon on what the classifier reads, one view")
     supcon_temperature: Positive = setting(0.07, 0.07, CODE, "SupContrast")
     kd_weight: Weight = setting(1.0, 1.0, ASSUMED, "nu, of distillation beside cross-entropy")
     temperature: Positive = setting(4.0, 4.0, ASSUMED, "of distillation where no curriculum moves it")
+    curriculum_start: Start = setting(4.0, 4.0, ASSUMED, "CTKD: 15.6, where 4 classes leave only matching of logits")
     curriculum: bool = setting(True, True, PUBLISHED, "temperature learnt against the student (CTKD)")
     ramp: Count = setting(10, 10, CODE, "epochs over which the curriculum sets in (CTKD)")
     meta: Meta = setting("temperature", "temperature", ASSUMED, "what held-out speech teaches (MKD, MetaDistil)")
@@ -61,7 +70,7 @@ class MCKDSettings(Settings):
     lowest_lr: Weight = setting(1e-3, 1e-5, CODE, "of a cosine (DWFormer)")
     restart: Count = setting(3, 3, CODE, "epochs of the first cosine, the next twice as long and so on (DWFormer)")
     momentum: Fraction = setting(0.9, 0.9, CODE, "DWFormer")
-    max_grad_norm: Weight = setting(1.0, 0.0, ASSUMED, "gradient norm; 0: not clipped")
+    max_grad_norm: Weight = setting(1.0, 1.0, ASSUMED, "gradient norm; 0: not clipped, too long a step for a wide head")
     precision: Precision = setting("float32", "float32", ASSUMED, "bf16: mixed precision where the GPU has it")
 
     def __post_init__(self) -> None:

@@ -24,16 +24,17 @@ def curriculum_factor(epoch: float, ramp: int = 10) -> float:
 class Temperature(nn.Module):
     """The temperatures of one distillation: a base for both sides, times a factor for each.
 
-    base: "fixed" at `start`, or "curriculum": T = 1 + 20 sigmoid(theta), theta starting at 1, learnt by the student's
-    optimiser from the gradient times `curriculum_factor`, that is, against the student (CTKD, Li et al., AAAI 2023, its
-    global temperature). learned: whether the factors are parameters, for the meta step alone: no other loss reaches
-    them. `log_factors` (2,), the logarithms of the student's and the teacher's, start at 0.
+    base: "fixed" at `start`, which may be a pair for student and teacher, or "curriculum": T = 1 + 20 sigmoid(theta)
+    from `start` on, between 1 and 21, theta learnt by the student's optimiser from the gradient times
+    `curriculum_factor`, that is, against the student (CTKD, Li et al., AAAI 2023, its global temperature). learned:
+    whether the factors are parameters, for the meta step alone: no other loss reaches them. `log_factors` (2,), the
+    logarithms of the student's and the teacher's, start at 0.
     """
 
-    def __init__(self, base: Literal["fixed", "curriculum"], start: float, learned: bool, ramp: int = 10):
+    def __init__(self, base: Literal["fixed", "curriculum"], start: float | list[float], learned: bool, ramp: int = 10):
         super().__init__()
         self.start = nn.Buffer(torch.tensor(start))
-        self.theta = nn.Parameter(torch.ones(())) if base == "curriculum" else None
+        self.theta = nn.Parameter(((self.start - 1) / 20).logit()) if base == "curriculum" else None
         self.log_factors = nn.Parameter(torch.zeros(2)) if learned else nn.Buffer(torch.zeros(2))
         self.ramp = ramp
 
@@ -43,7 +44,7 @@ class Temperature(nn.Module):
         return student, teacher
 
     def base(self, epoch: float) -> Tensor:
-        """The scalar temperature before the factors."""
+        """The temperature before the factors."""
         if self.theta is None:
             return self.start
         value = self.theta.detach()
