@@ -81,7 +81,8 @@ class SpeechDataset(torch.utils.data.Dataset):
     types: noise types to draw from; clean_fraction: of the items, not mixed with noise; states, layers: what a teacher
     says of each frame, and which of its layers are wanted; targets: by its name in a batch, what a teacher says of each
     window; features: a tensor (windows, frames, width), or, with `frames`, an array (frames, width) of each utterance,
-    of which a random stretch of at most so many frames is taken. Raises ValueError without utterances.
+    of which a random stretch of at most so many frames is taken, or a list of such arrays, for one epoch after the
+    other and again from the first. Raises ValueError without utterances.
     """
 
     audio: Mapping[str, np.ndarray] | AudioCache
@@ -96,7 +97,7 @@ class SpeechDataset(torch.utils.data.Dataset):
     states: TeacherOutputs | None = None
     layers: Sequence[int] = ()
     targets: Mapping[str, Tensor] = field(default_factory=dict)
-    features: Tensor | Mapping[str, np.ndarray] | None = None
+    features: Tensor | Mapping[str, np.ndarray] | list[Mapping[str, np.ndarray]] | None = None
     frames: int = 0
     order: Callable[..., list[int]] = length_grouped
     epoch: int = 0
@@ -190,7 +191,8 @@ class SpeechDataset(torch.utils.data.Dataset):
         stretches = []
         for index in indices:
             utterance, _ = self.windows[index]
-            whole = self.features[utterance]
+            views = self.features
+            whole = (views[self.epoch % len(views)] if isinstance(views, list) else views)[utterance]
             start = self._random_start(utterance, max(len(whole) - self.frames, 0))
             stretches.append(torch.from_numpy(whole[start : start + self.frames]).float())
         counts = torch.tensor([len(stretch) for stretch in stretches])

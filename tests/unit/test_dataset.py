@@ -65,7 +65,8 @@ def ask(teacher, audio, tmp_path):
     """What the teacher says of some utterances, kept in a folder of the test's."""
 
     def ask(utterances=tuple(audio), layers=LAYERS, model=teacher, sound=audio) -> TeacherOutputs:
-        return teacher_outputs(model, encoders.prepare_inputs, sound, list(utterances), layers, tmp_path / "outputs")
+        prepare = encoders.inputs_of_teacher(TINY).prepare_inputs
+        return teacher_outputs(model, prepare, sound, list(utterances), layers, tmp_path / "outputs")
 
     return ask
 

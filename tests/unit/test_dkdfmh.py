@@ -302,7 +302,8 @@ def teachers_logits(own, utterances) -> dict[str, torch.Tensor]:
     """What each teacher says: the CNN of each clean segment, the other of the utterance it is cut from."""
     cnn = AutoModelForAudioClassification.from_pretrained(own.run("cnn-teacher").folder / "model")
     waves = [torch.from_numpy(own.audio[u])[None] for u in utterances]
-    inputs = [encoders.prepare_inputs(wave, torch.tensor([wave.shape[1]])) for wave in waves]
+    prepare = encoders.inputs_of_teacher(TeacherSettings.of("tiny")).prepare_inputs
+    inputs = [prepare(wave, torch.tensor([wave.shape[1]])) for wave in waves]
     return {
         "cnn-teacher": cnn(features=features_of(cut(own), cnn.config)).logits,
         "a": torch.cat([own.teachers.teacher()(**each).logits for each in inputs]),

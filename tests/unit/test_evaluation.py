@@ -22,7 +22,8 @@ SNRS = (20, 0, -5)
 
 
 def predict(*given, **named):
-    return evaluation.predict(*given, prepare_inputs=encoders.prepare_inputs, **named)
+    prepare = encoders.inputs_of_teacher(TeacherSettings.of("tiny")).prepare_inputs
+    return evaluation.predict(*given, prepare_inputs=prepare, **named)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from transformers import AutoModelForAudioClassification
 from ser_kd_utils.methods.mckd.experiment import MCKDExperiment, warm_restarts
 from ser_kd_utils.methods.mckd.loss import supervised_contrastive
 from ser_kd_utils.methods.mckd.temperature import meta_gradient
-from ser_kd_utils.methods.teacher.encoders import prepare_inputs
+from ser_kd_utils.methods.teacher import encoders
 from ser_kd_utils.records import Run, run_id
 from ser_kd_utils.training import experiment as base
 from ser_kd_utils.training.dataset import paired_by_class
@@ -154,7 +154,7 @@ def test_all_variants_start_from_the_same_weights_and_hear_the_teachers_front(ex
     assert all(torch.equal(first[name], second[name]) for name in first)
     teacher = experiment.teachers.teacher()
     wave = torch.from_numpy(experiment.audio[experiment.train[0]])[None]
-    given = prepare_inputs(wave, torch.tensor([wave.shape[1]]))
+    given = encoders.inputs_of(teacher.config).prepare_inputs(wave, torch.tensor([wave.shape[1]]))
     with torch.no_grad():
         wanted = teacher.wav2vec2.feature_projection(
             teacher.wav2vec2.feature_extractor(given["input_values"]).transpose(1, 2)
@@ -175,10 +175,10 @@ def test_the_loss_is_the_sum_of_its_weighted_parts(experiment):
     contrast = supervised_contrastive(student.hidden_states[0], labels, use.supcon_temperature)
     torch.testing.assert_close(terms["supcon"], use.supcon_weight * contrast)
     teacher = experiment.teachers.teacher()
-    says = []
+    prepare, says = encoders.inputs_of(teacher.config).prepare_inputs, []
     for utterance in experiment.train[:8]:
         wave = torch.from_numpy(experiment.audio[utterance])[None]
-        says.append(teacher(**prepare_inputs(wave, torch.tensor([wave.shape[1]]))).logits[0])
+        says.append(teacher(**prepare(wave, torch.tensor([wave.shape[1]]))).logits[0])
     wanted = use.kd_weight * kd_loss(student.logits, torch.stack(says), use.temperature)
     torch.testing.assert_close(terms["kd"], wanted, rtol=1e-4, atol=1e-6)
 
@@ -284,7 +284,7 @@ def test_the_teacher_of_those_in_noise_hears_the_clean_utterance(experiment):
 def test_the_normalisation_is_that_of_the_training_part_in_its_noise(experiment):
     for name in ("mc-log-mel", "mc-full"):
         network, _, data = experiment.prepared(name)
-        frames = np.concatenate([data.features[utterance] for utterance in experiment.train]).astype(np.float64)
+        frames = np.concatenate([data.features[0][utterance] for utterance in experiment.train]).astype(np.float64)
         np.testing.assert_allclose(network.mean, frames.mean(0), rtol=1e-3, atol=1e-4)
         np.testing.assert_allclose(network.std, frames.std(0), rtol=1e-3, atol=1e-4)
     noisy = experiment.prepared("mc-full-noisy")[0]
@@ -319,7 +319,9 @@ def test_the_static_control_keeps_the_temperatures_at_which_mc_meta_ended(make, 
     static = own.run("mc-meta-static")
     meta = Run(own.folder / "runs" / run_id("mckd", "mc-meta", 1, 0))  # trained along the way
     names = ["tau_student", "tau_teacher"]
-    assert meta.history[names].nunique().min() > 1 and (static.history[names] == meta.history[names].iloc[-1]).all(axis=None)
+    assert meta.history[names].nunique().min() > 1 and (static.history[names] == meta.history[names].iloc[-1]).all(
+        axis=None
+    )
     assert abs(static.history["tau_student"] - static.history["tau_teacher"]).min() > 1e-3
     assert not np.array_equal(np.stack(static.stored["logits"]), np.stack(own.run("mc-kd").stored["logits"]))
     finished = meta.info["finished"]

@@ -63,7 +63,7 @@ def network(**config) -> VariableTokenForAudioClassification:
     torch.manual_seed(0)
     model = VariableTokenForAudioClassification(VariableTokenConfig(**CLASSES, **config))
     if config["features"] == "encoder":
-        model.copy_front(teacher())
+        model.front.copy(teacher())
     with torch.no_grad():
         for layer in model.layers:
             layer.self_attn.in_proj_weight *= 3
@@ -234,7 +234,7 @@ def test_normalisation_is_numpys_over_valid_frames():
 def test_encoder_features_are_the_teachers(norm):
     base, wave = teacher(norm, conv_bias=True, feat_extract_activation="silu", layer_norm_eps=0.01), 5 * waves()[:1]
     model = VariableTokenForAudioClassification(VariableTokenConfig(**SMALL, front=base.config.to_diff_dict()))
-    model.copy_front(base)
+    model.front.copy(base)
     features, counts = model.train().frame_features(wave)
     states = base.wav2vec2.feature_extractor(normalise(wave, torch.tensor([4500])))
     wanted = base.wav2vec2.feature_projection(states.transpose(1, 2))[0]

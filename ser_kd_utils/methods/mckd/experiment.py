@@ -71,25 +71,36 @@ class MCKDExperiment(MethodExperiment):
         return super()._decides(name) | own
 
     def new_network(self, name: str) -> VariableTokenForAudioClassification:
-        """The variant's network before training, with the teacher's CNN and projection where it hears through them."""
+        """The variant's network before training, with the teacher's first layers where it hears through them."""
         use = self.settings_of(name)
         teacher = self.teachers.teacher() if use.features == "encoder" else None
         torch.manual_seed(self.seed)  # after the teacher, which may have to be trained first
-        names = ("features", "tokens", "pooling", "frames", "hidden_size", "num_hidden_layers", "num_attention_heads")
+        names = (
+            "features",
+            "feature_layer",
+            "tokens",
+            "pooling",
+            "frames",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+        )
         same = {key: getattr(use, key) for key in (*names, "intermediate_size", "dropout", "z_score")}
         front = teacher.config.to_diff_dict() if teacher else {}
         network = VariableTokenForAudioClassification(VariableTokenConfig(front=front, **same, **self.class_names))
         if teacher:
-            network.copy_front(teacher)
+            network.front.copy(teacher)
         return network
 
-    def features(self, name: str, network: VariableTokenForAudioClassification) -> dict[str, np.ndarray]:
-        """(frames, width) of each training and quiz utterance, as the network is given it in the first epoch; mapped
-        from a file. For the quiz, the network's normalisation and, of clean speech, for training."""
+    def features(
+        self, name: str, network: VariableTokenForAudioClassification, epoch: int = 0
+    ) -> dict[str, np.ndarray]:
+        """(frames, width) of each training and quiz utterance, as the network is given it in this epoch; mapped from a
+        file. For the quiz, the network's normalisation and, where they are computed once, for training."""
         kind, clean, utterances = network.config.features, not self.variants[name].noisy, [*self.train, *self.quiz]
         if clean and kind in self._clean:  # computed once for all variants here that take the same
             return self._clean[kind]
-        data = self._utterances(name, utterances, **({"longest": sys.maxsize} if clean else {}))
+        data = self._utterances(name, utterances, epoch=epoch, **({"longest": sys.maxsize} if clean else {}))
 
         def features_of(waves: Tensor) -> Tensor:
             features = network.frame_features(waves.to(DEVICE))[0][0]
@@ -129,15 +140,16 @@ class MCKDExperiment(MethodExperiment):
 
     def prepared(self, name: str) -> tuple[VariableTokenForAudioClassification, MetaCurriculum, SpeechDataset]:
         """The variant's network before training, what it is to minimise, and its training set."""
-        variant, network = self.variants[name], self.new_network(name).to(DEVICE)
-        features = self.features(name, network)
-        network.fit_normalisation(torch.from_numpy(features[utterance]) for utterance in self.train)
-        more = {} if variant.noisy else {"features": features, "frames": self.settings_of(name).frames}
+        variant, use, network = self.variants[name], self.settings_of(name), self.new_network(name).to(DEVICE)
+        views = [self.features(name, network, epoch) for epoch in range(max(use.noisy_views * variant.noisy, 1))]
+        network.fit_normalisation(torch.from_numpy(view[utterance]) for view in views for utterance in self.train)
+        kept = use.noisy_views or not variant.noisy
+        more: dict[str, Any] = {"features": views, "frames": use.frames} if kept else {}
         if variant.teacher:  # what its head reads: in one row the head learns
             embeddings = self.teachers.outputs().embeddings
             more["targets"] = {"teacher_embedding": torch.stack([embeddings[utterance] for utterance in self.train])}
         data = self._utterances(name, self.train, **more)
-        return network, self._objective(name, features), data
+        return network, self._objective(name, views[0]), data
 
     def trained(self, name: str):
         use, (network, objective, data) = self.settings_of(name), self.prepared(name)

@@ -6,24 +6,24 @@ Its control is an ordinary transformer whose tokens are time frames.
 
 from collections.abc import Iterable
 from dataclasses import field
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForAudioClassification, PreTrainedConfig, PreTrainedModel, Wav2Vec2Config
+from transformers import AutoConfig, AutoModelForAudioClassification, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
-from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2FeatureEncoder, Wav2Vec2FeatureProjection
 
 from ser_kd_utils.data.features import FILTERS, FRAME, HOP, log_filter_bank
 from ser_kd_utils.methods.mckd.settings import MCKDSettings
-from ser_kd_utils.methods.teacher.encoders import normalise
+from ser_kd_utils.methods.teacher.encoders import Front
 
 
 class VariableTokenConfig(PreTrainedConfig):
     """Defaults: iTransformer's sizes on wav2vec2-base's CNN; with labels, as any transformers config.
 
-    features: "encoder" (a teacher's CNN and projection) or "log-mel" (40 filters); tokens: "variable" or "time";
+    features: "encoder" (states of a teacher's, after `feature_layer` layers, 0: after its CNN and projection) or
+    "log-mel" (40 filters); tokens: "variable" or "time";
     pooling: what the classifier reads of the tokens, "flatten", all of them (as iTransformer's library), or "mean",
     which cannot tell which channel is which and is set for time tokens, whose number varies; frames: how many the
     network sees, 20 ms each: what is longer is cropped, what is shorter padded with zeros;
@@ -36,6 +36,7 @@ class VariableTokenConfig(PreTrainedConfig):
     model_type = "variable-token"
 
     features: str = "encoder"
+    feature_layer: int = 0
     tokens: str = "variable"
     pooling: str = "flatten"
     frames: int = 326
@@ -53,24 +54,6 @@ class VariableTokenConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
 
-class _Front(nn.Module):
-    """wav2vec 2.0's CNN and feature projection. Frozen and in eval mode, also when the network trains."""
-
-    def __init__(self, config: Wav2Vec2Config):
-        super().__init__()
-        self.feature_extractor = Wav2Vec2FeatureEncoder(config)
-        self.feature_projection = Wav2Vec2FeatureProjection(config)
-        self.eval()
-
-    def train(self, mode: bool = True) -> Self:
-        return super().train(False).requires_grad_(False)  # here, too: from_pretrained thaws, then calls eval
-
-    @torch.no_grad()
-    def forward(self, waves: Tensor) -> Tensor:
-        """(batch, samples) -> (batch, frames, width)."""
-        return self.feature_projection(self.feature_extractor(waves).mT)[0]
-
-
 class VariableTokenForAudioClassification(PreTrainedModel):
     """Features, normalised by the training part's statistics; tokens; layers as iTransformer's, whose norms come after
     the sums; a norm; the tokens flattened after GELU, with dropout, or their mean; a linear classifier.
@@ -81,11 +64,10 @@ class VariableTokenForAudioClassification(PreTrainedModel):
 
     def __init__(self, config: VariableTokenConfig):
         super().__init__(config)
-        width, self._steps = FILTERS, [(FRAME, HOP)]
+        width = FILTERS
         if config.features == "encoder":
-            front = Wav2Vec2Config.from_dict(config.front)
-            width, self._steps = front.hidden_size, list(zip(front.conv_kernel, front.conv_stride, strict=True))
-            self.front = _Front(front)
+            front = AutoConfig.for_model(**{"model_type": "wav2vec2"} | config.front)
+            width, self.front = front.hidden_size, Front(front, config.feature_layer)
         self.embed = nn.Linear(config.frames if config.tokens == "variable" else width, config.hidden_size)
         shape = (config.hidden_size, config.num_attention_heads, config.intermediate_size, config.dropout)
         self.layers = nn.ModuleList(
@@ -105,11 +87,6 @@ class VariableTokenForAudioClassification(PreTrainedModel):
         reset = "_reset_parameters" if isinstance(module, nn.MultiheadAttention) else "reset_parameters"
         getattr(module, reset, lambda: None)()
 
-    def copy_front(self, teacher: PreTrainedModel) -> None:
-        """Take over the weights of the teacher's CNN and feature projection."""
-        for name, part in self.front.named_children():
-            part.load_state_dict(getattr(teacher.wav2vec2, name).state_dict())
-
     def frame_features(self, waves: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(batch, frames, width) float32 features of all frames, and (batch,) how many are valid; `forward` crops.
 
@@ -119,15 +96,12 @@ class VariableTokenForAudioClassification(PreTrainedModel):
         """
         if lengths is None:
             lengths = waves.new_full((len(waves),), waves.shape[1], dtype=torch.long)
-        counts = lengths
-        for kernel, stride in self._steps:
-            counts = (counts - kernel) // stride + 1
-        counts = counts.clamp(min=1)
         waves = waves.float()  # spectra need it
         if self.config.features == "encoder":
-            features = self.front(normalise(waves, lengths).to(self.dtype)).float()
+            features, counts = self.front(waves, lengths).float(), self.front.inputs.frame_counts(lengths)
         else:
-            features = log_filter_bank(waves, HOP)
+            features, counts = log_filter_bank(waves, HOP), (lengths - FRAME) // HOP + 1
+        counts = counts.clamp(min=1)
         return features[:, : counts.max()], counts
 
     @torch.no_grad()

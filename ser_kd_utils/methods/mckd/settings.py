@@ -21,6 +21,7 @@ from ser_kd_utils.settings import (
 
 Start = Annotated[float, Field(gt=1, lt=21)]
 """A temperature between the ends of CTKD's T = 1 + 20 sigmoid(theta)."""
+Layer = Annotated[int, Field(ge=0)]
 Even = Annotated[int, Field(ge=2, multiple_of=2)]
 Meta = Literal["none", "temperature", "static", "teacher"]
 """What a held-out meta batch teaches after a pilot step on distillation alone: nothing, the temperatures of student and
@@ -38,7 +39,9 @@ class MCKDSettings(Settings):
 
     group = "mckd"
 
-    features: Literal["encoder", "log-mel"] = setting("encoder", "encoder", ASSUMED, "the teacher's CNN, or log-mel")
+    features: Literal["encoder", "log-mel"] = setting("encoder", "encoder", ASSUMED, "the teacher's states, or log-mel")
+    feature_layer: Layer = setting(0, 0, ASSUMED, "of the teacher; 0: its CNN and projection", 3)
+    noisy_views: Layer = setting(0, 0, ASSUMED, "of an utterance in noise, encoded once; 0: another each epoch", 4)
     tokens: Literal["variable", "time"] = setting("variable", "variable", PUBLISHED, "variable: a channel is a token")
     pooling: Literal["flatten", "mean"] = setting("flatten", "flatten", CODE, "as iTransformer's library classifies")
     frames: Count = setting(150, 326, CODE, "of 20 ms that the student sees: longer cropped, shorter padded (DWFormer)")

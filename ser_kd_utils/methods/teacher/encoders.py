@@ -6,7 +6,7 @@ Teachers and students are transformers' own classifiers of these families; what 
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from huggingface_hub import snapshot_download
@@ -218,6 +218,46 @@ def front_end(model: PreTrainedModel) -> list[nn.Module]:
     """The convolutions before the transformer layers, in their order."""
     encoder = encoder_of(model)
     return [encoder.conv1, encoder.conv2] if model.config.model_type == "whisper" else [encoder.feature_extractor]
+
+
+class Front(nn.Module):
+    """The first `layers` layers of an encoder and its final norm, frozen and in eval mode, whatever surrounds it.
+
+    layers 0: what stands before them (of wav2vec 2.0, HuBERT and WavLM the convolutions and the projection). Raises
+    ValueError for 0 layers of Whisper.
+    """
+
+    def __init__(self, config: PreTrainedConfig, layers: int):
+        super().__init__()
+        if not layers and config.model_type == "whisper":
+            raise ValueError("mckd.feature_layer=0: of Whisper, take one of its layers, from 1 on.")
+        config = deepcopy(config)
+        config.num_hidden_layers = max(layers, 1)
+        self.inputs, encoder = inputs_of(config), encoder_of(AutoModelForAudioClassification.from_config(config))
+        parts = {"encoder": encoder}
+        if not layers:
+            parts = {name: getattr(encoder, name) for name in ("feature_extractor", "feature_projection")}
+        for name, part in parts.items():
+            self.add_module(name, part)
+        self.eval()
+
+    def copy(self, teacher: PreTrainedModel) -> None:
+        """Take over the teacher's weights."""
+        theirs, own = encoder_of(teacher).state_dict(), getattr(self, "encoder", self)
+        own.load_state_dict({name: theirs[name] for name in own.state_dict()})
+
+    def train(self, mode: bool = True) -> Self:
+        return super().train(False).requires_grad_(False)  # here, too: from_pretrained thaws, then calls eval
+
+    @torch.no_grad()
+    def forward(self, waves: Tensor, lengths: Tensor) -> Tensor:
+        """(batch, samples) -> (batch, frames, width); lengths: (batch,)."""
+        mask = torch.arange(waves.shape[1], device=waves.device) < lengths[:, None]
+        dtype = next(self.parameters()).dtype
+        given = {name: value.to(dtype) for name, value in self.inputs.prepare_inputs(waves, lengths, mask).items()}
+        if hasattr(self, "encoder"):
+            return self.encoder(**given).last_hidden_state
+        return self.feature_projection(self.feature_extractor(given["input_values"]).mT)[0]
 
 
 def freeze(teacher: nn.Module) -> nn.Module:
