@@ -36,7 +36,7 @@ SHARED = ("corpus", "name", "profile", "fold", "seed", "data_root", "noise_dir",
 OPTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "VARIANT": (None, "such as a, e, gamma-10, cnn-dkd, mc-full", {"nargs": "+"}),
     "NAME": (None, "emodb, ravdess; access explained: iemocap, meld, noisex-92", {}),
-    "TABLE": (None, "such as mlkd, or a table's file", {}),
+    "TABLE": ("", "such as mlkd, or a table's file (default: list tables)", {"nargs": "?"}),
     "ROW": ("", "such as '(e)' (default: list rows and columns)", {"nargs": "?"}),
     "COLUMN": ("", "such as 'UA noisy' (default: all)", {"nargs": "?"}),
     "FOLDER": ("", "your results (default: where reproduce wrote them)", {"nargs": "?"}),
@@ -79,7 +79,7 @@ COMMANDS = {
     "status": ("reproduce.status:status", "say what is done, running, stale or published, and what is left", PLAN),
     "train": ("cli:train", "train variants, alone or by torchrun", ("VARIANT", *DATA, "fold", "seed", "protocol")),
     "download": ("data.download:download", "fetch an open corpus, or say how to get another", ("NAME", "to", "url")),
-    "explain": ("cli:explain", "from a table's number to the records behind it", ("TABLE", "ROW", "COLUMN", *RESULTS)),
+    "explain": ("reproduce.explain:explain", "from a number to its records", ("TABLE", "ROW", "COLUMN", *RESULTS)),
     "publish": ("reproduce.publish:publish", "copy your records to the committed evidence", (*RESULTS, "to")),
     "compare": ("reproduce.compare:compare", "set results beside the evidence", ("FOLDER", *RESULTS, "json", "page")),
     "readme": ("report.write:update_readme", "put the tables of results/ between the README's markers", ("check",)),
@@ -130,20 +130,6 @@ def _name(options: argparse.Namespace) -> str:
     if name in CORPORA or (name and not own):
         raise ValueError(f"--name {name}: a name is for --corpus manifest, and none of {', '.join(CORPORA)}")
     return name
-
-
-def explain(options: argparse.Namespace) -> int:
-    """Of a table's file, which lies in tables/ of its results folder, or by name of one's own, else of the evidence."""
-    from ser_kd_utils import records
-    from ser_kd_utils.methods import METHODS, settings_of, tables_of
-    from ser_kd_utils.report.explain import explain, find
-
-    path, places = Path(options.table), records.folders(options)
-    folder = next((place for place in places if (place / "tables").is_dir()), places[0])
-    folder = path.absolute().parents[1] if path.suffix else folder
-    runs = records.read_runs(folder)
-    known = {"folder": folder, "runs": runs, "methods": METHODS, "settings": settings_of(runs[0].info["profile"])}
-    return explain(find(tables_of(runs), options.table, folder), options.row, options.column, **known)
 
 
 def train(options: argparse.Namespace) -> int:
