@@ -3,8 +3,11 @@
 import argparse
 import math
 import os
+import re
 import sys
 import warnings
+from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, NoReturn
@@ -15,7 +18,14 @@ from ser_kd_utils import __version__
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """As all other errors: one line, said by `main`."""
-        raise ValueError(f"{message} (see `{self.prog} --help`)")
+        wrong = re.search(r"(?:unrecognized arguments: |invalid choice: ')([\w-]+)", message)
+        meant = did_you_mean(wrong[1], [*COMMANDS, *(f"--{name}" for name in OPTIONS)]) if wrong else ""
+        raise ValueError(f"{message}{meant} (see `{self.prog} --help`)")
+
+
+def did_you_mean(wrong: str, choices: Iterable[str]) -> str:
+    """A question after what was typed, "" where no choice is like it."""
+    return "".join(f"; did you mean {near}?" for near in get_close_matches(wrong, choices, 1))
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -28,6 +38,12 @@ def _numbers(text: str) -> tuple[int, ...]:
     if not numbers:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as 1,2 or 1-5")
     return tuple(dict.fromkeys(numbers))
+
+
+def _workers(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of runs at a time: pass 1 or more")
+    return int(text)
 
 
 CORPORA = ("demo", "iemocap", "iemocap-improvised", "meld", "meld-4", "emodb", "ravdess", "manifest")
@@ -53,7 +69,7 @@ OPTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "seeds": ((0,), "0,1,2 or 0-4 (default: 0)", {"type": _numbers, "metavar": "LIST"}),
     "only": ("", "notebook numbers, such as 01,09 (default: all)", {"metavar": "LIST"}),
     "ablations": ("", "variants by name, or none (default: all; the demo: one a method)", {"metavar": "LIST"}),
-    "workers": (1, "so many runs at a time on this machine (default: 1)", {"type": int, "metavar": "N"}),
+    "workers": (0, "so many runs at a time here (default: one a core, or a GPU)", {"type": _workers, "metavar": "N"}),
     "scheduler": ("", "spread the runs over a running Dask cluster", {"metavar": "ADDRESS"}),
     "time-limit": (math.inf, "stop in time; the same command goes on", {"type": float, "metavar": "MINUTES"}),
     "run-limit": (math.inf, "a notebook that takes longer has failed", {"type": float, "metavar": "MINUTES"}),
@@ -110,11 +126,15 @@ def main(arguments: list[str] | None = None) -> int:
         if not options.command:
             top.print_help()
             return 0
-        call = resolve_name(f"ser_kd_utils.{COMMANDS[options.command][0]}")
-        if "corpus" not in options:
-            return call(**{name: value for name, value in vars(options).items() if name != "command"})
-        options.overrides, options.name = ", ".join(options.overrides), _name(options)
-        return call(options)
+        call = resolve_name(f"ser_kd_utils.{COMMANDS[vars(options).pop('command')][0]}")
+        if "corpus" in options:
+            options.overrides, options.name = ", ".join(options.overrides), _name(options)
+        code = call(options) if "corpus" in options else call(**vars(options))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever reads, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, OSError) as error:
         print(f"ser-kd: {error}", file=sys.stderr)
         return 2
@@ -139,7 +159,8 @@ def train(options: argparse.Namespace) -> int:
     settings = settings_of(options.profile, options.overrides)
     methods = {name: method for method in METHODS.values() for name in method.variants(settings)}
     if unknown := [name for name in options.variant if name not in methods]:
-        raise ValueError(f"No variant {', '.join(unknown)}: choose among {', '.join(methods)}.")
+        near = did_you_mean(unknown[0], methods)
+        raise ValueError(f"No variant {', '.join(unknown)}{near}: choose among {', '.join(methods)}.")
     if lost := [name for name in options.variant if options.protocol not in ("", *methods[name].protocols)]:
         raise ValueError(f"{', '.join(lost)}: not trained under --protocol {options.protocol}.")
     for name in options.variant:

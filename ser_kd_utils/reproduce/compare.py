@@ -42,9 +42,9 @@ class Comparison:
         processors = self.machines.loc[["processor", "instruction_set"]]
         on = {side: ", ".join(dict.fromkeys(values)) for side, values in processors.items()}
         return (
-            "{name} compared with the committed evidence ({committed}; here {here}): {equal} numbers equal, {within} "
-            "within the other's interval, {outside} outside, {differs} without an interval differ; {same} verdicts the "
-            "same, {changed} changed. Compared: {both} of {runs committed} committed runs."
+            "{name} compared with the committed evidence ({committed}; here {here}). Numbers: {equal} equal, {within} "
+            "within the other's interval, {outside} outside, {differs} differ and have no interval. Verdicts: {same} "
+            "the same, {changed} changed. Committed runs: {both} of {runs committed} compared."
         ).format(name=self.name, **on, **self.counts)
 
 

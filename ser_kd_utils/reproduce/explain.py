@@ -16,6 +16,7 @@ from ser_kd_utils.methods import METHODS, settings_of, tables_of
 from ser_kd_utils.records import Run, folders, read_runs
 from ser_kd_utils.report.tables import BLANK, Cell, command, mark_of
 from ser_kd_utils.report.write import card
+from ser_kd_utils.reproduce import counted
 
 CHECKPOINTS = {"best": "the epoch with the highest dev UA", "last": "the last epoch"}
 CHECKPOINTS |= {f"test-{name}": f"the epoch with the highest {name} on the clean test itself" for name in ("UA", "WA")}
@@ -119,7 +120,7 @@ def _describe(group: Sequence[Run], known: Mapping[str, Run]) -> None:
     """Print a variant's runs under one protocol, what they share in words."""
     info = group[0].info
     title = _named(info["variant"], info["title"], mark_of(group[0]))
-    print(f"\n{title}: {len(group)} run{'s' * (len(group) > 1)}")
+    print(f"\n{title}: {counted(len(group), 'run')}")
     print(re.sub(r"fold-\d+__seed-\d+$", "fold-F__seed-S", f"  {_place(group[0].folder)}"))
     listed = pd.DataFrame(_listed(run, known) for run in group)
     alike = [column for column in listed.columns[4:] if listed[column].nunique() == 1]

@@ -14,6 +14,7 @@ from ser_kd_utils.files import sha256
 from ser_kd_utils.methods import tables_of
 from ser_kd_utils.report.tables import about, mark_of
 from ser_kd_utils.report.write import write
+from ser_kd_utils.reproduce import counted
 
 _PLACE = re.compile(r"(?<![\w.-])(/(home|root|tmp|work|Users|data|mnt|media|scratch|var)/|[A-Z]:\\+Users)[^\s\"']*")
 """A path that only this machine has."""
@@ -49,7 +50,7 @@ def publish(options: Namespace) -> int:
         _refuse_places(files, {name for run in runs for name in run.stored["utterance"]})
         sums = "".join(f"{sha256(path)}  {path.relative_to(fresh).as_posix()}\n" for path in files)
         (fresh / "SHA256SUMS").write_text(sums, encoding="utf-8")
-    print(f"{to.name}: {len(runs)} runs, {len(own)} of them from your own, in {len(files) + 1} files.")
+    print(f"{to.name}: {counted(len(runs), 'run')}, {len(own)} of them your own, in {len(files) + 1} files.")
     return 0
 
 

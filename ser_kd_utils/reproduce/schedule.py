@@ -18,7 +18,7 @@ from typing import Any
 
 from ser_kd_utils import records
 from ser_kd_utils.files import PACKAGE, digest, only_one, unfinished
-from ser_kd_utils.reproduce import compare
+from ser_kd_utils.reproduce import compare, counted
 from ser_kd_utils.reproduce.plan import plan
 from ser_kd_utils.reproduce.run import BLOCKED, FAILED, OUT_OF_TIME, STATUSES, NotebookRun, Outcome, execute, say
 from ser_kd_utils.reproduce.status import status
@@ -38,7 +38,7 @@ def reproduce(options: Namespace) -> int:
         return status(options)
     started, runs = time.time(), plan(options)
     folder = runs[0].folder
-    print(f"{len(runs)} notebook runs, results in {folder}", flush=True)
+    print(f"{counted(len(runs), 'notebook run')}, results in {folder}", flush=True)
     for outputs in unfinished(folder).glob("teacher-outputs-*") if options.force else ():
         shutil.rmtree(outputs)
     options.deadline = started + 60 * options.time_limit
@@ -106,11 +106,13 @@ def here(options: Namespace) -> Iterator[Place]:
     Each run's kernel is a process, for which a thread waits: what kills the one leaves the others alone. Raises
     ValueError for more runs at a time than GPUs.
     """
+    from dask.system import CPU_COUNT  # what a container or an affinity leaves of the machine's
     from torch.cuda import device_count
 
-    count, there, thread = options.workers, device_count(), threading.local()
+    there, thread = device_count(), threading.local()
+    count = options.workers or there or CPU_COUNT
     if 0 < there < count:
-        raise ValueError(f"--workers {count}: this machine has {there} GPUs, one for each run.")
+        raise ValueError(f"--workers {count}: this machine has {counted(there, 'GPU')}, one for each run.")
     visible = (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(there)))).split(",")
     gpus = visible if there and count > 1 else [""] * count
 
