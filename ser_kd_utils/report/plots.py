@@ -97,17 +97,13 @@ def learning_curves(histories: Mapping[str, pd.DataFrame], variants: Mapping[str
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
     for name, history in histories.items():
         colour, _, line = styles[name]
-        style = {"color": colour, "linestyle": line, "label": _legend(variants[name])}
+        style = {"color": colour, "linestyle": line, "label": f"{variants[name].label} {variants[name].title}"}
         left.plot(history.index, history["loss"], **style)
         right.plot(history.index, 100 * history["dev_UA"], **style)
     left.set(xlabel="epoch", ylabel="training loss")
     right.set(xlabel="epoch", ylabel="dev UA (%)")
     right.legend(fontsize="small")
     return figure
-
-
-def _legend(variant: Any) -> str:
-    return f"({variant.name}) {variant.title}"
 
 
 def _untrained(table: pd.DataFrame) -> list[float]:
@@ -137,10 +133,11 @@ def snr_curves(
             part = table[table["condition"].isin(["clean", *panel])]
             scores = [interval(some) for _, some in part.groupby(part["snr_db"].fillna(np.inf))]  # the lowest SNR first
             shift = 0.06 * (place - (len(predictions) - 1) / 2)  # the bars of variants do not hide each other
-            look = dict(zip(("color", "marker", "linestyle"), styles[name], strict=True))
-            look |= {"markersize": 5, "linewidth": 1.5, "elinewidth": 0.9, "capsize": 2}
+            colour, marker, line = styles[name]
+            style = {"color": colour, "marker": marker, "linestyle": line, "markersize": 5, "linewidth": 1.5}
+            style |= {"elinewidth": 0.9, "capsize": 2, "label": f"{variants[name].label} {variants[name].title}"}
             value, errors = _errors(100 * np.array(scores))
-            axis.errorbar(np.arange(len(levels)) + shift, value, errors, label=_legend(variants[name]), **look)
+            axis.errorbar(np.arange(len(levels)) + shift, value, errors, **style)
         axis.axhline(100 * chance, color="grey", linestyle=":", linewidth=1)
         for place in map(levels.index, untrained):
             axis.axvspan(place - 0.5, place + 0.5, color="0.92", zorder=0, linewidth=0)
@@ -189,10 +186,9 @@ def _heat_maps(
 
 def _confused(table: pd.DataFrame, labels: Sequence[str]) -> pd.DataFrame:
     """Percent of each true class."""
-    found = pd.crosstab(table["label"], table["prediction"], normalize="index")
-    return 100 * found.reindex(index=labels, columns=labels, fill_value=0).rename_axis(
-        index="true", columns="predicted"
-    )
+    named = {"rownames": ["true"], "colnames": ["predicted"]}
+    found = pd.crosstab(table["label"], table["prediction"], normalize="index", **named)
+    return 100 * found.reindex(index=labels, columns=labels, fill_value=0)
 
 
 def confusions(tables: Mapping[str, pd.DataFrame], labels: Sequence[str], columns: int | None = None) -> Figure:

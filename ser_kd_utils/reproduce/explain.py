@@ -139,7 +139,6 @@ def _listed(run: Run, known: Mapping[str, Run]) -> dict[str, Any]:
         "epoch": info["best_epoch"],
         "sha256 of predictions": info["predictions_sha256"][:16],
         "finished": info["finished"][:16].replace("T", " "),
-        "commit": (info["commit"] or "unknown")[:12] + (info["commit"] or "")[40:],
         "hardware": info["hardware"]["gpu"] or f"CPU, threads: {info['hardware']['cpu_threads']}",
         "teacher": teacher.replace(run.id[run.id.index("__fold") :], ", same fold and seed"),
         "not heard": info["held_out_noise"],
