@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -91,9 +91,8 @@ def only_one(results: Path, name: str, waiting: Callable[[], None] = lambda: Non
 
 def is_held(results: Path, name: str) -> bool:
     """Whether some process holds the lock."""
-    path = _lock_of(results, name)
     try:
-        with FileLock(path, blocking=False) if path.exists() else nullcontext():
+        with FileLock(_lock_of(results, name), blocking=False):
             return False
     except Timeout:
         return True
