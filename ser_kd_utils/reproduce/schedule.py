@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import partial
-from graphlib import TopologicalSorter
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
@@ -54,16 +53,13 @@ def run_all(place: Place, runs: Sequence[NotebookRun]) -> dict[str, Outcome]:
     A run does not begin where one that it needs did not end well. Raises ConnectionError when the executor is lost.
     """
     executor, work, room = place
-    planned = {run.name: run for run in runs}
-    sorter = TopologicalSorter({run.name: planned.keys() & run.needs for run in runs})
-    sorter.prepare()
-    ready: set[str] = set()
-    going: dict[Future[Outcome], NotebookRun] = {}
+    waiting: list[NotebookRun] = list(runs)
     ended: dict[str, Outcome] = {}
-    while sorter.is_active():
-        ready |= {*sorter.get_ready()}
-        for run in [run for run in runs if run.name in ready][: room - len(going)]:
-            ready.remove(run.name)
+    going: dict[Future[Outcome], NotebookRun] = {}
+    while waiting or going:
+        left = {run.name for run in (*waiting, *going.values())}
+        for run in [run for run in waiting if left.isdisjoint(run.needs)][: room - len(going)]:
+            waiting.remove(run)
             future: Future[Outcome] = Future()
             if outcome := _blocked(run, ended):
                 future.set_result(outcome)
@@ -74,9 +70,8 @@ def run_all(place: Place, runs: Sequence[NotebookRun]) -> dict[str, Outcome]:
             run = going.pop(future)
             ended[run.name] = outcome = _outcome(future)
             say(f"{run.label}  {outcome}")
-            sorter.done(run.name)
             _, _, place_of = run.name.partition("__")
-            if place_of and not any(other.endswith(f"__{place_of}") for other in planned.keys() - ended.keys()):
+            if place_of and not any(other.name.endswith(f"__{place_of}") for other in (*waiting, *going.values())):
                 for outputs in unfinished(run.folder).glob(f"teacher-outputs-{place_of}-*"):
                     shutil.rmtree(outputs)  # gigabytes at full size; of this fold and seed nothing is left to do
     return ended
