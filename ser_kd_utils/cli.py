@@ -3,8 +3,11 @@
 import argparse
 import math
 import os
+import re
 import sys
 import warnings
+from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, NoReturn
@@ -15,7 +18,14 @@ from ser_kd_utils import __version__
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """As all other errors: one line, said by `main`."""
-        raise ValueError(f"{message} (see `{self.prog} --help`)")
+        wrong = re.search(r"(?:unrecognized arguments: |invalid choice: ')([\w-]+)", message)
+        meant = did_you_mean(wrong[1], [*COMMANDS, *(f"--{name}" for name in OPTIONS)]) if wrong else ""
+        raise ValueError(f"{message}{meant} (see `{self.prog} --help`)")
+
+
+def did_you_mean(wrong: str, choices: Iterable[str]) -> str:
+    """A question after what was typed, "" where no choice is like it."""
+    return "".join(f"; did you mean {near}?" for near in get_close_matches(wrong, choices, 1))
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -30,6 +40,12 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(numbers))
 
 
+def _workers(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of runs at a time: pass 1 or more")
+    return int(text)
+
+
 CORPORA = (
     "demo", "iemocap", "iemocap-dev-speakers", "iemocap-improvised", "meld", "meld-4", "emodb", "ravdess", "manifest",
 )  # fmt: skip
@@ -38,13 +54,13 @@ SHARED = ("corpus", "name", "profile", "fold", "seed", "data_root", "noise_dir",
 OPTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "VARIANT": (None, "such as a, e, gamma-10, cnn-dkd, mc-full", {"nargs": "+"}),
     "NAME": (None, "emodb, ravdess; access explained: iemocap, meld, noisex-92", {}),
-    "TABLE": (None, "such as mlkd, or a table's file", {}),
+    "TABLE": ("", "such as mlkd, or a table's file (default: list tables)", {"nargs": "?"}),
     "ROW": ("", "such as '(e)' (default: list rows and columns)", {"nargs": "?"}),
     "COLUMN": ("", "such as 'UA noisy' (default: all)", {"nargs": "?"}),
     "FOLDER": ("", "your results (default: where reproduce wrote them)", {"nargs": "?"}),
     "corpus": ("demo", f"one of {', '.join(CORPORA)} (default: demo, made on first use)", {}),
     "name": ("", "what results of --corpus manifest are called (default: as its CSV file)", {}),
-    "profile": ("tiny", "tiny: small networks, CPU; paper: wav2vec2-base, GPU", {}),
+    "profile": ("tiny", "tiny: small, CPU; whisper: pre-trained; paper: wav2vec2-base, GPU", {}),
     "results": ("", "where results are written (default: results/local)", {"metavar": "DIR"}),
     "set": ([], "a setting other than the profile's, such as mlkd.epochs=2; may be repeated",
             {"action": "append", "dest": "overrides", "metavar": "METHOD.NAME=VALUE"}),
@@ -55,7 +71,7 @@ OPTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "seeds": ((0,), "0,1,2 or 0-4 (default: 0)", {"type": _numbers, "metavar": "LIST"}),
     "only": ("", "notebook numbers, such as 01,09 (default: all)", {"metavar": "LIST"}),
     "ablations": ("", "variants by name, or none (default: all; the demo: one a method)", {"metavar": "LIST"}),
-    "workers": (1, "so many runs at a time on this machine (default: 1)", {"type": int, "metavar": "N"}),
+    "workers": (0, "so many runs at a time here (default: one a core, or a GPU)", {"type": _workers, "metavar": "N"}),
     "scheduler": ("", "spread the runs over a running Dask cluster", {"metavar": "ADDRESS"}),
     "time-limit": (math.inf, "stop in time; the same command goes on", {"type": float, "metavar": "MINUTES"}),
     "run-limit": (math.inf, "a notebook that takes longer has failed", {"type": float, "metavar": "MINUTES"}),
@@ -81,7 +97,7 @@ COMMANDS = {
     "status": ("reproduce.status:status", "say what is done, running, stale or published, and what is left", PLAN),
     "train": ("cli:train", "train variants, alone or by torchrun", ("VARIANT", *DATA, "fold", "seed", "protocol")),
     "download": ("data.download:download", "fetch an open corpus, or say how to get another", ("NAME", "to", "url")),
-    "explain": ("cli:explain", "from a table's number to the records behind it", ("TABLE", "ROW", "COLUMN", *RESULTS)),
+    "explain": ("reproduce.explain:explain", "from a number to its records", ("TABLE", "ROW", "COLUMN", *RESULTS)),
     "publish": ("reproduce.publish:publish", "copy your records to the committed evidence", (*RESULTS, "to")),
     "compare": ("reproduce.compare:compare", "set results beside the evidence", ("FOLDER", *RESULTS, "json", "page")),
     "readme": ("report.write:update_readme", "put the tables of results/ between the README's markers", ("check",)),
@@ -112,11 +128,15 @@ def main(arguments: list[str] | None = None) -> int:
         if not options.command:
             top.print_help()
             return 0
-        call = resolve_name(f"ser_kd_utils.{COMMANDS[options.command][0]}")
-        if "corpus" not in options:
-            return call(**{name: value for name, value in vars(options).items() if name != "command"})
-        options.overrides, options.name = ", ".join(options.overrides), _name(options)
-        return call(options)
+        call = resolve_name(f"ser_kd_utils.{COMMANDS[vars(options).pop('command')][0]}")
+        if "corpus" in options:
+            options.overrides, options.name = ", ".join(options.overrides), _name(options)
+        code = call(options) if "corpus" in options else call(**vars(options))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever reads, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, OSError) as error:
         print(f"ser-kd: {error}", file=sys.stderr)
         return 2
@@ -134,20 +154,6 @@ def _name(options: argparse.Namespace) -> str:
     return name
 
 
-def explain(options: argparse.Namespace) -> int:
-    """Of a table's file, which lies in tables/ of its results folder, or by name of one's own, else of the evidence."""
-    from ser_kd_utils import records
-    from ser_kd_utils.methods import METHODS, settings_of, tables_of
-    from ser_kd_utils.report.explain import explain, find
-
-    path, places = Path(options.table), records.folders(options)
-    folder = next((place for place in places if (place / "tables").is_dir()), places[0])
-    folder = path.absolute().parents[1] if path.suffix else folder
-    runs = records.read_runs(folder)
-    known = {"folder": folder, "runs": runs, "methods": METHODS, "settings": settings_of(runs[0].info["profile"])}
-    return explain(find(tables_of(runs), options.table, folder), options.row, options.column, **known)
-
-
 def train(options: argparse.Namespace) -> int:
     """Train the variants that are not recorded yet; notebooks then find their records."""
     from ser_kd_utils.methods import METHODS, settings_of
@@ -155,7 +161,8 @@ def train(options: argparse.Namespace) -> int:
     settings = settings_of(options.profile, options.overrides)
     methods = {name: method for method in METHODS.values() for name in method.variants(settings)}
     if unknown := [name for name in options.variant if name not in methods]:
-        raise ValueError(f"No variant {', '.join(unknown)}: choose among {', '.join(methods)}.")
+        near = did_you_mean(unknown[0], methods)
+        raise ValueError(f"No variant {', '.join(unknown)}{near}: choose among {', '.join(methods)}.")
     if lost := [name for name in options.variant if options.protocol not in ("", *methods[name].protocols)]:
         raise ValueError(f"{', '.join(lost)}: not trained under --protocol {options.protocol}.")
     for name in options.variant:

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -19,23 +19,37 @@ def cache_root() -> Path:
     return Path(os.environ.get("SER_KD_CACHE") or home)
 
 
+@contextmanager
+def replaced(folder: Path, scratch: Path) -> Iterator[Path]:
+    """A new folder to write into, which takes the place of `folder` at the end: that one is whole or untouched.
+
+    scratch: an unused folder on the same file system.
+    """
+    shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
+    fresh = scratch / folder.name
+    fresh.mkdir(parents=True)
+    try:
+        yield fresh
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if folder.exists():
+            folder.rename(scratch / "old")
+        fresh.rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
 def make_once(folder: Path, make: Callable[[Path], object], is_whole: Callable[[Path], bool] = Path.exists) -> Path:
-    """The folder, made by `make` under another name where it is not there: whole or absent, whoever is killed.
+    """The folder, made by `make` in another place where it is not there: whole or absent, whoever is killed.
 
     Of two processes that call this at once, one makes it and the other waits. is_whole: says of the folder that it need
     not be made; one that is there and damaged is replaced.
     """
     if not is_whole(folder):
-        scratch = folder.with_name(f".unfinished-{folder.name}")
         with FileLock(folder.with_name(f"{folder.name}.lock")):
-            shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
-            try:
-                if not is_whole(folder):
-                    make(scratch)
-                    shutil.rmtree(folder, ignore_errors=True)
-                    scratch.rename(folder)
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
+            if not is_whole(folder):
+                with replaced(folder, folder.with_name(f".unfinished-{folder.name}")) as fresh:
+                    fresh.rmdir()  # `make` makes it
+                    make(fresh)
     return folder
 
 
@@ -77,9 +91,8 @@ def only_one(results: Path, name: str, waiting: Callable[[], None] = lambda: Non
 
 def is_held(results: Path, name: str) -> bool:
     """Whether some process holds the lock."""
-    path = _lock_of(results, name)
     try:
-        with FileLock(path, blocking=False) if path.exists() else nullcontext():
+        with FileLock(_lock_of(results, name), blocking=False):
             return False
     except Timeout:
         return True

@@ -20,10 +20,8 @@ import json
 import os
 import platform
 import re
-import shutil
 import subprocess
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib.metadata import version
@@ -33,7 +31,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ser_kd_utils.files import PACKAGE, digest, sha256, unfinished
+from ser_kd_utils.files import PACKAGE, digest, replaced, sha256, unfinished
 
 VERSIONED = ("torch", "transformers", "accelerate", "datasets", "numpy", "scipy", "scikit-learn", "soundfile")
 IN_CLONE = (PACKAGE.parent / "pyproject.toml").is_file()
@@ -186,25 +184,6 @@ class Run:
             return whole and self.info["fingerprint"] == wanted and self.stored is not None
         except (OSError, ValueError):
             return False
-
-
-@contextmanager
-def replaced(folder: Path, scratch: Path) -> Iterator[Path]:
-    """A new folder to write into, which takes the place of `folder` at the end: that one is whole or untouched.
-
-    scratch: an unused folder on the same file system.
-    """
-    shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
-    fresh = scratch / "new"
-    fresh.mkdir(parents=True)
-    try:
-        yield fresh
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        if folder.exists():
-            folder.rename(scratch / "old")
-        fresh.rename(folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def write_run(

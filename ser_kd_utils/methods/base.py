@@ -51,11 +51,6 @@ class Notebook:
     needs: tuple[str, ...] = ()
     parameters: tuple[str, ...] = ()
 
-    @property
-    def chosen(self) -> bool:
-        """Whether `--ablations` chooses among its variants."""
-        return "ablations" in self.parameters
-
 
 @dataclass(frozen=True)
 class Method:

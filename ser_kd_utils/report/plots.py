@@ -4,8 +4,6 @@ A figure that draws variants takes `variants`, by name, as `methods.variants_of`
 `styles`, colour, marker and line by name, as a method declares them.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 from collections.abc import Mapping, Sequence
@@ -17,16 +15,19 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 import soundfile
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ser_kd_utils.data.audio import SAMPLE_RATE
 from ser_kd_utils.metrics import interval, score
 from ser_kd_utils.report.differences import difference_of
-from ser_kd_utils.report.tables import Table
+from ser_kd_utils.report.tables import Cell, Table
 
 # Okabe & Ito (2008), and a marker each, so that they differ without colour too
-OPTIMISM_STYLES = (("P1", "#D55E00", "o", "P1, random split"), ("P2", "#0072B2", "s", "P2, the corpus's own split"))
+PROTOCOL_STYLES = {
+    "": ("#0072B2", "o", ""),
+    "P1": ("#D55E00", "o", "P1, random split"),
+    "P2": ("#0072B2", "s", "P2, the corpus's own split"),
+}
 CLASS_MARKERS = "os^DvPX*"
 Styles = Mapping[str, tuple[str, str, str]]
 
@@ -36,6 +37,7 @@ def use_style() -> None:
     pd.set_option("display.max_colwidth", None)
     sns.set_theme(context="notebook", style="whitegrid", font_scale=0.9, palette="colorblind")
     plt.rcParams.update({"figure.dpi": 72, "savefig.dpi": 150, "savefig.bbox": "tight", "axes.titleweight": "bold"})
+    plt.rcParams["figure.constrained_layout.use"] = True
 
 
 def player(wave: np.ndarray, label: str):
@@ -53,32 +55,25 @@ def player(wave: np.ndarray, label: str):
     return HTML(f'<div style="{style}"><span style="width:16em">{label}</span>{audio}</div>')
 
 
-def log_mel(wave: np.ndarray, bands: int = 40) -> np.ndarray:
-    """Log-mel spectrogram in dB, (bands, frames): 25 ms Hann windows every 10 ms, 0 to 8 kHz."""
-    from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
-
-    filters = mel_filter_bank(257, bands, 0, SAMPLE_RATE / 2, SAMPLE_RATE)
-    window = window_function(400, "hann")
-    return spectrogram(wave, window, 400, 160, fft_length=512, power=2.0, mel_filters=filters, log_mel="dB")
-
-
 def views(waves: Mapping[str, np.ndarray]) -> Figure:
-    """Waveforms above log-mel spectrograms, one column per named wave (samples,), with common scales."""
+    """Waveforms above spectrograms in dB, one column per named wave (samples,), with common scales.
+
+    25 ms Hann windows every 10 ms, 0 to 8 kHz.
+    """
     figure, axes = plt.subplots(2, len(waves), figsize=(3.4 * len(waves), 4), sharex=True, sharey="row", squeeze=False)
-    spectra = [log_mel(wave) for wave in waves.values()]
-    top = max(spectrum.max() for spectrum in spectra)
-    for upper, lower, (name, wave), spectrum in zip(*axes, waves.items(), spectra, strict=True):
+    images = []
+    for upper, lower, (name, wave) in zip(*axes, waves.items(), strict=True):
         upper.plot(np.arange(len(wave)) / SAMPLE_RATE, wave, linewidth=0.4, color="#0072B2")
         upper.set_title(_plain(name))
-        box = (0, len(wave) / SAMPLE_RATE, 0, len(spectrum))
-        look = {"vmin": top - 60, "vmax": top, "cmap": "magma", "interpolation": "nearest"}
-        image = lower.imshow(spectrum, origin="lower", aspect="auto", extent=box, **look)
+        images.append(lower.specgram(wave, NFFT=400, noverlap=240, pad_to=512, Fs=SAMPLE_RATE, cmap="magma")[-1])
         lower.grid(False)
         lower.set_xlabel("time (s)")
+    top = max(image.get_array().max() for image in images)
+    for image in images:
+        image.set_clim(top - 60, top)
     axes[0, 0].set_ylabel("amplitude")
-    axes[1, 0].set_ylabel("mel band")
-    figure.tight_layout()
-    figure.colorbar(image, ax=axes, label="dB", shrink=0.45, anchor=(0, 0.05), pad=0.02)
+    axes[1, 0].set_ylabel("frequency (Hz)")
+    figure.colorbar(images[0], ax=axes[1], label="dB")
     return figure
 
 
@@ -88,17 +83,12 @@ def _plain(text: str) -> str:
 
 
 def noise_spectra(segments: Mapping[str, np.ndarray]) -> Figure:
-    """Mean power over frequency of each noise type, (samples,) each, relative to its own maximum."""
-    from scipy.signal import welch
-
+    """Power spectral density of each noise type, (samples,) each, at equal power."""
     figure, axis = plt.subplots(figsize=(7, 3.2))
     for colour, (name, wave) in zip(sns.color_palette("colorblind"), segments.items(), strict=False):
-        hertz, power = welch(wave, SAMPLE_RATE, nperseg=1024)
-        level = 10 * np.log10(power[1:] / power.max() + 1e-12)
-        axis.plot(hertz[1:] / 1000, level, label=_plain(name), color=colour)
-    axis.set(xlabel="frequency (kHz)", ylabel="power (dB re maximum)", ylim=(-70, 3), xlim=(0, 8))
+        axis.psd(wave / wave.std(), NFFT=1024, Fs=SAMPLE_RATE / 1000, label=_plain(name), color=colour)
+    axis.set(xlabel="frequency (kHz)", ylabel="power (dB/kHz)", xlim=(0, 8), ylim=(-70, 10), yticks=range(-70, 11, 10))
     axis.legend(ncols=2, fontsize="small")
-    figure.tight_layout()
     return figure
 
 
@@ -107,29 +97,13 @@ def learning_curves(histories: Mapping[str, pd.DataFrame], variants: Mapping[str
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
     for name, history in histories.items():
         colour, _, line = styles[name]
-        style = {"color": colour, "linestyle": line, "label": _legend(variants[name])}
+        style = {"color": colour, "linestyle": line, "label": f"{variants[name].label} {variants[name].title}"}
         left.plot(history.index, history["loss"], **style)
         right.plot(history.index, 100 * history["dev_UA"], **style)
     left.set(xlabel="epoch", ylabel="training loss")
     right.set(xlabel="epoch", ylabel="dev UA (%)")
     right.legend(fontsize="small")
-    figure.tight_layout()
     return figure
-
-
-def _legend(variant: Any) -> str:
-    return f"({variant.name}) {variant.title}"
-
-
-def _curve(axis: Axes, table: pd.DataFrame, positions: Mapping[float, float], look: Mapping[str, Any]) -> None:
-    """UA over SNR with its interval, clean speech at the right end."""
-    points = []
-    for snr_db, part in table.groupby(table["snr_db"].fillna(np.inf)):
-        value, low, high = interval(part)
-        points.append((positions[snr_db], 100 * value, 100 * (value - low), 100 * (high - value)))
-    x, y, below, above = np.array(sorted(points)).T
-    style = {"markersize": 5, "linewidth": 1.5, "elinewidth": 0.9, "capsize": 2}
-    axis.errorbar(x, y, yerr=np.clip([below, above], 0, None), **style, **look)
 
 
 def _untrained(table: pd.DataFrame) -> list[float]:
@@ -149,57 +123,72 @@ def snr_curves(
     """
     anyone = next(iter(predictions.values()))
     kinds = sorted(set(anyone["condition"]) - {"clean"})
-    panels = [[kind] for kind in kinds] if per_type else [kinds]
+    panels = {_plain(kind): [kind] for kind in kinds} if per_type else {"mean of the noise types": kinds}
     levels = [*sorted(anyone["snr_db"].dropna().unique()), np.inf]
     untrained = _untrained(anyone) if any(variants[name].noisy for name in predictions) else []
-    size = (3.0 * len(panels), 3.2) if per_type else (6.4, 4)
+    size = (3.0 * len(panels), 3.8) if per_type else (6.4, 4.6)
     figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
-    for axis, panel in zip(axes[0], panels, strict=True):
+    for axis, (title, panel) in zip(axes[0], panels.items(), strict=True):
         for place, (name, table) in enumerate(predictions.items()):
-            shift = 0.06 * (place - (len(predictions) - 1) / 2)  # the bars of variants do not hide each other
-            look = dict(zip(("color", "marker", "linestyle"), styles[name], strict=True))
-            positions = {level: number + shift for number, level in enumerate(levels)}
             part = table[table["condition"].isin(["clean", *panel])]
-            _curve(axis, part, positions, look | {"label": _legend(variants[name])})
+            scores = [interval(some) for _, some in part.groupby(part["snr_db"].fillna(np.inf))]  # the lowest SNR first
+            shift = 0.06 * (place - (len(predictions) - 1) / 2)  # the bars of variants do not hide each other
+            colour, marker, line = styles[name]
+            style = {"color": colour, "marker": marker, "linestyle": line, "markersize": 5, "linewidth": 1.5}
+            style |= {"elinewidth": 0.9, "capsize": 2, "label": f"{variants[name].label} {variants[name].title}"}
+            value, errors = _errors(100 * np.array(scores))
+            axis.errorbar(np.arange(len(levels)) + shift, value, errors, **style)
         axis.axhline(100 * chance, color="grey", linestyle=":", linewidth=1)
-        style = {"rotation": 90, "ha": "center", "va": "top", "color": "0.35", "fontsize": "small"}
         for place in map(levels.index, untrained):
             axis.axvspan(place - 0.5, place + 0.5, color="0.92", zorder=0, linewidth=0)
-            where = axis.get_xaxis_transform()
-            axis.text(place, 0.98, "not trained", transform=where, bbox={"color": "0.92", "pad": 1}, **style)
-        axis.set_xlim(-0.5, len(levels) - 0.5)
+            style = {"rotation": 90, "ha": "center", "va": "top", "color": "0.35", "fontsize": "small"}
+            axis.text(place, 0.98, "not trained", transform=axis.get_xaxis_transform(), **style)
         axis.set_xticks(range(len(levels)), [*(f"{level:.0f}" for level in levels[:-1]), "clean"])
-        axis.set(xlabel="SNR (dB)", title=_plain(panel[0]) if per_type else "mean of the noise types")
-    axes[0, 0].set_ylabel("UA (%)")
-    axes[0, 0].set_ylim(max(0, 100 * chance - 8), 100)
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    columns = len(labels) if per_type else 2  # below the axes, where it covers no curve
-    figure.legend(handles, labels, loc="upper center", ncols=columns, fontsize="small", bbox_to_anchor=(0.5, 0))
-    figure.tight_layout()
+        axis.set(xlabel="SNR (dB)", title=title, xlim=(-0.5, len(levels) - 0.5))
+    axes[0, 0].set(ylabel="UA (%)", ylim=(max(0, 100 * chance - 8), 100))
+    columns = len(predictions) if per_type else 2  # outside the axes, where it covers no curve
+    legend = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*legend, loc="outside lower center", ncols=columns, fontsize="small")
     return figure
 
 
-def _percent_confused(table: pd.DataFrame, labels: Sequence[str]) -> np.ndarray:
-    from sklearn.metrics import confusion_matrix
+def _errors(cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Values, and how far the interval reaches to both sides, of (value, low, high); rounding may put an end inside."""
+    value, low, high = cells.T
+    return value, np.clip([value - low, high - value], 0, None)
 
-    return 100 * confusion_matrix(table["label"], table["prediction"], labels=labels, normalize="true")
 
+def _heat_maps(
+    tables: Mapping[str, pd.DataFrame], columns: int, form: str, top: float | None = None, bar: str = "", **look: Any
+) -> Figure:
+    """A heat map for each named table, `columns` of them side by side.
 
-def _class_panels(matrices: Mapping[str, np.ndarray], labels: Sequence[str], columns: int, **look: Any) -> Figure:
-    """A matrix of classes, (true, predicted), in each panel."""
-    rows, side = -(-len(matrices) // columns), 0.9 + 0.5 * len(labels)
-    size = (0.6 + side * columns, 0.4 + (side + 0.3) * rows)
-    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, sharex=True, sharey=True)
-    look |= {"xticklabels": [*map(_plain, labels)], "yticklabels": [*map(_plain, labels)]}
-    for axis, (name, matrix) in zip(axes.flat, matrices.items(), strict=True):
-        sns.heatmap(matrix, annot=matrix.round() + 0.0, cbar=False, square=True, ax=axis, **look)
+    form: of the numbers; top: the end of a scale that begins at 0, where none is given the scale is symmetric about 0
+    and blue is more; bar: what the colours are, for a bar of colours.
+    """
+    rows, (high, wide) = -(-len(tables) // columns), next(iter(tables.values())).shape
+    size = (columns * (1.2 + 0.6 * wide), rows * (1.2 + 0.45 * high))
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
+    limit = top or max(1, *(table.abs().max(axis=None) for table in tables.values()))  # under a point is pale
+    look |= {"vmin": 0 if top else -limit, "vmax": limit, "cmap": "Blues" if top else "RdBu"}
+    for axis, (name, table) in zip(axes.flat, tables.items(), strict=True):
+        names = {"xticklabels": [*map(_plain, table.columns)], "yticklabels": [*map(_plain, table.index)]}
+        numbers = table.round(int(form[-2])) + 0.0  # no "-0"
+        sns.heatmap(table, annot=numbers, fmt=form, cbar=False, ax=axis, **names, **look)
         axis.set_title(_plain(name))
-    for axis in axes[-1]:
-        axis.set_xlabel("predicted")
-    for axis in axes[:, 0]:
-        axis.set_ylabel("true")
-    figure.tight_layout()
+        axis.tick_params(axis="y", rotation=0)
+        axis.grid(False)
+        axis.label_outer()
+    if bar:
+        figure.colorbar(axes[0, 0].collections[0], ax=axes, label=bar)
     return figure
+
+
+def _confused(table: pd.DataFrame, labels: Sequence[str]) -> pd.DataFrame:
+    """Percent of each true class."""
+    named = {"rownames": ["true"], "colnames": ["predicted"]}
+    found = pd.crosstab(table["label"], table["prediction"], normalize="index", **named)
+    return 100 * found.reindex(index=labels, columns=labels, fill_value=0)
 
 
 def confusions(tables: Mapping[str, pd.DataFrame], labels: Sequence[str], columns: int | None = None) -> Figure:
@@ -207,8 +196,8 @@ def confusions(tables: Mapping[str, pd.DataFrame], labels: Sequence[str], column
 
     columns: panels side by side, those of the next row below them; all of them in one row unless told.
     """
-    matrices = {name: _percent_confused(table, labels) for name, table in tables.items()}
-    return _class_panels(matrices, labels, columns or len(tables), fmt=".0f", cmap="Blues", vmin=0, vmax=100)
+    matrices = {name: _confused(table, labels) for name, table in tables.items()}
+    return _heat_maps(matrices, columns or len(tables), ".0f", top=100)
 
 
 def confusion_changes(tables: Mapping[str, pd.DataFrame], base: pd.DataFrame, labels: Sequence[str]) -> Figure:
@@ -216,10 +205,8 @@ def confusion_changes(tables: Mapping[str, pd.DataFrame], base: pd.DataFrame, la
 
     Inside the outlined diagonal more is better, outside it worse. base: predictions, as the tables.
     """
-    before = _percent_confused(base, labels)
-    changes = {name: _percent_confused(table, labels) - before for name, table in tables.items()}
-    limit = max(1, *(np.abs(change).max() for change in changes.values()))  # under a point is pale
-    figure = _class_panels(changes, labels, len(tables), fmt="+.0f", cmap="RdBu", vmin=-limit, vmax=limit)
+    changes = {name: _confused(table, labels) - _confused(base, labels) for name, table in tables.items()}
+    figure = _heat_maps(changes, len(tables), "+.0f")
     for axis in figure.axes:
         for place in range(len(labels)):
             axis.add_patch(plt.Rectangle((place, place), 1, 1, fill=False, ec="black", linewidth=1.5, clip_on=False))
@@ -234,42 +221,25 @@ def gain_map(first: pd.DataFrame, second: pd.DataFrame) -> Figure:
     """
     tables = (table.fillna({"snr_db": np.inf}).groupby(["condition", "snr_db"]) for table in (first, second))
     ours, theirs = (pd.Series({cell: 100 * score(part) for cell, part in table}).unstack() for table in tables)
-    points = ours - theirs
+    points = (ours - theirs).sort_index(axis="columns", ascending=False)
     clean = points.loc["clean", np.inf]
     points = points.drop("clean")
-    points.loc["mean"] = points.mean()
-    points.loc["mean", np.inf] = clean
-    points = points[sorted(points, reverse=True)]
+    points.loc["mean"] = points.mean().fillna(clean)  # of clean speech there is no type to average
     untrained = _untrained(first)
+    places = np.flatnonzero(np.diff(points.columns.isin(untrained))) + 1
     names = ["clean" if np.isinf(snr) else f"{snr:.0f}" + "\nnot trained" * (snr in untrained) for snr in points]
-    limit = max(1, np.nanmax(points.abs().to_numpy()))  # under a point is pale
-    figure, axis = plt.subplots(figsize=(2.2 + 0.8 * points.shape[1], 1.2 + 0.42 * len(points)))
-    look = {"cmap": "RdBu", "vmin": -limit, "vmax": limit, "linewidths": 0.5, "cbar_kws": {"label": "UA, points"}}
-    ticks = {"xticklabels": names, "yticklabels": [*map(_plain, points.index)]}
-    sns.heatmap(points, annot=True, fmt="+.1f", ax=axis, **ticks, **look)
-    axis.grid(False)
+    points = points.set_axis(pd.Index(names, name="SNR (dB)"), axis="columns").rename_axis(index="")
+    figure = _heat_maps({"": points}, 1, "+.1f", bar="UA, points", linewidths=0.5)
+    axis = figure.axes[0]
     axis.axhline(len(points) - 1, color="black", linewidth=1.5)
-    for place in np.flatnonzero(np.diff(points.columns.isin(untrained))) + 1:
+    for place in places:
         axis.axvline(place, color="black", linewidth=1.5, linestyle="--")
-    axis.set(xlabel="SNR (dB)", ylabel="")
-    axis.tick_params(axis="y", rotation=0)
-    figure.tight_layout()
     return figure
 
 
 def similarity_map(tables: Mapping[str, pd.DataFrame]) -> Figure:
     """One panel per named table of `representations.similarity`, on one scale from 0 to 1."""
-    widths = [max(2.4, 0.6 * len(table.columns)) for table in tables.values()]
-    size = (1.5 + sum(widths), 1.3 + 0.42 * max(len(table) for table in tables.values()))
-    style = {"figsize": size, "width_ratios": widths, "squeeze": False, "sharey": True, "layout": "constrained"}
-    figure, axes = plt.subplots(1, len(tables), **style)
-    for axis, (name, table) in zip(axes[0], tables.items(), strict=True):
-        sns.heatmap(table, annot=True, fmt=".2f", cmap="Blues", vmin=0, vmax=1, cbar=False, ax=axis)
-        axis.set(title=_plain(name), xlabel=table.columns.name, ylabel="")
-        axis.tick_params(axis="y", rotation=0)
-    axes[0, 0].set_ylabel(next(iter(tables.values())).index.name)
-    figure.colorbar(axes[0, 0].collections[0], ax=axes, label="CKA")
-    return figure
+    return _heat_maps(tables, len(tables), ".2f", top=1, bar="CKA")
 
 
 def embedding_map(points: Mapping[str, np.ndarray], labels: Sequence[str], columns: int) -> Figure:
@@ -279,7 +249,7 @@ def embedding_map(points: Mapping[str, np.ndarray], labels: Sequence[str], colum
     (`representations.plane`); another network's map is another row, and has axes of its own.
     """
     rows, classes = -(-len(points) // columns), np.asarray(labels)
-    style = {"squeeze": False, "sharex": "row", "sharey": "row", "layout": "constrained"}
+    style = {"squeeze": False, "sharex": "row", "sharey": "row"}
     figure, axes = plt.subplots(rows, columns, figsize=(1.2 + 3.2 * columns, 0.2 + 3.1 * rows), **style)
     dots = {"markersize": 5.5, "alpha": 0.8, "markeredgecolor": "black", "markeredgewidth": 0.4}
     for axis, (name, places) in zip(axes.flat, points.items(), strict=True):
@@ -292,37 +262,34 @@ def embedding_map(points: Mapping[str, np.ndarray], labels: Sequence[str], colum
 
 def ablation_points(table: Table, axis_label: str) -> Figure:
     """A dot with its 95 % interval for each line of a table of differences, in its order; axis_label: of what."""
-    cells = [difference_of(line) for line in table.lines]
-    figure, axis = plt.subplots(figsize=(7, 0.9 + 0.3 * len(cells)))
-    _dots(axis, range(len(cells)), cells, fmt="o", color="#0072B2", markersize=5, capsize=3, linewidth=1.3)
-    axis.axvline(0, color="black", linewidth=1)
-    axis.set_yticks(range(len(cells)), [_plain(table.key(line)) for line in table.lines])
-    axis.grid(axis="y", visible=False)
-    axis.set(xlabel=axis_label, ylim=(len(cells) - 0.4, -0.6))
-    figure.tight_layout()
+    names = [table.key(line) for line in table.lines]
+    figure = _dots(names, {axis_label: [difference_of(line) for line in table.lines]})
+    figure.axes[0].axvline(0, color="black", linewidth=1)
     return figure
-
-
-def _dots(axis: Axes, places: Sequence[int], cells: Sequence[Any], **style: Any) -> None:
-    """Cells' values with their intervals; rounding may put an end past the dot."""
-    value, low, high = np.array([(cell.value, cell.low, cell.high) for cell in cells]).T
-    axis.errorbar(value, places, xerr=np.clip([value - low, high - value], 0, None), **style)
 
 
 def optimism_steps(table: Table) -> Figure:
     """WA and UA with 95 % intervals, a dot per rung of DKDFMH's tables of optimism; P1 and P2 in two colours."""
-    lines, places = table.lines, range(len(table.lines))
-    size = (9.5, 1.3 + 0.32 * len(lines))
-    figure, axes = plt.subplots(1, 2, figsize=size, sharex=True, sharey=True, layout="constrained")
-    for axis, metric in zip(axes, ("WA", "UA"), strict=True):
-        for protocol, colour, marker, words in OPTIMISM_STYLES:
-            own = [place for place in places if lines[place][metric].selection.protocol == protocol]
-            style = {"fmt": marker, "color": colour, "markersize": 6, "capsize": 3, "linewidth": 1.3, "label": words}
+    names = [f"{line['evaluation'].text}  {line['rung'].text}" for line in table.lines]
+    figure = _dots(names, {f"{metric} (%)": [line[metric] for line in table.lines] for metric in ("WA", "UA")})
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, fontsize="small")
+    return figure
+
+
+def _dots(names: Sequence[str], panels: Mapping[str, Sequence[Cell]]) -> Figure:
+    """A panel for each label, in it a dot with its interval for each cell, the first on top, by protocol."""
+    size = (2.5 + 3.8 * len(panels), 1.2 + 0.32 * len(names))
+    figure, axes = plt.subplots(1, len(panels), figsize=size, sharex=True, sharey=True, squeeze=False)
+    for axis, (label, cells) in zip(axes[0], panels.items(), strict=True):
+        for protocol, (colour, marker, words) in PROTOCOL_STYLES.items():
+            own = {place: cell for place, cell in enumerate(cells) if cell.selection.protocol == protocol}
+            style = {"fmt": marker, "color": colour, "markersize": 5.5, "capsize": 3, "linewidth": 1.3, "label": words}
             if own:
-                _dots(axis, own, [lines[place][metric] for place in own], **style)
-        axis.set(xlabel=f"{metric} (%)", ylim=(len(lines) - 0.5, -0.5))
-    axes[0].set_yticks(places, [f"{line['evaluation'].text}  {line['rung'].text}" for line in lines])
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, fontsize="small")
+                value, errors = _errors(np.array([(cell.value, cell.low, cell.high) for cell in own.values()]))
+                axis.errorbar(value, [*own], xerr=errors, **style)
+        axis.grid(axis="y", visible=False)
+        axis.set(xlabel=label, ylim=(len(names) - 0.4, -0.6))
+    axes[0, 0].set_yticks(range(len(names)), map(_plain, names))
     return figure
 
 

@@ -1,7 +1,5 @@
 """What is inside a network: its states layer by layer, how alike two networks' are, and how classes lie among them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 

@@ -1,1 +1,6 @@
-"""Reproduction: plan, run, schedule, status, publish, compare."""
+"""Reproduction: plan, run, schedule, status, publish, compare, explain."""
+
+
+def counted(number: int, what: str) -> str:
+    """`1 run`, `2 runs`."""
+    return f"{number} {what}{'s' * (number != 1)}"

@@ -42,9 +42,9 @@ class Comparison:
         processors = self.machines.loc[["processor", "instruction_set"]]
         on = {side: ", ".join(dict.fromkeys(values)) for side, values in processors.items()}
         return (
-            "{name} compared with the committed evidence ({committed}; here {here}): {equal} numbers equal, {within} "
-            "within the other's interval, {outside} outside, {differs} without an interval differ; {same} verdicts the "
-            "same, {changed} changed. Compared: {both} of {runs committed} committed runs."
+            "{name} compared with the committed evidence ({committed}; here {here}). Numbers: {equal} equal, {within} "
+            "within the other's interval, {outside} outside, {differs} differ and have no interval. Verdicts: {same} "
+            "the same, {changed} changed. Committed runs: {both} of {runs committed} compared."
         ).format(name=self.name, **on, **self.counts)
 
 
@@ -128,13 +128,13 @@ def _write_page(found: Comparison, path: Path) -> None:
     from matplotlib.figure import Figure
 
     cells = found.cells
-    others = cells.loc[~cells["status"].isin(["equal", "same"]), COLUMNS].set_index("status").sort_index(kind="stable")
+    others = cells.loc[~cells["status"].isin(["equal", "same"]), COLUMNS].sort_values("status", kind="stable")
     parts = [f"# {found.name} and the committed evidence", found.summary, f"![committed and here]({path.stem}.png)"]
-    parts += [found.machines.to_markdown(), others.to_markdown()]
+    parts += [found.machines.to_markdown(), others.to_markdown(index=False)]
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     plotted = cells[cells["status"].isin(STATES[:3])].dropna(subset=["committed low", "here low"])
-    sides = {axis: plotted[f"{side} value"].astype(float) for axis, side in (("x", "committed"), ("y", "here"))}
     axes = Figure(figsize=(6, 6), layout="constrained").subplots()
     axes.axline((0, 0), slope=1, color="0.5", linewidth=0.8)
-    sns.scatterplot(**sides, hue=plotted["status"], hue_order=STATES[:3], palette="colorblind", ax=axes)
+    look = {"hue": "status", "hue_order": STATES[:3], "palette": "colorblind"}
+    sns.scatterplot(plotted.infer_objects(), x="committed value", y="here value", ax=axes, **look)
     axes.figure.savefig(path.with_suffix(".png"), dpi=150)

@@ -12,8 +12,9 @@ import pandas as pd
 from ser_kd_utils import records
 from ser_kd_utils.files import sha256
 from ser_kd_utils.methods import tables_of
-from ser_kd_utils.report.tables import about, mark_of
+from ser_kd_utils.report.tables import about, command, mark_of
 from ser_kd_utils.report.write import write
+from ser_kd_utils.reproduce import counted
 
 _PLACE = re.compile(r"(?<![\w.-])(/(home|root|tmp|work|Users|data|mnt|media|scratch|var)/|[A-Z]:\\+Users)[^\s\"']*")
 """A path that only this machine has."""
@@ -25,8 +26,10 @@ def publish(options: Namespace) -> int:
     """Pack the local runs of a corpus and profile into the evidence folder, beside those published there before.
 
     options: corpus, name, profile, results, overrides; to: the evidence folder, "" for the usual one. A run of the same
-    id is replaced. Raises FileNotFoundError without local runs; ValueError for runs that cannot stand in one table, for
-    damaged ones, for a path of this machine in what would be published and for a folder that holds runs of one's own.
+    id is replaced. Tables are made of all runs; figures are copied where the local folder has all runs, since others
+    would show only a part of what the tables say. Raises FileNotFoundError without local runs; ValueError for runs that
+    cannot stand in one table, for damaged ones, for a path of this machine in what would be published and for a folder
+    that holds runs of one's own.
     """
     local, usual = records.folders(options)
     to = Path(options.to) if options.to else usual
@@ -35,13 +38,17 @@ def publish(options: Namespace) -> int:
     own = records.read_runs(local)
     before = records.read_runs(to) if (to / "runs.jsonl").is_file() else []
     runs = sorted({run.id: run for run in (*before, *own)}.values(), key=lambda run: run.id)
+    has_all = len(own) == len(runs)
     records.check_together(to.name, runs)
     if changed := [run.id for run in own if "local changes" in (run.info["commit"] or "")]:
         print(f"Trained by code with local changes, which nobody else has: {', '.join(changed)}.")
     with records.replaced(to, to.with_name(f".{to.name}.publishing")) as fresh:
         write_published(runs, fresh)
         for folder in (to, local):
-            _copy(folder, fresh, synthetic=runs[0].info["protocol"]["synthetic"])
+            if has_all and (folder / "figures").exists():
+                shutil.copytree(folder / "figures", fresh / "figures", dirs_exist_ok=True)
+            if not runs[0].info["protocol"]["synthetic"]:
+                _copy_notebooks(folder, fresh / "notebooks")
         for table in tables_of(runs).values():
             write(table, fresh)
         (fresh / "README.md").write_text(_report(to.name, runs, fresh), encoding="utf-8")
@@ -49,7 +56,13 @@ def publish(options: Namespace) -> int:
         _refuse_places(files, {name for run in runs for name in run.stored["utterance"]})
         sums = "".join(f"{sha256(path)}  {path.relative_to(fresh).as_posix()}\n" for path in files)
         (fresh / "SHA256SUMS").write_text(sums, encoding="utf-8")
-    print(f"{to.name}: {len(runs)} runs, {len(own)} of them from your own, in {len(files) + 1} files.")
+    if not has_all:
+        again = f"--results {to.parent}"
+        print(
+            f"No figures, since yours show your own runs alone. Draw those of all: `{command(runs)} --only 09 {again}`,"
+        )
+        print(f"then publish with {again}.")
+    print(f"{to.name}: {counted(len(runs), 'run')}, {len(own)} of them your own, in {len(files) + 1} files.")
     return 0
 
 
@@ -64,13 +77,11 @@ def write_published(runs: Sequence[records.Run], folder: Path) -> None:
     (folder / "runs.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
 
 
-def _copy(folder: Path, fresh: Path, synthetic: bool) -> None:
-    """Figures and, of real speech, each notebook as it was run on its first fold and seed."""
-    if (folder / "figures").exists():
-        shutil.copytree(folder / "figures", fresh / "figures", dirs_exist_ok=True)
-    for path in [] if synthetic else sorted(folder.glob("notebooks/*.ipynb"), reverse=True):  # the first comes last
-        (fresh / "notebooks").mkdir(exist_ok=True)
-        (fresh / "notebooks" / f"{path.stem.partition('__')[0]}.ipynb").write_text(_notebook(path), encoding="utf-8")
+def _copy_notebooks(folder: Path, target: Path) -> None:
+    """Each notebook as it was run on its first fold and seed."""
+    for path in sorted(folder.glob("notebooks/*.ipynb"), reverse=True):  # the first comes last
+        target.mkdir(exist_ok=True)
+        (target / f"{path.stem.partition('__')[0]}.ipynb").write_text(_notebook(path), encoding="utf-8")
 
 
 def _notebook(path: Path) -> str:

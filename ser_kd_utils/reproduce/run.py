@@ -198,9 +198,8 @@ def _papermill(run: NotebookRun, options: Namespace, gpu: str) -> tuple[str, str
     except DeadKernelError:
         return FAILED, "its kernel was killed, perhaps for want of memory"
     except CellTimeoutError:
-        if time.time() >= options.deadline:
-            return OUT_OF_TIME, "stopped by --time-limit"
-        return FAILED, f"longer than {options.run_limit:g} minutes (--run-limit)"
+        too_long = FAILED, f"longer than {options.run_limit:g} minutes (--run-limit)"
+        return (OUT_OF_TIME, "stopped by --time-limit") if time.time() >= options.deadline else too_long
     except Exception as error:
         return FAILED, _one_line(error)
     return DONE, ""

@@ -11,14 +11,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import partial
-from graphlib import TopologicalSorter
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
 
 from ser_kd_utils import records
 from ser_kd_utils.files import PACKAGE, digest, only_one, unfinished
-from ser_kd_utils.reproduce import compare
+from ser_kd_utils.reproduce import compare, counted
 from ser_kd_utils.reproduce.plan import plan
 from ser_kd_utils.reproduce.run import BLOCKED, FAILED, OUT_OF_TIME, STATUSES, NotebookRun, Outcome, execute, say
 from ser_kd_utils.reproduce.status import status
@@ -38,7 +37,7 @@ def reproduce(options: Namespace) -> int:
         return status(options)
     started, runs = time.time(), plan(options)
     folder = runs[0].folder
-    print(f"{len(runs)} notebook runs, results in {folder}", flush=True)
+    print(f"{counted(len(runs), 'notebook run')}, results in {folder}", flush=True)
     for outputs in unfinished(folder).glob("teacher-outputs-*") if options.force else ():
         shutil.rmtree(outputs)
     options.deadline = started + 60 * options.time_limit
@@ -54,16 +53,13 @@ def run_all(place: Place, runs: Sequence[NotebookRun]) -> dict[str, Outcome]:
     A run does not begin where one that it needs did not end well. Raises ConnectionError when the executor is lost.
     """
     executor, work, room = place
-    planned = {run.name: run for run in runs}
-    sorter = TopologicalSorter({run.name: planned.keys() & run.needs for run in runs})
-    sorter.prepare()
-    ready: set[str] = set()
-    going: dict[Future[Outcome], NotebookRun] = {}
+    waiting: list[NotebookRun] = list(runs)
     ended: dict[str, Outcome] = {}
-    while sorter.is_active():
-        ready |= {*sorter.get_ready()}
-        for run in [run for run in runs if run.name in ready][: room - len(going)]:
-            ready.remove(run.name)
+    going: dict[Future[Outcome], NotebookRun] = {}
+    while waiting or going:
+        left = {run.name for run in (*waiting, *going.values())}
+        for run in [run for run in waiting if left.isdisjoint(run.needs)][: room - len(going)]:
+            waiting.remove(run)
             future: Future[Outcome] = Future()
             if outcome := _blocked(run, ended):
                 future.set_result(outcome)
@@ -74,9 +70,8 @@ def run_all(place: Place, runs: Sequence[NotebookRun]) -> dict[str, Outcome]:
             run = going.pop(future)
             ended[run.name] = outcome = _outcome(future)
             say(f"{run.label}  {outcome}")
-            sorter.done(run.name)
             _, _, place_of = run.name.partition("__")
-            if place_of and not any(other.endswith(f"__{place_of}") for other in planned.keys() - ended.keys()):
+            if place_of and not any(other.name.endswith(f"__{place_of}") for other in (*waiting, *going.values())):
                 for outputs in unfinished(run.folder).glob(f"teacher-outputs-{place_of}-*"):
                     shutil.rmtree(outputs)  # gigabytes at full size; of this fold and seed nothing is left to do
     return ended
@@ -106,11 +101,13 @@ def here(options: Namespace) -> Iterator[Place]:
     Each run's kernel is a process, for which a thread waits: what kills the one leaves the others alone. Raises
     ValueError for more runs at a time than GPUs.
     """
+    from dask.system import CPU_COUNT  # what a container or an affinity leaves of the machine's
     from torch.cuda import device_count
 
-    count, there, thread = options.workers, device_count(), threading.local()
+    there, thread = device_count(), threading.local()
+    count = options.workers or there or CPU_COUNT
     if 0 < there < count:
-        raise ValueError(f"--workers {count}: this machine has {there} GPUs, one for each run.")
+        raise ValueError(f"--workers {count}: this machine has {counted(there, 'GPU')}, one for each run.")
     visible = (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(there)))).split(",")
     gpus = visible if there and count > 1 else [""] * count
 

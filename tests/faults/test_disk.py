@@ -20,7 +20,7 @@ def one_line(done) -> str:
 def test_a_full_disk_fails_the_runs_in_words_and_they_go_on_with_room(suite, small_disk):
     (suite.root / "results").symlink_to(small_disk.place)
     suite.notebook("02", "from pathlib import Path\nPath(results, 'filler').write_bytes(bytes(10**6))")
-    done = suite.run("--only", "01,02,06")
+    done = suite.run("--only", "01,02,06", "--workers", "1")  # 06 after 02 has filled the disk
     assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr
     assert "02_noisy_student_distillation__fold-1__seed-0: OSError: [Errno 28] No space left on device" in done.stdout
     assert "1 done, 2 failed" in done.stdout and suite.executed == ["a 1 0"]

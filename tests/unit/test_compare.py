@@ -90,7 +90,7 @@ def test_fewer_folds_are_compared_with_the_same_of_the_evidence(place, tmp_path,
     record(tmp_path / "local", "x")
     assert set(statuses(tmp_path).values()) == {"equal", "same"}
     told = compared(tmp_path / "local" / "demo-tiny").summary
-    assert compare(place) == 0 and told.endswith("Compared: 2 of 4 committed runs.")
+    assert compare(place) == 0 and told.endswith("Committed runs: 2 of 4 compared.")
 
 
 def test_machines_of_both_sides_are_told(place, tmp_path, capsys):

@@ -473,3 +473,16 @@ def test_of_a_long_utterance_each_epoch_takes_another_stretch_and_all_of_it_is_t
         assert features[0, :, 0].tolist() == [starts[-1] + place for place in range(6)]
         assert features[1, :, 0].tolist() == list(range(6))
     assert set(starts) == {0, 1, 2, 3, 4}
+
+
+def test_views_of_an_utterance_come_in_turn():
+    """One for each epoch, and again from the first: noisy features that were computed once."""
+    views = [{"u": np.full((4, 2), number, np.float32)} for number in range(3)]
+    data = SpeechDataset(
+        audio={"u": np.zeros(2000, np.float32)}, classes={"u": 0}, seed=0, longest=2000, features=views, frames=4
+    )
+    seen = []
+    for epoch in range(5):
+        data.set_epoch(epoch)
+        seen.append(data.batch([0])["inputs"]["features"].mean().item())
+    assert seen == [0, 1, 2, 0, 1]

@@ -1,21 +1,20 @@
 """From numbers to records: over the committed tables, and on a copy of the demo where something is changed."""
 
-from __future__ import annotations
-
 import re
 import shutil
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from ser_kd_utils.methods import METHODS, settings_of, tables_of
+from ser_kd_utils.methods import tables_of
 from ser_kd_utils.metrics import score
 from ser_kd_utils.records import Run, read_runs, run_id, write_run
 from ser_kd_utils.report.differences import OVER_FOLDS
-from ser_kd_utils.report.explain import explain, find
 from ser_kd_utils.report.tables import folds_x_seeds, mark_of, word
+from ser_kd_utils.reproduce.explain import explain
 
 RESULTS = Path(__file__).parents[2] / "results"
 
@@ -81,11 +80,9 @@ def results(tmp_path):
     return folder
 
 
-def explained(capsys, results, name, line="", column="") -> tuple[int, str]:
-    runs = read_runs(results)
-    table = find(tables_of(runs), name, results)
-    context = {"folder": results, "runs": runs, "methods": METHODS, "settings": settings_of("tiny")}
-    code = explain(table, line, column, **context)
+def explained(capsys, results, name="", line="", column="") -> tuple[int, str]:
+    given = {"corpus": "demo", "name": "", "profile": "tiny", "overrides": "", "results": str(results.parent)}
+    code = explain(Namespace(table=name, row=line, column=column, **given))
     text = capsys.readouterr().out
     assert all(len(line) <= 100 for line in text.splitlines())
     return code, text
@@ -158,6 +155,11 @@ def test_changed_settings_are_named(results, capsys):
     assert "gamma" not in explained(capsys, results, "mlkd", "(d)")[1]
 
 
+def test_without_a_table_those_there_are_listed(results, capsys):
+    code, text = explained(capsys, results)
+    assert code == 0 and text == ("tables in demo-tiny:\n  mlkd\n  mlkd_comparisons\n  dkd\n")
+
+
 def test_without_a_row_the_choices_are_listed(results, capsys):
     code, text = explained(capsys, results, "mlkd")
     assert code == 0 and "\n  (e)\n" in text and "\n  UA noisy\n" in text
@@ -166,7 +168,7 @@ def test_without_a_row_the_choices_are_listed(results, capsys):
 @pytest.mark.parametrize(
     "asked, choices",
     [
-        (["nope"], "No table 'nope': choose among\n  dkd\n  mlkd\n  mlkd_comparisons"),
+        (["nope"], "No table 'nope': choose among\n  mlkd\n  mlkd_comparisons\n  dkd"),
         (["mlkd", "(f)"], "No row '(f)': choose among\n  (a)\n"),
         (["mlkd", "(e)", "F1"], "No column 'F1': choose among\n  model\n"),
         (["mlkd", "(e)", "UA"], "More than one column 'UA': choose among\n  UA clean\n  UA noisy\n"),

@@ -227,3 +227,39 @@ def test_a_group_norm_hears_padding_alike_in_training_and_tests():
 def test_whispers_window_is_of_whole_seconds(seconds):
     with pytest.raises(ValueError, match="whole seconds"):
         settings("whisper", max_seconds=seconds)
+
+
+@each_family
+def test_a_front_is_the_teachers_first_layers_and_stays_frozen(family):
+    """With the final norm, as MLKD's students have it; of padded speech, frame by frame what it is alone."""
+    teacher, layers = build(family), 2
+    front = encoders.Front(teacher.config, layers)
+    front.copy(teacher)
+    waves, lengths = torch.cat([speech(), speech(seed=1)]), torch.tensor([RATE, RATE // 2])
+    waves[1, RATE // 2 :] = 0
+    states = front.train()(waves, lengths)
+    student = encoders.first_layers(teacher, layers).eval()
+    alone = encoders.encoder_of(student)(**given(student, waves[:1])).last_hidden_state
+    torch.testing.assert_close(states[:1], alone)
+    assert not front.training and not any(p.requires_grad for p in front.parameters())
+    assert states.shape[1] >= front.inputs.frame_counts(lengths).max()
+
+
+def test_a_front_of_no_layer_is_refused_for_whisper():
+    with pytest.raises(ValueError, match="feature_layer=0: of Whisper, take one of its layers"):
+        encoders.Front(build("whisper").config, 0)
+
+
+def test_a_variable_token_student_hears_through_whisper(tmp_path):
+    from ser_kd_utils.methods.mckd.model import VariableTokenConfig, VariableTokenForAudioClassification
+
+    teacher = build("whisper")
+    config = VariableTokenConfig(front=teacher.config.to_diff_dict(), feature_layer=2, frames=100, hidden_size=16,
+                                 num_attention_heads=2, intermediate_size=16, num_labels=4)  # fmt: skip
+    model = VariableTokenForAudioClassification(config).eval()
+    model.front.copy(teacher)
+    features, counts = model.frame_features(torch.cat([speech(), speech()]), torch.tensor([RATE, RATE // 2]))
+    assert features.shape == (2, 50, WIDTH) and counts.tolist() == [50, 25]
+    model.save_pretrained(tmp_path)
+    again = VariableTokenForAudioClassification.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(again(speech()).logits, model(speech()).logits)

@@ -1,7 +1,5 @@
 """Publishing: few files, the same bytes each time, whole or absent, and no trace of a machine."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 from argparse import Namespace
@@ -141,16 +139,38 @@ def test_publishing_again_gives_the_same_bytes(place, tmp_path):
     assert files(tmp_path / "evidence" / "demo-tiny") == first
 
 
-def test_runs_published_before_stay_and_those_made_again_are_replaced(place, tmp_path):
+@pytest.mark.parametrize("fingerprint", ["f", "another"])
+def test_runs_published_before_stay_and_those_made_again_are_replaced(place, tmp_path, fingerprint):
     record(tmp_path / "local", "a", share=0.5), record(tmp_path / "local", "e", share=0.6)
     publish(place)
     place.results = str(tmp_path / "other")
-    again = record(tmp_path / "other", "e", share=0.9)
+    again = record(tmp_path / "other", "e", share=0.9, fingerprint=fingerprint)
     publish(place)
     runs = {run.info["variant"]: run for run in read_runs(tmp_path / "evidence" / "demo-tiny")}
     assert runs.keys() == {"a", "e"}
     assert runs["e"].info["predictions_sha256"] == again.info["predictions_sha256"]
     assert "90.0 [" in (tmp_path / "evidence" / "demo-tiny" / "tables" / "scores.csv").read_text()
+
+
+def test_figures_of_a_part_of_the_runs_are_not_published_and_how_to_draw_all_is_said(place, tmp_path, capsys):
+    for results, variant in (("local", "a"), ("other", "e")):
+        record(tmp_path / results, variant)
+        (tmp_path / results / "demo-tiny" / "figures").mkdir()
+        (tmp_path / results / "demo-tiny" / "figures" / "curve.png").write_text(results)
+    publish(place)
+    evidence = tmp_path / "evidence" / "demo-tiny"
+    assert (evidence / "figures" / "curve.png").read_text() == "local" and "figures" not in capsys.readouterr().out
+    place.results = str(tmp_path / "other")
+    publish(place)
+    again = f"--results {evidence.parent}"
+    assert f"--only 09 {again}`,\nthen publish with {again}." in capsys.readouterr().out
+    assert len(read_runs(evidence)) == 2 and not (evidence / "figures").exists()
+    (evidence / "figures").mkdir()  # as notebook 09 does there
+    (evidence / "figures" / "curve.png").write_text("both")
+    place.results = str(evidence.parent)
+    publish(place)
+    assert len(read_runs(evidence)) == 2 and (evidence / "figures" / "curve.png").read_text() == "both"
+    assert "figures/curve.png" in (evidence / "SHA256SUMS").read_text()
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
 """Plans, strict parameters, receipts, status and the command line, with stand-in notebooks that take a second."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil
@@ -18,10 +16,10 @@ import soundfile
 from nbformat.v4 import new_code_cell, new_notebook
 
 from ser_kd_utils import records
-from ser_kd_utils.cli import main, parser
+from ser_kd_utils.cli import COMMANDS, main, parser
 from ser_kd_utils.methods import METHODS
 from ser_kd_utils.methods.base import Method, Notebook
-from ser_kd_utils.reproduce import compare, plan
+from ser_kd_utils.reproduce import compare, plan, schedule
 from ser_kd_utils.reproduce import run as run_module
 
 TYPES = {"fold": "int = 1", "seed": "int = 0"}
@@ -463,13 +461,21 @@ def test_bad_options_are_one_clear_line_before_any_work(
     assert captured.err.startswith("ser-kd: ") and message in captured.err and captured.err.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    ("number", "message"),
-    [("0", "max_workers must be greater than 0"), ("-1", "max_workers must be"), ("two", "argument --workers: ")],
-)
-def test_there_is_no_number_of_workers_below_one(run, notebooks, capsys, receipts, number, message):
+@pytest.mark.parametrize("number", ["0", "-1", "two"])
+def test_there_is_no_number_of_workers_below_one(run, notebooks, capsys, receipts, number):
     assert run("--workers", number) == 2
-    assert f"ser-kd: {message}" in capsys.readouterr().err and not receipts()
+    said = f"ser-kd: argument --workers: {number!r} is not a number of runs at a time: pass 1 or more"
+    assert said in capsys.readouterr().err and not receipts()
+
+
+@pytest.mark.parametrize(("cores", "gpus", "expected"), [(3, 0, 3), (16, 1, 1), (16, 2, 2)])
+def test_without_a_number_of_workers_each_core_or_gpu_has_one(request_of, monkeypatch, cores, gpus, expected):
+    monkeypatch.setattr("dask.system.CPU_COUNT", cores)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    with schedule.here(request_of()) as (_, _, room):
+        assert room == expected
+    with schedule.here(request_of("--workers", "1")) as (_, _, room):
+        assert room == 1
 
 
 def test_without_a_clone_the_error_says_where_notebooks_come_from(run, notebooks, capsys, monkeypatch):
@@ -541,11 +547,32 @@ def test_the_command_alone_prints_its_help(capsys):
     assert listed == ["reproduce", "status", "train", "download", "explain", "publish", "compare", "readme"]
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (["trian", "e"], "; did you mean train? (see `ser-kd --help`)\n"),
+        (["status", "--sed", "1"], "; did you mean --seed"),
+        (["train", "cnn-dkt"], "No variant cnn-dkt; did you mean cnn-dkd?: choose among a, "),
+    ],
+)
+def test_what_was_probably_meant_is_asked(capsys, typed, meant):
+    assert main(typed) == 2
+    assert meant in capsys.readouterr().err
+
+
 def test_an_unknown_variant_or_protocol_is_refused_before_anything_is_trained(capsys):
-    assert main(["train", "a", "cnn-dkt"]) == 2
-    assert capsys.readouterr().err.startswith("ser-kd: No variant cnn-dkt: choose among a, b, c, d, e, levels-ends")
+    assert main(["train", "a", "zz"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("ser-kd: No variant zz: choose among a, b, c, d, e, levels-ends")
+    assert "cnn-dkd" in said and "mc-full" in said and "mean" not in said
     assert main(["train", "cnn-dkd", "mc-full", "--protocol", "P1"]) == 2
     assert capsys.readouterr().err == "ser-kd: mc-full: not trained under --protocol P1.\n"
+
+
+def test_a_reader_who_leaves_ends_it_quietly():
+    command = f"{sys.executable} -m ser_kd_utils.cli explain mlkd --corpus emodb | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stderr, done.stdout.count("\n")) == (0, "", 1)
 
 
 def test_a_number_is_explained_from_the_evidence_where_there_are_no_runs_of_ones_own(tmp_path, capsys):
@@ -571,7 +598,7 @@ def test_publish_and_compare_get_their_options(what, module, monkeypatch):
     own = ["--to", "there"] if what == "publish" else ["here", "--json", "--page", "page.md"]
     about = ["--corpus", "manifest", "--name", "mine", "--set", "mlkd.epochs=2", "--set", "teacher.epochs=4"]
     assert main([what, *own, *about]) == 7
-    shared = {"command": what, "corpus": "manifest", "name": "mine", "profile": "tiny", "results": ""}
+    shared = {"corpus": "manifest", "name": "mine", "profile": "tiny", "results": ""}
     shared |= {"overrides": "mlkd.epochs=2, teacher.epochs=4"}
     more = {"to": "there"} if what == "publish" else {"folder": "here", "json": True, "page": "page.md"}
     assert given == [shared | more]
@@ -586,6 +613,14 @@ def test_the_last_words_of_a_reproduction_compare_it_with_the_committed_evidence
     committed(tmp_path, "teacher__a__fold-1__seed-0")
     assert run("--folds", "1", "--only", "00") == 0
     assert capsys.readouterr().out.endswith("compared corpus-tiny\n")
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, ""])
+def test_help_fits_80_columns(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main([*filter(None, [command]), "--help"])
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
 
 
 def test_help_needs_no_heavy_import():

@@ -1,76 +1,77 @@
 """`ser-kd explain`: from a number in a table to the records, settings, protocol and command behind it."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import json
 import re
 import textwrap
+from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from ser_kd_utils.records import Run
-from ser_kd_utils.report.tables import BLANK, Cell, Table, command, mark_of
+from ser_kd_utils.methods import METHODS, settings_of, tables_of
+from ser_kd_utils.records import Run, folders, read_runs
+from ser_kd_utils.report.tables import BLANK, Cell, command, mark_of
 from ser_kd_utils.report.write import card
+from ser_kd_utils.reproduce import counted
 
 CHECKPOINTS = {"best": "the epoch with the highest dev UA", "last": "the last epoch"}
 CHECKPOINTS |= {f"test-{name}": f"the epoch with the highest {name} on the clean test itself" for name in ("UA", "WA")}
-SAME, DIFFERENT = 0, 1
 
 
-def find(tables: Mapping[str, Table], name: str, folder: Path) -> Table:
-    """The table of this name, or that a file of this name holds. Raises ValueError for one not written in `folder`."""
-    written = [path.stem for path in sorted(folder.glob("tables/*.csv")) if path.stem in tables]
-    return tables[_choose("table", Path(name).stem, written)]
+def explain(options: Namespace) -> int:
+    """Print what is behind a number of a table; without a row, its rows and columns; without a table, the tables.
 
-
-def explain(
-    table: Table, line: str, column: str, *, folder: Path, runs: Sequence[Run], methods: Mapping, settings: Mapping
-) -> int:
-    """Print what is behind a number of a table; without a line (""), which lines and columns there are.
-
-    column: "" for all of the line; folder: of the results, where the table is written; runs: all records there;
-    methods: as `methods.METHODS`; settings: the profile's by group, to name those that differ. Returns DIFFERENT where
-    the table's file is not what its records say. Raises ValueError for a line or column that is not there, and for
-    damaged records.
+    options: table, its name in the results folder of corpus, name, profile, results and overrides or, where that has no
+    tables, in the evidence, or the path of its file; row; column, "" for all of the row. Returns 1 where the table's
+    file is not what its records say, else 0. Raises ValueError for a table, row or column that is not there and for
+    damaged records, FileNotFoundError without records.
     """
-    file = folder / "tables" / f"{table.name}.csv"
-    lines = {table.key(each): each for each in table.lines}
+    path, places = Path(options.table), folders(options)
+    folder = next((place for place in places if (place / "tables").is_dir()), places[0])
+    folder = path.absolute().parents[1] if path.suffix else folder
+    runs = read_runs(folder)
+    written = {file.stem: file for file in folder.glob("tables/*.csv")}
+    tables = {name: table for name, table in tables_of(runs).items() if name in written}
+    if not options.table:
+        print(f"tables in {folder.name}:", *(f"  {name}" for name in tables), sep="\n")
+        return 0
+    table = tables[_choose("table", path.stem, tables)]
+    file, lines = written[table.name], {table.key(each): each for each in table.lines}
     columns = [name for name in table.columns if name not in (*table.keys, "command")]
-    if not line:
+    if not options.row:
         choices = ["", "rows:", *(f"  {key}" for key in lines), "", "columns:", *(f"  {name}" for name in columns)]
         print(_place(file), _filled(table.caption), *choices, sep="\n")
-        return SAME
-    key = _choose("row", line, lines)
-    asked = [_choose("column", column, columns)] if column else columns
+        return 0
+    key = _choose("row", options.row, lines)
+    asked = [_choose("column", options.column, columns)] if options.column else columns
     cells = {name: lines[key].get(name, BLANK) for name in asked}
     with file.open(encoding="utf-8", newline="") as text:
         keys = {name: lines[key][name].text for name in table.keys}
-        written = next((each for each in csv.DictReader(text) if keys.items() <= each.items()), {})
+        line = next((each for each in csv.DictReader(text) if keys.items() <= each.items()), {})
+    differs = {name: line.get(name) != cell.text for name, cell in cells.items()}
     print(f"{_place(file)}, row {key}\n")
     for name, cell in cells.items():
-        differs = f"   DIFFERS from the records: {cell.text or 'nothing'}" if written.get(name) != cell.text else ""
-        print(f"  {name:28}{written.get(name) or '-'}{differs}")
-    same = all(written.get(name) == cell.text for name, cell in cells.items())
-    print("  made again from the records:", "equal" if same else "NOT EQUAL")
-    if column:
+        told = f"   DIFFERS from the records: {cell.text or 'nothing'}" * differs[name]
+        print(f"  {name:28}{line.get(name) or '-'}{told}")
+    print("  made again from the records:", "NOT EQUAL" if any(differs.values()) else "equal")
+    if options.column:
         _tell_what_counts(asked[0], cells[asked[0]])
     behind = [run for cell in cells.values() for run in cell.runs]
     behind = behind or [run for cell in lines[key].values() for run in cell.runs]  # of a blank cell, the line's
-    groups: dict[tuple[str, str], dict[Run, None]] = {}
-    for run in behind:
-        groups.setdefault((run.info["variant"], mark_of(run)), {})[run] = None
+    groups: dict[tuple[str, str], list[Run]] = {}
+    for run in dict.fromkeys(behind):
+        groups.setdefault((run.info["variant"], mark_of(run)), []).append(run)
     for group in groups.values():
-        _describe(list(group), {run.info["fingerprint"]: run for run in runs}, settings)
+        _describe(group, {run.info["fingerprint"]: run for run in runs})
     if behind:
-        print("", "protocol", _filled(card(behind)), "", "command", _command(behind, methods), sep="\n")
+        print("", "protocol", _filled(card(behind)), "", "command", _command(behind), sep="\n")
     else:
         print("\nNo run is behind this row.")
-    return SAME if same else DIFFERENT
+    return int(any(differs.values()))
 
 
 def _choose(kind: str, asked: str, choices: Iterable[str]) -> str:
@@ -115,17 +116,17 @@ def _tell_what_counts(column: str, cell: Cell) -> None:
         print(_filled(f"{_named(name, side.protocol)}: {where}: {size}"))
 
 
-def _describe(group: Sequence[Run], known: Mapping[str, Run], settings: Mapping[str, Any]) -> None:
+def _describe(group: Sequence[Run], known: Mapping[str, Run]) -> None:
     """Print a variant's runs under one protocol, what they share in words."""
     info = group[0].info
     title = _named(info["variant"], info["title"], mark_of(group[0]))
-    print(f"\n{title}: {len(group)} run{'s' * (len(group) > 1)}")
+    print(f"\n{title}: {counted(len(group), 'run')}")
     print(re.sub(r"fold-\d+__seed-\d+$", "fold-F__seed-S", f"  {_place(group[0].folder)}"))
     listed = pd.DataFrame(_listed(run, known) for run in group)
     alike = [column for column in listed.columns[4:] if listed[column].nunique() == 1]
     told = [f"{column}: {listed[column].iloc[0]}" for column in alike if listed[column].iloc[0]]
     heard = ", ".join(sorted({kind for run in group for kind in run.info["train_noise"]}))
-    told += [f"trained on {f'speech in {heard}' if heard else 'clean speech'}", _settings(info, settings)]
+    told += [f"trained on {f'speech in {heard}' if heard else 'clean speech'}", _settings(info)]
     print(_filled("; ".join(told)))
     print(textwrap.indent(listed.drop(columns=alike).to_string(index=False), "  "))
 
@@ -138,14 +139,14 @@ def _listed(run: Run, known: Mapping[str, Run]) -> dict[str, Any]:
         "epoch": info["best_epoch"],
         "sha256 of predictions": info["predictions_sha256"][:16],
         "finished": info["finished"][:16].replace("T", " "),
-        "commit": (info["commit"] or "unknown")[:12] + (info["commit"] or "")[40:],
         "hardware": info["hardware"]["gpu"] or f"CPU, threads: {info['hardware']['cpu_threads']}",
         "teacher": teacher.replace(run.id[run.id.index("__fold") :], ", same fold and seed"),
         "not heard": info["held_out_noise"],
     }
 
 
-def _settings(info: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+def _settings(info: Mapping[str, Any]) -> str:
+    settings = settings_of(info["profile"])
     usual = json.loads(json.dumps({group: dataclasses.asdict(use) for group, use in settings.items()}))
     used = [(group, name, value) for group, own in info["settings"].items() for name, value in own.items()]
     other = [f"{name} = {value}" for group, name, value in used if usual.get(group, {}).get(name) != value]
@@ -153,10 +154,10 @@ def _settings(info: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     return f"{told}as in profile {info['profile']}"
 
 
-def _command(behind: Sequence[Run], methods: Mapping[str, Any]) -> str:
+def _command(behind: Sequence[Run]) -> str:
     """What trains these variants and makes the tables again."""
     kinds = {(run.info["method"], run.info["kind"]) for run in behind}
-    notebooks = {each.name[:2] for name, kind in kinds for each in methods[name].notebooks if kind in each.kinds}
+    notebooks = {each.name[:2] for name, kind in kinds for each in METHODS[name].notebooks if kind in each.kinds}
     parts = dict.fromkeys(run.info["variant"] for run in behind if run.info["kind"] != "main")
     told = f"{command(behind)} --only {','.join([*sorted(notebooks), '09'])}"
     told += f" --ablations {','.join(parts)}" * bool(parts)
