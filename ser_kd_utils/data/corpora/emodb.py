@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ser_kd_utils.data.corpora.manifest import Source, exclusions, matching
+from ser_kd_utils.data.corpora.manifest import FOUR_CLASSES, Corpus, matching
 
 LABELS = {"W": "angry", "F": "happy", "N": "neutral", "T": "sad"}  # Wut, Freude, neutral, Trauer
 GENDERS = {"03": "M", "08": "F", "09": "F", "10": "M", "11": "M", "12": "M", "13": "F", "14": "F", "15": "M", "16": "F"}
@@ -18,17 +18,15 @@ NAME = re.compile(rf"({'|'.join(GENDERS)})[ab]\d\d([WLEAFTN])[a-z]\.(?:wav|flac)
 _files = partial(matching, folders="wav", name=NAME)
 
 
-def read(root: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+def read(root: Path) -> pd.DataFrame:
     """Read the file names, which hold everything."""
     rows = [
-        (path.stem, str(path), LABELS[name[2].upper()], name[1], GENDERS[name[1]])
-        for path, name in _files(root)
-        if name[2].upper() in LABELS
+        (path.stem, str(path), LABELS.get(name[2].upper()), name[1], GENDERS[name[1]]) for path, name in _files(root)
     ]
-    return pd.DataFrame(rows, columns=["utterance", "path", "label", "speaker", "gender"]), exclusions()
+    return pd.DataFrame(rows, columns=["utterance", "path", "label", "speaker", "gender"])
 
 
-EMODB = Source(
+EMODB = Corpus(
     name="emodb",
     layout="files as 03a01Wa.wav (or .flac), in it or in its folder wav",
     recognises=lambda root: bool(_files(root)),
@@ -36,6 +34,7 @@ EMODB = Source(
     licence="CC0-1.0 (as github.com/audeering/emodb states)",
     access="open (ser-kd download emodb): emodb.bilderbar.info",
     citation="Burkhardt et al., A database of German emotional speech, Interspeech 2005",
+    labels=FOUR_CLASSES,
     protocols=("speaker-groups", "random"),
     counts={"": {"angry": 127, "happy": 71, "neutral": 79, "sad": 62}},
 )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ser_kd_utils.data.corpora.manifest import Source, exclusions, some
+from ser_kd_utils.data.corpora.manifest import FOUR_CLASSES, Corpus
 
 LABELS = {"ang": "angry", "hap": "happy", "exc": "happy", "neu": "neutral", "sad": "sad"}
 EXCITED = {"ang": "angry", "exc": "excited", "neu": "neutral", "sad": "sad"}
@@ -32,10 +32,10 @@ def recognises(root: Path) -> bool:
     return any(home(root).glob("Session*/dialog/EmoEvaluation"))
 
 
-def read(root: Path, labels: Mapping[str, str] = LABELS, dialogs: str = "[!.]*") -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Read the summary lines of dialog/EmoEvaluation/*.txt. FileNotFoundError if wav files of kept utterances miss.
+def read(root: Path, labels: Mapping[str, str] = LABELS, dialogs: str = "Ses*") -> pd.DataFrame:
+    """Read the summary lines of dialog/EmoEvaluation/*.txt.
 
-    labels: our name of each label to keep; dialogs: a pattern of those to read (default: all but macOS's ._Ses*).
+    labels: our name of each label to keep; dialogs: a pattern of those to read (default: all, and not macOS's ._Ses*).
     """
     rows = []
     for table in sorted(home(root).glob(f"Session*/dialog/EmoEvaluation/{dialogs}.txt")):
@@ -45,18 +45,12 @@ def read(root: Path, labels: Mapping[str, str] = LABELS, dialogs: str = "[!.]*")
             # Ses01F_impro01_M000: the F after Ses01 wore the markers, the M before the number speaks
             who = (utterance[:5] + turn[0], turn[0], str(int(utterance[3:5])))
             style = "impro" if "_impro" in dialog else "script"
-            rows.append((utterance, str(path), label, *who, style, float(end) - float(start)))
+            rows.append((utterance, str(path), labels.get(label), *who, style, float(end) - float(start)))
     columns = ["utterance", "path", "label", "speaker", "gender", "session", "style", "seconds"]
-    rows = pd.DataFrame([row for row in rows if row[2] in labels], columns=columns)
-    if missing := [path.stem for path in map(Path, rows.path) if not path.is_file()]:
-        raise FileNotFoundError(
-            f"{root}: {len(missing)} of {len(rows)} wav files of IEMOCAP are missing ({some(missing)}); "
-            "unpack Session*/sentences/wav completely"
-        )
-    return rows.assign(label=rows.label.map(labels)), exclusions()
+    return pd.DataFrame(rows, columns=columns)
 
 
-IEMOCAP = Source(
+IEMOCAP = Corpus(
     name="iemocap",
     layout="Session1 to Session5, each with dialog/EmoEvaluation/*.txt and sentences/wav/*/*.wav",
     recognises=recognises,
@@ -65,6 +59,7 @@ IEMOCAP = Source(
     access="restricted: apply at sail.usc.edu/iemocap",
     citation="Busso et al., IEMOCAP: interactive emotional dyadic motion capture database, "
     "Language Resources and Evaluation 42, 2008",
+    labels=FOUR_CLASSES,
     protocols=("leave-one-session-out", "random"),
     counts={
         "1": {"angry": 229, "happy": 278, "neutral": 384, "sad": 194},
@@ -80,7 +75,7 @@ IMPROVISED = replace(
     name="iemocap-improvised",
     read=partial(read, labels=EXCITED, dialogs="Ses*_impro*"),
     citation=f"{IEMOCAP.citation}; part and classes: Xu, Zhang and Zhang, Head Fusion, IEEE Access 9, 2021",
-    classes=tuple(EXCITED.values()),
+    labels=tuple(EXCITED.values()),
     counts={"impro": {"angry": 289, "excited": 663, "neutral": 1099, "sad": 608}},
     counted_by="style",
 )

@@ -1,4 +1,4 @@
-"""What a corpus reader provides, what every manifest looks like, and the user's own corpus: a CSV or TSV file.
+"""What a corpus is, what every manifest looks like, and the user's own corpus: a CSV or TSV file.
 
 Also which files below a folder are sound, by the same rules for speech and for noise.
 """
@@ -8,7 +8,7 @@ import re
 import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -28,28 +28,77 @@ SOUND_SUFFIXES = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Source:
-    """A corpus before it is read: how to recognise and read it, and what is known of it."""
-
-    name: str
-    layout: str  # what is looked for at the root, in words
-    recognises: Callable[[Path], bool]
-    read: Callable[[Path], tuple[pd.DataFrame, pd.DataFrame]]  # rows (some of COLUMNS) and the excluded among them
-    licence: str
-    access: str
-    citation: str
-    classes: tuple[str, ...] = FOUR_CLASSES  # empty: the labels found
-    protocols: tuple[str, ...] = ()  # the default first; empty: what the manifest allows
-    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # as published, of counted_by and label
-    counted_by: str = "session"
-    bad_audio: str = "error"
-    synthetic: bool = False
-
-
 def exclusions(pairs: Iterable[tuple[str, str]] = ()) -> pd.DataFrame:
     """Table of the utterances left out: columns utterance, reason."""
     return pd.DataFrame(list(pairs), columns=["utterance", "reason"], dtype="str")
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """What is known of a corpus and, once `load_corpus` has read it, its utterances.
+
+    `manifest` has one row per utterance, sorted by utterance, with exactly the columns COLUMNS: `path` is absolute,
+    `seconds` is what the annotation or else the file's header says (NaN where neither does), text that does not apply
+    is "". `labels` fixes the order of the classes; `protocols` are those `split` takes, the default first. `notes`
+    says what differs from the published counts. `bad_audio` says what an unusable file means: "error", or "exclude"
+    where the release is known to hold such files.
+    """
+
+    name: str
+    manifest: pd.DataFrame = field(default_factory=pd.DataFrame)
+    labels: tuple[str, ...] = ()  # before it is read, empty: the labels found
+    protocols: tuple[str, ...] = ()  # before it is read, empty: those the manifest allows
+    licence: str = ""
+    access: str = ""
+    citation: str = ""
+    synthetic: bool = False
+    bad_audio: str = "error"
+    notes: tuple[str, ...] = ()
+    excluded: pd.DataFrame = field(default_factory=exclusions)
+
+    # what `load_corpus` needs
+    layout: str = ""  # what is looked for at the root, in words
+    recognises: Callable[[Path], bool] | None = None
+    read: Callable[[Path], pd.DataFrame] | None = None  # rows with some of COLUMNS; other labels than `labels` go
+    faults: Mapping[str, str] = field(default_factory=dict)  # utterances left out of the release, and why
+    counts: Mapping[str, Mapping[str, int]] = field(
+        default_factory=dict
+    )  # as published, less the faults, of counted_by and label
+    counted_by: str = "session"
+
+    def card(self) -> pd.DataFrame:
+        """The corpus in plain words: a table of two columns, item and value."""
+        rows = self.manifest
+        counts = rows.label.value_counts()
+        unknown = f" and {n} files of unknown length" if (n := int(rows.seconds.isna().sum())) else ""
+        reasons = self.excluded.reason.value_counts(sort=False)
+        items = {
+            "name": self.name,
+            "speech": "synthetic" if self.synthetic else "recorded",
+            "utterances": str(len(rows)),
+            "speakers": str(rows.speaker.nunique()),
+            "classes": ", ".join(f"{label} {counts.get(label, 0)}" for label in self.labels),
+            "hours": f"{rows.seconds.sum() / 3600:.2f}{unknown}",
+            "protocols": ", ".join(self.protocols),
+            "left out": "; ".join(f"{count} ({reason})" for reason, count in reasons.items()) or "none",
+            "differs from published": "; ".join(self.notes) or "no",
+            "licence": self.licence,
+            "access": self.access,
+            "citation": self.citation,
+        }
+        return pd.DataFrame(items.items(), columns=["item", "value"])
+
+    def fold_count(self, protocol: str | None = None) -> int:
+        """Number of folds of `protocol` (default: the first). ValueError if the corpus has no such protocol."""
+        from ser_kd_utils.data.corpora.folds import fold_count  # which needs PARTS from here
+
+        return fold_count(self, protocol)
+
+    def without(self, excluded: pd.DataFrame) -> "Corpus":
+        """The same corpus less the utterances of `excluded` (columns utterance, reason)."""
+        kept = self.manifest[~self.manifest.utterance.isin(excluded.utterance)].reset_index(drop=True)
+        extended = pd.concat([self.excluded, excluded[["utterance", "reason"]]], ignore_index=True)
+        return replace(self, manifest=kept, excluded=extended)
 
 
 def some(names: Iterable[str], most: int = 3) -> str:
@@ -94,7 +143,7 @@ def protocols_of(rows: pd.DataFrame) -> tuple[str, ...]:
     return (*official, *groups, "random")
 
 
-def read(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+def read(path: Path) -> pd.DataFrame:
     """Read a CSV or TSV file with REQUIRED and any other of COLUMNS; its paths are relative to it or absolute.
 
     Texts but paths are stripped and brought to Unicode's composed form (NFC). Raises one ValueError that lists
@@ -118,7 +167,7 @@ def read(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         raise ValueError(f"{path}: {'; '.join(problems)}")
     if "seconds" in rows:
         rows["seconds"] = rows.path.map(_header_seconds).fillna(pd.to_numeric(rows.seconds))
-    return rows, exclusions()
+    return rows
 
 
 def _problems(rows: pd.DataFrame) -> Iterator[str]:
@@ -203,7 +252,7 @@ def require_utf8(path: Path) -> Path:
     return path
 
 
-MANIFEST = Source(
+MANIFEST = Corpus(
     name="manifest",
     layout=f"a CSV or TSV file with the columns {', '.join(REQUIRED)} and, where known, {', '.join(COLUMNS[4:])}",
     recognises=lambda root: root.is_file() and root.suffix.lower() in SUFFIXES,
@@ -211,5 +260,4 @@ MANIFEST = Source(
     licence="not stated: the user's own data",
     access="local: the files that the table names",
     citation="not stated",
-    classes=(),
 )
