@@ -289,8 +289,10 @@ def test_ravdess_names_and_the_duplicate(folders, tmp_path):
 
 
 def test_a_folder_with_the_right_names_but_other_classes_is_one_error(tmp_path):
-    write(tmp_path / "03-02-03-01-01-01-01.wav")  # a song
+    write(tmp_path / "03-01-02-01-01-01-01.wav")  # calm
     assert "no utterance labelled angry" in only_error(ValueError, lambda: load_corpus("ravdess", tmp_path))
+    (song,) = [path.rename(tmp_path / "03-02-02-01-01-01-01.wav") for path in tmp_path.iterdir()]
+    assert f"found {song.name}" in only_error(FileNotFoundError, lambda: load_corpus("ravdess", tmp_path))
 
 
 def test_manifest_fills_what_is_not_given(tmp_path):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ser_kd_utils.data.corpora.manifest import FOUR_CLASSES, Corpus
+from ser_kd_utils.data.corpora.manifest import FOUR_CLASSES, Corpus, first_of
 
 LABELS = {"ang": "angry", "hap": "happy", "exc": "happy", "neu": "neutral", "sad": "sad"}
 EXCITED = {"ang": "angry", "exc": "excited", "neu": "neutral", "sad": "sad"}
@@ -22,14 +22,9 @@ EXCITED = {"ang": "angry", "exc": "excited", "neu": "neutral", "sad": "sad"}
 SUMMARY = re.compile(r"^\[(\d+\.?\d*) - (\d+\.?\d*)\]\t(Ses\d\d[FM]_\S+_[FM]\w+)\t(\w+)\t\[", re.MULTILINE)
 
 
-def home(root: Path) -> Path:
-    """The folder that holds Session1 to Session5: `root` or the release's own folder in it."""
-    release = root / "IEMOCAP_full_release"
-    return release if release.is_dir() else root
-
-
-def recognises(root: Path) -> bool:
-    return any(home(root).glob("Session*/dialog/EmoEvaluation"))
+def _tables(root: Path, dialogs: str = "Ses*") -> list[Path]:
+    tables = f"Session*/dialog/EmoEvaluation/{dialogs}.txt"
+    return first_of(root, f"IEMOCAP_full_release/{tables}", tables)
 
 
 def read(root: Path, labels: Mapping[str, str] = LABELS, dialogs: str = "Ses*") -> pd.DataFrame:
@@ -38,7 +33,7 @@ def read(root: Path, labels: Mapping[str, str] = LABELS, dialogs: str = "Ses*") 
     labels: our name of each label to keep; dialogs: a pattern of those to read (default: all, and not macOS's ._Ses*).
     """
     rows = []
-    for table in sorted(home(root).glob(f"Session*/dialog/EmoEvaluation/{dialogs}.txt")):
+    for table in _tables(root, dialogs):
         for start, end, utterance, label in SUMMARY.findall(table.read_text(encoding="latin-1")):
             dialog, turn = utterance.rsplit("_", 1)
             path = table.parents[2] / "sentences" / "wav" / dialog / f"{utterance}.wav"
@@ -53,7 +48,7 @@ def read(root: Path, labels: Mapping[str, str] = LABELS, dialogs: str = "Ses*") 
 IEMOCAP = Corpus(
     name="iemocap",
     layout="Session1 to Session5, each with dialog/EmoEvaluation/*.txt and sentences/wav/*/*.wav",
-    recognises=recognises,
+    recognises=lambda root: bool(_tables(root)),
     read=read,
     licence="USC SAIL release agreement: research only, no redistribution",
     access="restricted: apply at sail.usc.edu/iemocap",

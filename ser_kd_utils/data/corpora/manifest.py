@@ -107,10 +107,16 @@ def some(names: Iterable[str], most: int = 3) -> str:
     return ", ".join(names[:most] + ["..."] * (len(names) > most))
 
 
-def matching(root: Path, folders: str, name: re.Pattern[str]) -> list[tuple[Path, re.Match[str]]]:
-    """The files with such a name in `folders` (a pattern) of the root, or in itself if there is nothing in those."""
-    paths = sorted(root.glob(f"{folders}/*")) or sorted(root.glob("*"))
-    return [(path, found) for path in paths if (found := name.fullmatch(path.name))]
+def first_of(root: Path, *patterns: str) -> list[Path]:
+    """What matches the first of the patterns that matches anything, sorted."""
+    return next((paths for pattern in patterns if (paths := sorted(root.glob(pattern)))), [])
+
+
+def named(root: Path, folder: str, name: str) -> pd.DataFrame:
+    """The files with such a name in `folder` of the root, or in itself: utterance, path and the name's named groups."""
+    paths = first_of(root, f"{folder}/*", "*")
+    found = [(path, match) for path in paths if (match := re.fullmatch(name, path.name, re.IGNORECASE))]
+    return pd.DataFrame([{"utterance": path.stem, "path": str(path)} | match.groupdict() for path, match in found])
 
 
 def tidy(rows: pd.DataFrame, where: str) -> pd.DataFrame:

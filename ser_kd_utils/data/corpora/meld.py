@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ser_kd_utils.data.corpora.manifest import PARTS, Corpus
+from ser_kd_utils.data.corpora.manifest import PARTS, Corpus, first_of
 
 SEVEN_CLASSES = ("neutral", "joy", "sadness", "anger", "surprise", "fear", "disgust")
 FOUR_CLASSES = SEVEN_CLASSES[:4]
@@ -14,10 +14,10 @@ CLIPS = "dia*_utt*.mp4"
 NEEDED = ("Speaker", "Emotion", "Dialogue_ID", "Utterance_ID", "StartTime", "EndTime")
 
 
-def _find(root: Path, split: str, *patterns: str) -> Path | None:
+def _find(root: Path, split: str, *names: str) -> Path | None:
     """The first match, wherever the release may have been unpacked."""
-    places = [root / release / part for release in ("", "MELD.Raw") for part in ("", split)]
-    return next((path for pattern in patterns for place in places for path in place.glob(pattern)), None)
+    places = [f"{release}{part}" for release in ("", "MELD.Raw/") for part in ("", f"{split}/")]
+    return next(iter(first_of(root, *(place + name for name in names for place in places))), None)
 
 
 def _table(root: Path, split: str) -> Path | None:
