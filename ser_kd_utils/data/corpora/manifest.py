@@ -19,8 +19,8 @@ COLUMNS = ("utterance", "path", "label", "speaker", "gender", "session", "style"
 REQUIRED = COLUMNS[:4]
 PARTS = ("train", "dev", "test")
 FOUR_CLASSES = ("angry", "happy", "neutral", "sad")
-SUFFIXES = (".csv", ".tsv")
-MISSING = ("nan", "none", "null", "n/a", "na")  # as other programs write what is not there
+TABLES = {".csv": (",", "CSV table in UTF-8 with commas"), ".tsv": ("\t", "TSV table in UTF-8 with tabs")}
+MISSING = ("", "nan", "none", "null", "n/a", "na")  # as programs write what is not there
 MIN_OF_CLASS = 3  # utterances: one for each part
 SOUND_SUFFIXES = (
     ".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".mp4",
@@ -155,14 +155,13 @@ def read(path: Path) -> pd.DataFrame:
     Texts but paths are stripped and brought to Unicode's composed form (NFC). Raises one ValueError that lists
     everything wrong with it.
     """
-    sep = "\t" if path.suffix.lower() == ".tsv" else ","
+    sep, kind = TABLES[path.suffix.lower()]
     try:
         # more fields than columns would be cut off with a warning only
         with warnings.catch_warnings(action="error", category=pd.errors.ParserWarning):
             rows = pd.read_csv(path, sep=sep, dtype="str", keep_default_na=False, encoding="utf-8-sig", index_col=False)
     except (ValueError, pd.errors.ParserWarning) as error:  # also: another encoding, empty
-        wanted = "CSV table in UTF-8 with commas" if sep == "," else "TSV table in UTF-8 with tabs"
-        raise ValueError(f"{path} is no {wanted}: {str(error).strip()}") from None
+        raise ValueError(f"{path} is no {kind}: {str(error).strip()}") from None
     rows = rows.fillna("").rename(columns=str.strip)
     rows = rows[[column for column in COLUMNS if column in rows]]
     for column in rows.columns.drop("path", errors="ignore"):
@@ -184,13 +183,10 @@ def _problems(rows: pd.DataFrame) -> Iterator[str]:
         yield "no rows"
         return
     for column in REQUIRED:
-        if blank := int(rows[column].eq("").sum()):
-            yield f"{blank} rows with empty {column}"
-    for column in ("label", "speaker"):
-        if missing := sorted({name for name in rows[column] if name.casefold() in MISSING}):
-            yield f"{column} {missing[0]!r} means a missing one: fill it in or leave these rows out"
-    named = rows.utterance[rows.utterance.ne("")]
-    if duplicates := sorted(set(named[named.duplicated()])):
+        missing = rows[column][rows[column].str.casefold().isin(MISSING)].tolist()
+        if missing:
+            yield f"{len(missing)} rows with empty {column} (found {missing[0]!r}): fill it in or leave these rows out"
+    if duplicates := sorted(set(rows.utterance[rows.utterance.duplicated() & rows.utterance.ne("")])):
         yield f"{len(duplicates)} duplicate utterances ({some(duplicates)})"
     for column in ("utterance", "label", "speaker"):
         for one, other in _near_equal(rows[column])[:3]:
@@ -206,20 +202,13 @@ def _problems(rows: pd.DataFrame) -> Iterator[str]:
                 "another label or leave these rows out"
             )
     if "split" in rows and set(rows.split) not in ({""}, set(PARTS)):
-        found = ", ".join(repr(part) for part in sorted(set(rows.split))[:5])
+        found = some(map(repr, sorted(set(rows.split))))
         yield f"split must be empty in all rows, or train, dev or test in each and each used (found {found})"
     if "seconds" in rows:
-        yield from _wrong_seconds(rows)
-
-
-def _wrong_seconds(rows: pd.DataFrame) -> Iterator[str]:
-    seconds = pd.to_numeric(rows.seconds, errors="coerce")
-    possible = seconds.gt(0) & seconds.lt(np.inf)
-    if wrong := rows.seconds[~possible & rows.seconds.ne("")].tolist():
-        yield f"seconds must be numbers above 0 or empty (found {wrong[0]})"
-    header = rows.path.map(_header_seconds).where(possible)
-    if differing := rows.utterance[(seconds - header).abs() > 0.1 + 0.02 * header].tolist():
-        yield f"{len(differing)} seconds are not those of the sound ({some(differing)}): leave them empty"
+        seconds, header = pd.to_numeric(rows.seconds, errors="coerce"), rows.path.map(_header_seconds)
+        possible = seconds.gt(0) & seconds.lt(np.inf) & ~((seconds - header).abs() > 0.1 + 0.02 * header)
+        if wrong := rows.utterance[~possible & rows.seconds.ne("")].tolist():
+            yield f"seconds of {len(wrong)} utterances are not those of the sound ({some(wrong)}): leave them empty"
 
 
 def _near_equal(names: Iterable[str]) -> list[tuple[str, str]]:
@@ -261,7 +250,7 @@ def require_utf8(path: Path) -> Path:
 MANIFEST = Corpus(
     name="manifest",
     layout=f"a CSV or TSV file with the columns {', '.join(REQUIRED)} and, where known, {', '.join(COLUMNS[4:])}",
-    recognises=lambda root: root.is_file() and root.suffix.lower() in SUFFIXES,
+    recognises=lambda root: root.is_file() and root.suffix.lower() in TABLES,
     read=read,
     licence="not stated: the user's own data",
     access="local: the files that the table names",

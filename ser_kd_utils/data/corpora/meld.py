@@ -14,14 +14,15 @@ CLIPS = "dia*_utt*.mp4"
 NEEDED = ("Speaker", "Emotion", "Dialogue_ID", "Utterance_ID", "StartTime", "EndTime")
 
 
-def _find(root: Path, split: str, *names: str) -> Path | None:
-    """The first match, wherever the release may have been unpacked."""
-    places = [f"{release}{part}" for release in ("", "MELD.Raw/") for part in ("", f"{split}/")]
-    return next(iter(first_of(root, *(place + name for name in names for place in places))), None)
+def _places(split: str, *names: str) -> list[str]:
+    """Wherever the release may have been unpacked."""
+    return [f"{release}{part}{name}" for name in names for release in ("", "MELD.Raw/") for part in ("", f"{split}/")]
 
 
-def _table(root: Path, split: str) -> Path | None:
-    return _find(root, split, f"{split}_sent_emo.csv")
+def _find(root: Path, split: str, *names: str, hint: str) -> Path:
+    if not (found := first_of(root, *_places(split, *names))):
+        raise FileNotFoundError(f"{root}: no {names[0]}; {hint}")
+    return found[0]
 
 
 def read(root: Path) -> pd.DataFrame:
@@ -33,22 +34,19 @@ def read(root: Path) -> pd.DataFrame:
 
 
 def _read_split(root: Path, split: str) -> pd.DataFrame:
-    path = _table(root, split)
-    clip = _find(root, split, f"{CLIP_FOLDERS[split]}/{CLIPS}", f"{split}/{CLIPS}")
-    if not path:
-        raise FileNotFoundError(f"{root}: no {split}_sent_emo.csv; copy it from declare-lab/MELD, data/MELD")
-    if not clip:
-        raise FileNotFoundError(f"{root}: no {CLIP_FOLDERS[split]}/{CLIPS}; unpack MELD's {split}.tar.gz")
+    path = _find(root, split, f"{split}_sent_emo.csv", hint="copy it from declare-lab/MELD, data/MELD")
+    clips = (f"{CLIP_FOLDERS[split]}/{CLIPS}", f"{split}/{CLIPS}")
+    clip = _find(root, split, *clips, hint=f"unpack MELD's {split}.tar.gz")
     try:
         table = pd.read_csv(path, usecols=list(NEEDED), dtype="str", keep_default_na=False, encoding="utf-8-sig")
         times = table[["StartTime", "EndTime"]].apply(lambda time: pd.to_timedelta(time.str.replace(",", ".")))
     except ValueError as error:  # columns, encoding, times
         raise ValueError(f"{path} is not MELD's table as published: {str(error).strip()}") from None
-    clips = "dia" + table.Dialogue_ID + "_utt" + table.Utterance_ID
+    names = "dia" + table.Dialogue_ID + "_utt" + table.Utterance_ID
     return pd.DataFrame(
         {
-            "utterance": f"{split}_" + clips,  # ids start anew in each split
-            "path": [str(clip.with_name(f"{name}.mp4")) for name in clips],
+            "utterance": f"{split}_" + names,  # ids start anew in each split
+            "path": [str(clip.with_name(f"{name}.mp4")) for name in names],
             "label": table.Emotion,
             "speaker": table.Speaker,
             "split": split,
@@ -61,7 +59,7 @@ MELD = Corpus(
     name="meld",
     layout="train_sent_emo.csv, dev_sent_emo.csv, test_sent_emo.csv and the folders "
     f"{', '.join(CLIP_FOLDERS.values())} (of train.tar.gz, dev.tar.gz, test.tar.gz) with {CLIPS}",
-    recognises=lambda root: any(_table(root, split) for split in PARTS),
+    recognises=lambda root: any(first_of(root, *_places(split, f"{split}_sent_emo.csv")) for split in PARTS),
     read=read,
     licence="annotations GPL-3.0; the clips are from the series Friends and belong to its owners",
     access="open download: annotations and the link to MELD.Raw.tar.gz at github.com/declare-lab/MELD",
