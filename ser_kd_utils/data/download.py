@@ -62,16 +62,14 @@ def download(name: str, to: str = "", url: str = "") -> int:
         raise ValueError(f"unknown data {name!r}; {known}")
     home = (Path(to).expanduser() if to else cache_root() / "corpora" / name).resolve()
     with warnings.catch_warnings(action="ignore"):  # the card says what differs from the published counts
-        if home.is_file() or any(home.glob("*")):
-            state = f"already in {home}: nothing fetched"
-        else:
+        there = home.is_file() or any(home.glob("*"))
+        if not there:
             _fetch(name, home, url or ARCHIVES[name][0])
-            state = f"in {home}"
         try:
             corpus = load_corpus(name, home)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{error}; pass with --to a new or an empty folder") from None
-    print(f"{name} is {state}.")
+    print(f"{name} is {'already in' if there else 'in'} {home}.")
     for item, value in corpus.card().itertuples(index=False):
         print(f"{item}: {value}")
     print(f"Go on: ser-kd reproduce --corpus {name} --data-root {shlex.quote(str(home))}")

@@ -126,7 +126,7 @@ def test_where_it_is_already_nothing_is_fetched(server, emodb, home, capsys):
     run(server, home, capsys)
     code, out, err = run(server, home, capsys)
     assert (code, err, len(server.asked)) == (0, "", 1)
-    assert out.startswith(f"emodb is already in {home}: nothing fetched.\nname: emodb\n")
+    assert out.startswith(f"emodb is already in {home}.\nname: emodb\n")
 
 
 def test_a_folder_with_something_else_is_left_alone(server, home, capsys):

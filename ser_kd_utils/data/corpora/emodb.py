@@ -31,6 +31,5 @@ EMODB = Corpus(
     access="open (ser-kd download emodb): emodb.bilderbar.info",
     citation="Burkhardt et al., A database of German emotional speech, Interspeech 2005",
     labels=FOUR_CLASSES,
-    protocols=("speaker-groups", "random"),
     counts={"": {"angry": 127, "happy": 71, "neutral": 79, "sad": 62}},
 )

@@ -18,8 +18,9 @@ from ser_kd_utils.data.corpora.manifest import FOUR_CLASSES, Corpus, first_of
 LABELS = {"ang": "angry", "hap": "happy", "exc": "happy", "neu": "neutral", "sad": "sad"}
 EXCITED = {"ang": "angry", "exc": "excited", "neu": "neutral", "sad": "sad"}
 
-# [6.2901 - 8.2357]<TAB>Ses01F_impro01_F000<TAB>neu<TAB>[2.5, ...: start and end in s, utterance, label, ratings
-SUMMARY = re.compile(r"^\[(\d+\.?\d*) - (\d+\.?\d*)\]\t(Ses\d\d[FM]_\S+_[FM]\w+)\t(\w+)\t\[", re.MULTILINE)
+# [6.2901 - 8.2357]<TAB>Ses01F_impro01_M000<TAB>neu<TAB>[2.5, ...: start and end in s, utterance, label, ratings
+# The utterance is dialog and turn; the F after Ses01 wore the markers, the M before the number speaks.
+SUMMARY = re.compile(r"^\[(\d+\.?\d*) - (\d+\.?\d*)\]\t((Ses(\d\d)[FM]_\S+)_([FM])\w+)\t(\w+)\t\[", re.MULTILINE)
 
 
 def _tables(root: Path, dialogs: str = "Ses*") -> list[Path]:
@@ -34,11 +35,9 @@ def read(root: Path, labels: Mapping[str, str] = LABELS, dialogs: str = "Ses*") 
     """
     rows = []
     for table in _tables(root, dialogs):
-        for start, end, utterance, label in SUMMARY.findall(table.read_text(encoding="latin-1")):
-            dialog, turn = utterance.rsplit("_", 1)
+        for start, end, utterance, dialog, session, gender, label in SUMMARY.findall(table.read_text("latin-1")):
             path = table.parents[2] / "sentences" / "wav" / dialog / f"{utterance}.wav"
-            # Ses01F_impro01_M000: the F after Ses01 wore the markers, the M before the number speaks
-            who = (utterance[:5] + turn[0], turn[0], str(int(utterance[3:5])))
+            who = (f"Ses{session}{gender}", gender, str(int(session)))
             style = "impro" if "_impro" in dialog else "script"
             rows.append((utterance, str(path), labels.get(label), *who, style, float(end) - float(start)))
     columns = ["utterance", "path", "label", "speaker", "gender", "session", "style", "seconds"]

@@ -127,8 +127,7 @@ def tidy(rows: pd.DataFrame, where: str) -> pd.DataFrame:
     rows = rows.sort_values(["utterance", "path"], ignore_index=True)
     twice = rows[rows.utterance.duplicated(keep=False)]
     if len(twice):
-        both = f"utterance {twice.utterance.iloc[0]} occurs twice: {' and '.join(twice.path[:2])}"
-        raise ValueError(f"{where}: {both}")
+        raise ValueError(f"{where}: utterance {twice.utterance.iloc[0]} occurs twice: {' and '.join(twice.path[:2])}")
     seconds = rows["seconds"] if "seconds" in rows else rows.path.map(_header_seconds)
     return rows.reindex(columns=list(COLUMNS[:-1]), fill_value="").assign(seconds=seconds.astype("float64"))
 
@@ -144,9 +143,8 @@ def _header_seconds(path: str) -> float:
 
 def protocols_of(rows: pd.DataFrame) -> tuple[str, ...]:
     """Protocols a manifest allows: "official" if its split is filled, "speaker-groups" from 3 speakers on."""
-    official = ("official",) if rows.split.ne("").all() else ()
-    groups = ("speaker-groups",) if rows.speaker.nunique() >= 3 else ()
-    return (*official, *groups, "random")
+    allowed = {"official": rows.split.ne("").all(), "speaker-groups": rows.speaker.nunique() >= 3, "random": True}
+    return tuple(protocol for protocol, possible in allowed.items() if possible)
 
 
 def read(path: Path) -> pd.DataFrame:
@@ -163,11 +161,12 @@ def read(path: Path) -> pd.DataFrame:
     except (ValueError, pd.errors.ParserWarning) as error:  # also: another encoding, empty
         raise ValueError(f"{path} is no {kind}: {str(error).strip()}") from None
     rows = rows.fillna("").rename(columns=str.strip)
+    if missing := [column for column in REQUIRED if column not in rows]:
+        raise ValueError(f"{path}: missing columns: {', '.join(missing)} (found: {', '.join(rows.columns)})")
     rows = rows[[column for column in COLUMNS if column in rows]]
-    for column in rows.columns.drop("path", errors="ignore"):
+    for column in rows.columns.drop("path"):
         rows[column] = rows[column].str.strip().str.normalize("NFC")
-    if "path" in rows:
-        rows["path"] = [str(path.parent / name) if name.strip() else "" for name in rows.path]
+    rows["path"] = [str(path.parent / name) if name.strip() else "" for name in rows.path]
     if problems := list(_problems(rows)):
         raise ValueError(f"{path}: {'; '.join(problems)}")
     if "seconds" in rows:
@@ -176,15 +175,11 @@ def read(path: Path) -> pd.DataFrame:
 
 
 def _problems(rows: pd.DataFrame) -> Iterator[str]:
-    if missing := [column for column in REQUIRED if column not in rows]:
-        yield f"missing columns: {', '.join(missing)} (found: {', '.join(rows.columns)})"
-        return
     if rows.empty:
         yield "no rows"
         return
     for column in REQUIRED:
-        missing = rows[column][rows[column].str.casefold().isin(MISSING)].tolist()
-        if missing:
+        if missing := rows[column][rows[column].str.casefold().isin(MISSING)].tolist():
             yield f"{len(missing)} rows with empty {column} (found {missing[0]!r}): fill it in or leave these rows out"
     if duplicates := sorted(set(rows.utterance[rows.utterance.duplicated() & rows.utterance.ne("")])):
         yield f"{len(duplicates)} duplicate utterances ({some(duplicates)})"
@@ -242,8 +237,9 @@ def sound_files(folder: Path) -> list[Path]:
 def require_utf8(path: Path) -> Path:
     """The path itself. Raises ValueError where it is in another encoding, which no table can hold."""
     if re.search("[\ud800-\udfff]", str(path)):  # as Python holds bytes that are not UTF-8
-        name = repr(os.fsencode(path))
-        raise ValueError(f"{name} is not named in UTF-8 (perhaps in Windows-1252): rename it, as with convmv")
+        raise ValueError(
+            f"{os.fsencode(path)!r} is not named in UTF-8 (perhaps in Windows-1252): rename it, as with convmv"
+        )
     return path
 
 

@@ -8,10 +8,9 @@ import pandas as pd
 from ser_kd_utils.data.corpora.manifest import PARTS, Corpus, first_of
 
 SEVEN_CLASSES = ("neutral", "joy", "sadness", "anger", "surprise", "fear", "disgust")
-FOUR_CLASSES = SEVEN_CLASSES[:4]
 CLIP_FOLDERS = {"train": "train_splits", "dev": "dev_splits_complete", "test": "output_repeated_splits_test"}
 CLIPS = "dia*_utt*.mp4"
-NEEDED = ("Speaker", "Emotion", "Dialogue_ID", "Utterance_ID", "StartTime", "EndTime")
+NEEDED = ["Speaker", "Emotion", "Dialogue_ID", "Utterance_ID", "StartTime", "EndTime"]
 
 
 def _places(split: str, *names: str) -> list[str]:
@@ -38,7 +37,7 @@ def _read_split(root: Path, split: str) -> pd.DataFrame:
     clips = (f"{CLIP_FOLDERS[split]}/{CLIPS}", f"{split}/{CLIPS}")
     clip = _find(root, split, *clips, hint=f"unpack MELD's {split}.tar.gz")
     try:
-        table = pd.read_csv(path, usecols=list(NEEDED), dtype="str", keep_default_na=False, encoding="utf-8-sig")
+        table = pd.read_csv(path, usecols=NEEDED, dtype="str", keep_default_na=False, encoding="utf-8-sig")
         times = table[["StartTime", "EndTime"]].apply(lambda time: pd.to_timedelta(time.str.replace(",", ".")))
     except ValueError as error:  # columns, encoding, times
         raise ValueError(f"{path} is not MELD's table as published: {str(error).strip()}") from None
@@ -77,4 +76,4 @@ MELD = Corpus(
     faults={"train_dia125_utt3": "broken clip in the release", "dev_dia110_utt7": "no clip in the release"},
 )
 
-MELD_4 = replace(MELD, name="meld-4", labels=FOUR_CLASSES)
+MELD_4 = replace(MELD, name="meld-4", labels=SEVEN_CLASSES[:4])
