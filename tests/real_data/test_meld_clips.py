@@ -34,15 +34,18 @@ def write_clip(path: Path, seconds: float, layout: str) -> None:
 
 @pytest.fixture(scope="module")
 def root(shared_data, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("meld")
+    folder, whole = tmp_path_factory.mktemp("meld"), {}
+    for layout in ("stereo", "5.1"):  # encoded once, and the same for all
+        write_clip(folder / "clip.mp4", 1.2, layout)
+        whole[layout] = (folder / "clip.mp4").read_bytes()
     for part, clips in FOLDERS.items():
         table = pd.read_csv(shared_data / "metadata" / "meld" / f"{part}_sent_emo.csv")
         table = pd.concat([table.head(ROWS), table.groupby("Emotion").head(OF_CLASS)]).drop_duplicates()
         table.to_csv(folder / f"{part}_sent_emo.csv", index=False)
         (folder / clips).mkdir()
         for row in table.itertuples():
-            layout = "5.1" if row.Index % 2 else "stereo"
-            write_clip(folder / clips / f"dia{row.Dialogue_ID}_utt{row.Utterance_ID}.mp4", 1.2, layout)
+            path = folder / clips / f"dia{row.Dialogue_ID}_utt{row.Utterance_ID}.mp4"
+            path.write_bytes(whole["5.1" if row.Index % 2 else "stereo"])
     train = folder / FOLDERS["train"]
     (train / "dia0_utt1.mp4").write_bytes((train / "dia0_utt0.mp4").read_bytes()[:900])  # broken
     write_clip(train / "dia0_utt2.mp4", 0.06, "stereo")
