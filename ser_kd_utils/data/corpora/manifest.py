@@ -163,15 +163,13 @@ def read(path: Path) -> pd.DataFrame:
     rows = rows.fillna("").rename(columns=str.strip)
     if missing := [column for column in REQUIRED if column not in rows]:
         raise ValueError(f"{path}: missing columns: {', '.join(missing)} (found: {', '.join(rows.columns)})")
-    rows = rows[[column for column in COLUMNS if column in rows]]
+    rows = rows.reindex(columns=list(COLUMNS), fill_value="")
     for column in rows.columns.drop("path"):
         rows[column] = rows[column].str.strip().str.normalize("NFC")
     rows["path"] = [str(path.parent / name) if name.strip() else "" for name in rows.path]
     if problems := list(_problems(rows)):
         raise ValueError(f"{path}: {'; '.join(problems)}")
-    if "seconds" in rows:
-        rows["seconds"] = rows.path.map(_header_seconds).fillna(pd.to_numeric(rows.seconds))
-    return rows
+    return rows.assign(seconds=rows.path.map(_header_seconds).fillna(pd.to_numeric(rows.seconds)))
 
 
 def _problems(rows: pd.DataFrame) -> Iterator[str]:
@@ -196,14 +194,14 @@ def _problems(rows: pd.DataFrame) -> Iterator[str]:
                 f"{count} utterances of label {label!r}, at least {MIN_OF_CLASS} are needed: add some, join it with "
                 "another label or leave these rows out"
             )
-    if "split" in rows and set(rows.split) not in ({""}, set(PARTS)):
+    if set(rows.split) not in ({""}, set(PARTS)):
         found = some(map(repr, sorted(set(rows.split))))
         yield f"split must be empty in all rows, or train, dev or test in each and each used (found {found})"
-    if "seconds" in rows:
-        seconds, header = pd.to_numeric(rows.seconds, errors="coerce"), rows.path.map(_header_seconds)
-        possible = seconds.gt(0) & seconds.lt(np.inf) & ~((seconds - header).abs() > 0.1 + 0.02 * header)
-        if wrong := rows.utterance[~possible & rows.seconds.ne("")].tolist():
-            yield f"seconds of {len(wrong)} utterances are not those of the sound ({some(wrong)}): leave them empty"
+    given = rows[rows.seconds.ne("")]
+    seconds, header = pd.to_numeric(given.seconds, errors="coerce"), given.path.map(_header_seconds).astype("float64")
+    possible = seconds.gt(0) & seconds.lt(np.inf) & ~((seconds - header).abs() > 0.1 + 0.02 * header)
+    if wrong := given.utterance[~possible].tolist():
+        yield f"seconds of {len(wrong)} utterances are not those of the sound ({some(wrong)}): leave them empty"
 
 
 def _near_equal(names: Iterable[str]) -> list[tuple[str, str]]:
