@@ -6,32 +6,24 @@ All that is on the way lies in `<folder>.download` beside the corpus; the corpus
 import json
 import shlex
 import shutil
-import tarfile
 import warnings
 import zipfile
 import zlib
-from collections import namedtuple
-from collections.abc import Iterable
-from datetime import UTC, datetime
-from pathlib import Path, PureWindowsPath
-from stat import S_ISLNK
+from datetime import date
+from pathlib import Path
 
 import pooch
 import requests
 
-from ser_kd_utils.data.corpora import Corpus, load_corpus
+from ser_kd_utils.data.corpora import load_corpus
 from ser_kd_utils.data.corpora.iemocap import IEMOCAP
 from ser_kd_utils.data.corpora.meld import MELD
 from ser_kd_utils.files import cache_root, sha256
 
-TIMEOUT = 30  # seconds without a byte
-
-
-# Where a corpus comes from; checksum: "algorithm:hex digits" as its publisher gives it, None where it does not.
-Archive = namedtuple("Archive", "url checksum")
+# address of the zip file, and its checksum ("algorithm:hex digits") as the publisher gives it; None: not given
 ARCHIVES = {
-    "emodb": Archive("http://emodb.bilderbar.info/download/download.zip", None),
-    "ravdess": Archive(
+    "emodb": ("http://emodb.bilderbar.info/download/download.zip", None),
+    "ravdess": (
         "https://zenodo.org/records/1188976/files/Audio_Speech_Actors_01-24.zip",
         "md5:bc696df654c87fed845eb13823edef8a",
     ),
@@ -55,8 +47,8 @@ def download(name: str, to: str = "", url: str = "") -> int:
     """Fetch the corpus `name` into the folder `to` (default: in the cache), print its card and how to go on; 0.
 
     url: another address of the publisher's archive. Of a name ON_REQUEST only the instructions are printed. Raises
-    ValueError (unknown name, checksum, unsafe or broken archive) or FileNotFoundError (the server; another corpus in
-    the folder or in the archive).
+    ValueError (unknown name, checksum, broken archive) or FileNotFoundError (the server; another corpus in the folder
+    or in the archive).
     """
     if name in ON_REQUEST:
         if to or url:
@@ -70,83 +62,41 @@ def download(name: str, to: str = "", url: str = "") -> int:
         raise ValueError(f"unknown data {name!r}; {known}")
     home = (Path(to).expanduser() if to else cache_root() / "corpora" / name).resolve()
     with warnings.catch_warnings(action="ignore"):  # the card says what differs from the published counts
-        if home.is_file() or any(home.glob("*")):
-            try:
-                corpus = load_corpus(name, home)
-            except FileNotFoundError as error:
-                raise FileNotFoundError(f"{error}; pass with --to a new or an empty folder") from None
-            print(f"{name} is already in {home}: nothing fetched.")
-        else:
-            corpus = _fetched(name, home, url or ARCHIVES[name].url)
-            print(f"{name} is in {home}.")
-    card = dict(corpus.card().itertuples(index=False))
-    for item in ("utterances", "speakers", "classes", "differs from published", "licence", "citation"):
-        print(f"{item}: {card[item]}")
+        there = home.is_file() or any(home.glob("*"))
+        if not there:
+            _fetch(name, home, url or ARCHIVES[name][0])
+        try:
+            corpus = load_corpus(name, home)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error}; pass with --to a new or an empty folder") from None
+    print(f"{name} is {'already in' if there else 'in'} {home}.")
+    for item, value in corpus.card().itertuples(index=False):
+        print(f"{item}: {value}")
     print(f"Go on: ser-kd reproduce --corpus {name} --data-root {shlex.quote(str(home))}")
     return 0
 
 
-def _fetched(name: str, home: Path, url: str) -> Corpus:
-    """Fetched, checked, unpacked and put in its place; nothing stays of what fails."""
-    work = home.with_name(f"{home.name}.download")
-    unpacked, checksum = work / "unpacked", ARCHIVES[name].checksum
+def _fetch(name: str, home: Path, url: str) -> None:
+    """Fetch, check, unpack and put in its place; nothing stays of what fails.
+
+    Python's zipfile keeps every member below the folder it unpacks to, whatever the member's name.
+    """
+    work, checksum = home.with_name(f"{home.name}.download"), ARCHIVES[name][1]
+    archive, unpacked = work / "archive.zip", work / "unpacked"
+    shutil.rmtree(unpacked, ignore_errors=True)  # of a process that was killed
     pooch.get_logger().setLevel("WARNING")
     print(f"fetching {url}", flush=True)
     try:
-        downloader = pooch.HTTPDownloader(timeout=TIMEOUT, headers={"Accept-Encoding": "identity"})
-        archive = Path(pooch.retrieve(url, checksum, path=work, downloader=downloader))
-        facts = {"url": url, "sha256": sha256(archive), "bytes": archive.stat().st_size}
+        unzip = pooch.Unzip(extract_dir=unpacked.name)
+        pooch.retrieve(url, checksum, archive.name, work, unzip, pooch.HTTPDownloader())
+        facts = {"url": url, "date": f"{date.today()}", "sha256": sha256(archive), "bytes": archive.stat().st_size}
         print(f"sha256 {facts['sha256']}; checksum as published: {checksum or 'none given'}")
-        unpack(archive, unpacked)
-        corpus = load_corpus(name, unpacked)
-        facts["date"] = f"{datetime.now(UTC):%Y-%m-%d}"
+        load_corpus(name, unpacked)
         (unpacked / "download.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         unpacked.rename(home)
     except requests.RequestException as error:
-        raise FileNotFoundError(f"{name} did not come from {url}: {_reason(error)}") from error
-    except (ValueError, FileNotFoundError) as error:
+        raise FileNotFoundError(f"{name} did not come from {url}: {error}") from error
+    except (ValueError, FileNotFoundError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"what came from {url} is of no use and was removed: {error}") from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    return corpus
-
-
-def _reason(error: BaseException) -> str:
-    """The status the server answers, or what went wrong first, which the library wraps several times."""
-    if getattr(error, "response", None) is not None:
-        return f"the server answers {error.response.status_code} {error.response.reason}"
-    while error.__context__:
-        error = error.__context__
-    return str(error)
-
-
-def unpack(archive: Path, folder: Path) -> None:
-    """Unpack a zip or tar file into the new `folder` (what is there goes).
-
-    Raises ValueError and leaves no folder: a member that is absolute, goes through "..", or links to outside (in a
-    zip: is a link at all); a file that is broken or of another kind.
-    """
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
-        if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as file:
-                links = {member.filename for member in file.infolist() if S_ISLNK(member.external_attr >> 16)}
-                _refuse_unsafe(file.namelist(), links)
-                file.extractall(folder)
-        elif tarfile.is_tarfile(archive):
-            with tarfile.open(archive) as file:
-                _refuse_unsafe(file.getnames())
-                file.extractall(folder, filter="data")  # which refuses links to outside and devices
-        else:
-            raise ValueError("it is neither a zip nor a tar file")
-    except (ValueError, zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError) as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise ValueError(f"{archive.name} cannot be unpacked: {error}") from None
-
-
-def _refuse_unsafe(names: Iterable[str], links: Iterable[str] = ()) -> None:
-    """Before anything is unpacked: the libraries would leave such a member out, or give it another name."""
-    for name in names:
-        path = PureWindowsPath(name)  # takes both kinds of slashes
-        if path.anchor or ".." in path.parts or name in links:
-            raise ValueError(f"{name} is not safe, it is absolute, goes through .. or is a link")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tarfile
 import threading
 import zipfile
 from functools import partial
@@ -14,7 +13,7 @@ import pytest
 
 from ser_kd_utils.cli import main
 from ser_kd_utils.data.corpora import load_corpus
-from ser_kd_utils.data.download import ARCHIVES, Archive
+from ser_kd_utils.data.download import ARCHIVES
 
 
 @pytest.fixture
@@ -44,14 +43,14 @@ def test_emo_db_in_a_zip(shared_data, served, tmp_path, capsys):
     assert facts["sha256"] == hashlib.sha256((folder / "download.zip").read_bytes()).hexdigest()
 
 
-def test_ravdess_in_a_tar_with_its_checksum(shared_data, served, tmp_path, capsys, monkeypatch):
+def test_ravdess_in_a_zip_with_its_checksum(shared_data, served, tmp_path, capsys, monkeypatch):
     folder, address = served
-    with tarfile.open(folder / "speech.tar", "w") as file:
+    with zipfile.ZipFile(folder / "speech.zip", "w") as file:
         for path in (shared_data / "ravdess").rglob("*.flac"):
-            file.add(path, f"Actor_{path.stem[-2:]}/{path.name}")
-    url, home = f"{address}/speech.tar", tmp_path / "ravdess"
-    md5 = hashlib.md5((folder / "speech.tar").read_bytes()).hexdigest()
-    monkeypatch.setitem(ARCHIVES, "ravdess", Archive(url, f"md5:{md5}"))
+            file.write(path, f"Actor_{path.stem[-2:]}/{path.name}")
+    url, home = f"{address}/speech.zip", tmp_path / "ravdess"
+    md5 = hashlib.md5((folder / "speech.zip").read_bytes()).hexdigest()
+    monkeypatch.setitem(ARCHIVES, "ravdess", (url, f"md5:{md5}"))
     assert main(["download", "ravdess", "--to", str(home)]) == 0
     out = capsys.readouterr().out
     assert f"checksum as published: md5:{md5}\n" in out and "differs from published: no\n" in out

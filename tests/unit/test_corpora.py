@@ -183,14 +183,15 @@ def test_iemocap_with_dev_speakers_is_the_same_speech_under_another_protocol(tmp
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("iemocap", "2 of 4 wav files of IEMOCAP are missing (Ses01F_impro01_M000, Ses02M_script01_1b_M000)"),
-        ("iemocap-improvised", "1 of 2 wav files of IEMOCAP are missing (Ses01F_impro01_M000)"),
+        ("iemocap", "2 of 4 sound files are missing (Ses01F_impro01_M000, Ses02M_script01_1b_M000)"),
+        ("iemocap-improvised", "1 of 2 sound files are missing (Ses01F_impro01_M000)"),
     ],
 )
 def test_iemocap_missing_wavs_are_one_error_with_count_and_names(name, words, tmp_path):
     for path in make_iemocap(tmp_path).glob("Session*/sentences/wav/*/*_M000.wav"):
         path.unlink()
-    assert words in only_error(FileNotFoundError, lambda: load_corpus(name, tmp_path))
+    said = only_error(FileNotFoundError, lambda: load_corpus(name, tmp_path))
+    assert words in said and said.endswith("dialog/EmoEvaluation/*.txt and sentences/wav/*/*.wav")
 
 
 def test_demo_is_read_by_the_same_reader_and_marked(tmp_path, monkeypatch):
@@ -233,10 +234,10 @@ def test_meld_leaves_out_faults_of_the_release_and_reports_missing_clips(tmp_pat
     seven, four = load_corpus("meld", tmp_path), load_corpus("meld-4", tmp_path)
     reasons = seven.excluded.set_index("utterance").reason.to_dict()
     assert reasons["train_dia125_utt3"] == "broken clip in the release"
-    assert reasons["test_dia0_utt4"] == reasons["test_dia0_utt5"] == "no clip"
+    assert reasons["test_dia0_utt4"] == reasons["test_dia0_utt5"] == "no file"
     assert len(seven.manifest) == 118
     assert not set(seven.manifest.utterance) & set(seven.excluded.utterance)
-    assert "no clip" not in set(four.excluded.reason)  # neither of the two is of the four classes
+    assert "no file" not in set(four.excluded.reason)  # neither of the two is of the four classes
 
 
 def test_meld_without_many_clips_is_one_error(tmp_path):
@@ -245,6 +246,7 @@ def test_meld_without_many_clips_is_one_error(tmp_path):
         (tmp_path / "train_splits" / f"dia1_utt{i}.mp4").unlink()
     said = only_error(FileNotFoundError, lambda: load_corpus("meld", tmp_path))
     assert "7 of 120" in said and "train_dia1_utt0" in said
+    assert "train.tar.gz" in said
     write(tmp_path / "train_splits" / "dia1_utt0.mp4")  # 6 of 120 = 5 % is accepted
     assert len(load_corpus("meld", tmp_path).manifest) == 114
 
@@ -296,8 +298,10 @@ def test_ravdess_names_and_the_duplicate(folders, tmp_path):
 
 
 def test_a_folder_with_the_right_names_but_other_classes_is_one_error(tmp_path):
-    write(tmp_path / "03-02-03-01-01-01-01.wav")  # a song
+    write(tmp_path / "03-01-02-01-01-01-01.wav")  # calm
     assert "no utterance labelled angry" in only_error(ValueError, lambda: load_corpus("ravdess", tmp_path))
+    (song,) = [path.rename(tmp_path / "03-02-02-01-01-01-01.wav") for path in tmp_path.iterdir()]
+    assert f"found {song.name}" in only_error(FileNotFoundError, lambda: load_corpus("ravdess", tmp_path))
 
 
 def test_manifest_fills_what_is_not_given(tmp_path):

@@ -7,10 +7,10 @@ import io
 import json
 import subprocess
 import sys
-import tarfile
 import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from scipy.io import wavfile
 
 from ser_kd_utils.cli import main
 from ser_kd_utils.data import download as downloading
-from ser_kd_utils.data.download import ARCHIVES, ON_REQUEST, unpack
+from ser_kd_utils.data.download import ARCHIVES, ON_REQUEST
 from ser_kd_utils.data.noise import NOISEX92_STUDY
 from ser_kd_utils.files import cache_root
 
@@ -99,12 +99,18 @@ def test_a_corpus_is_fetched_unpacked_and_opened(server, emodb, home, capsys):
         f"fetching {server.url}",
         f"sha256 {sha256}; checksum as published: none given",
         f"emodb is in {home}.",
+        "name: emodb",
+        "speech: recorded",
         "utterances: 40",
         "speakers: 10",
         "classes: angry 10, happy 10, neutral 10, sad 10",
+        "hours: 0.00",
+        "protocols: speaker-groups, random",
+        "left out: none",
         "differs from published: angry: 10 utterances, published 127; happy: 10 utterances, published 71; "
         "neutral: 10 utterances, published 79; sad: 10 utterances, published 62",
         "licence: CC0-1.0 (as github.com/audeering/emodb states)",
+        "access: open (ser-kd download emodb): emodb.bilderbar.info",
         "citation: Burkhardt et al., A database of German emotional speech, Interspeech 2005",
         f"Go on: ser-kd reproduce --corpus emodb --data-root '{home}'",
     ]
@@ -120,7 +126,7 @@ def test_where_it_is_already_nothing_is_fetched(server, emodb, home, capsys):
     run(server, home, capsys)
     code, out, err = run(server, home, capsys)
     assert (code, err, len(server.asked)) == (0, "", 1)
-    assert out.startswith(f"emodb is already in {home}: nothing fetched.\nutterances: 40\n")
+    assert out.startswith(f"emodb is already in {home}.\nname: emodb\n")
 
 
 def test_a_folder_with_something_else_is_left_alone(server, home, capsys):
@@ -144,13 +150,12 @@ def test_an_interrupted_unpacking_leaves_nothing_and_a_killed_one_is_done_anew(
 ):
     server.body, work = emodb, home.with_name(f"{home.name}.download")
 
-    def interrupted(archive, folder):
-        (folder / "wav").mkdir(parents=True)
-        (folder / "wav" / "03a01Wb.wav").write_bytes(b"half")
+    def interrupted(archive):
+        assert len(list((work / "unpacked" / "wav").iterdir())) == 70
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(downloading, "unpack", interrupted)
+        patch.setattr(downloading, "sha256", interrupted)
         downloading.download("emodb", str(home), server.url)
     assert not any(home.parent.iterdir())
     (work / "unpacked" / "wav").mkdir(parents=True)  # what a killed one leaves
@@ -166,7 +171,7 @@ def test_what_is_no_such_corpus_is_refused_and_removed(server, home, capsys):
         file.writestr("readme.txt", "moved")
     for body, reason in (
         (made.getvalue(), "found readme.txt"),
-        (b"<html>Moved</html>", "neither a zip nor a tar file"),
+        (b"<html>Moved</html>", "not a zip file"),
     ):
         server.body = body
         code, _, err = run(server, home, capsys)
@@ -179,13 +184,13 @@ def test_a_wrong_checksum_is_refused_and_removed(server, emodb, home, capsys):
     server.body = emodb
     code, _, err = run(server, home, capsys, name="ravdess")
     assert code == 2 and err.startswith(f"ser-kd: what came from {server.url} is of no use and was removed: MD5 hash")
-    assert ARCHIVES["ravdess"].checksum in err and hashlib.md5(emodb).hexdigest() in err and err.count("\n") == 1
+    assert ARCHIVES["ravdess"][1] in err and hashlib.md5(emodb).hexdigest() in err and err.count("\n") == 1
     assert not any(home.parent.iterdir())
 
 
 def test_the_right_checksum_is_said(server, emodb, home, capsys, monkeypatch):
     checksum = f"md5:{hashlib.md5(emodb).hexdigest()}"
-    monkeypatch.setitem(ARCHIVES, "emodb", downloading.Archive(server.url, checksum))
+    monkeypatch.setitem(ARCHIVES, "emodb", (server.url, checksum))
     server.body = emodb
     code, out, _ = run(server, home, capsys)
     assert code == 0 and f"checksum as published: {checksum}\n" in out
@@ -197,8 +202,8 @@ def test_the_right_checksum_is_said(server, emodb, home, capsys, monkeypatch):
 def test_a_cut_connection_is_one_line_and_leaves_nothing(server, emodb, home, capsys):
     server.body, server.cuts = emodb, 1
     code, _, err = run(server, home, capsys)
-    assert code == 2 and err.startswith(f"ser-kd: emodb did not come from {server.url}: IncompleteRead(")
-    assert err.count("\n") == 1 and not any(home.parent.iterdir())
+    assert code == 2 and err.startswith(f"ser-kd: emodb did not come from {server.url}: ")
+    assert "IncompleteRead(" in err and err.count("\n") == 1 and not any(home.parent.iterdir())
     code, out, _ = run(server, home, capsys)
     assert code == 0 and "utterances: 40" in out
     assert json.loads((home / "download.json").read_text())["sha256"] == hashlib.sha256(emodb).hexdigest()
@@ -208,7 +213,8 @@ def test_a_server_that_does_not_have_it_is_one_line(server, home, capsys):
     server.status = 404
     code, out, err = run(server, home, capsys)
     assert (code, out) == (2, f"fetching {server.url}\n")
-    assert err == f"ser-kd: emodb did not come from {server.url}: the server answers 404 Not Found\n"
+    assert err.startswith(f"ser-kd: emodb did not come from {server.url}: 404 Client Error: Not Found")
+    assert err.count("\n") == 1
     assert not any(home.parent.iterdir())
 
 
@@ -217,7 +223,7 @@ def test_no_server_at_all_is_one_line(server, home, capsys):
     server.server_close()
     code, _, err = run(server, home, capsys)
     assert code == 2 and err.startswith(f"ser-kd: emodb did not come from {server.url}: ")
-    assert err.endswith("Connection refused\n") and not any(home.parent.iterdir())
+    assert "Connection refused" in err and err.count("\n") == 1 and not any(home.parent.iterdir())
 
 
 def test_what_is_no_address_is_one_line(home, capsys):
@@ -228,80 +234,41 @@ def test_what_is_no_address_is_one_line(home, capsys):
 # --- archives
 
 
-def zipped(path, name, link=""):
-    with zipfile.ZipFile(path, "w") as file:
-        file.writestr("wav/03a01Wa.wav", b"first")
-        member = zipfile.ZipInfo(name)
-        if link:
-            member.external_attr = 0o120777 << 16
-        file.writestr(member, link or "evil")
-
-
-def tarred(path, name, link="", kind=tarfile.SYMTYPE):
-    with tarfile.open(path, "w:gz") as file:
-        for member in (tarfile.TarInfo("wav/03a01Wa.wav"), tarfile.TarInfo(name)):
-            if member.name == name and link:
-                member.type, member.linkname = kind, link
-            file.addfile(member, io.BytesIO())
-
-
 UNSAFE = {
     "up": ("../evil.txt", ""),
-    "up inside": ("wav/../../evil.txt", ""),
+    "up inside": ("wav/../../../evil.txt", ""),
     "up with backslashes": ("..\\evil.txt", ""),
-    "absolute": ("/tmp/evil.txt", ""),
+    "absolute": ("/tmp/evil-of-this-test.txt", ""),
     "drive": ("C:\\evil.txt", ""),
-    "link up": ("wav/link", "../../evil.txt"),
+    "link up": ("wav/link", "../../../evil.txt"),
     "absolute link": ("wav/link", "/etc/passwd"),
 }
 
 
-@pytest.mark.parametrize("make", [zipped, tarred])
 @pytest.mark.parametrize(("member", "link"), UNSAFE.values(), ids=UNSAFE)
-def test_an_unsafe_member_is_refused_and_nothing_unpacked(tmp_path, make, member, link):
-    make(tmp_path / "a.zip", member, link)
-    with pytest.raises(ValueError) as caught:
-        unpack(tmp_path / "a.zip", tmp_path / "inner" / "folder")
-    said = str(caught.value)
-    assert said.startswith("a.zip cannot be unpacked: ") and member in said
-    assert "not safe" in said or "link to" in said  # ours or that of Python's own filter
-    assert not (tmp_path / "inner" / "folder").exists()
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["a.zip"]
+def test_no_member_of_an_archive_leaves_the_folder(server, emodb, home, capsys, tmp_path, member, link):
+    """Whatever its name, it lies in the corpus's folder as a file; a link is a file with the address in it."""
+    made, info = io.BytesIO(emodb), zipfile.ZipInfo(member)
+    info.external_attr = 0o120777 << 16 if link else 0
+    with zipfile.ZipFile(made, "a") as file:
+        file.writestr(info, link or "evil")
+    server.body = made.getvalue()
+    assert run(server, home, capsys)[0] == 0
+    assert [path.name for path in tmp_path.iterdir()] == [home.parent.name]
+    assert [path.name for path in home.parent.iterdir()] == [home.name]
+    assert not Path("/tmp/evil-of-this-test.txt").exists()
+    files = [path for path in home.rglob("*") if path.is_file()]
+    assert len(files) == 73 and not any(path.is_symlink() for path in home.rglob("*"))
+    assert (link or "evil").encode() in [path.read_bytes() for path in files]
 
 
-def test_a_hard_link_and_a_device_are_refused(tmp_path):
-    for kind, link, reason in (
-        (tarfile.LNKTYPE, "../evil.txt", "would link to"),
-        (tarfile.FIFOTYPE, "nothing", "is a special file"),
-    ):
-        tarred(tmp_path / "a.tar", "wav/other", link, kind)
-        with pytest.raises(ValueError, match=f"a.tar cannot be unpacked: 'wav/other' {reason}"):
-            unpack(tmp_path / "a.tar", tmp_path / "folder")
-        assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]
-
-
-def test_a_link_within_a_tar_is_data(tmp_path):
-    tarred(tmp_path / "a.tar", "wav/03a01Wb.wav", "03a01Wa.wav")
-    unpack(tmp_path / "a.tar", tmp_path / "folder")
-    assert (tmp_path / "folder" / "wav" / "03a01Wb.wav").is_file()
-
-
-@pytest.mark.parametrize("make", [zipped, tarred])
-def test_a_broken_archive_is_refused_and_nothing_left(tmp_path, make):
-    make(tmp_path / "a", "wav/03a01Wb.wav")
-    whole = (tmp_path / "a").read_bytes()
-    (tmp_path / "a").write_bytes(whole.replace(b"first", b"fir\0t") if make is zipped else whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="^a cannot be unpacked: "):
-        unpack(tmp_path / "a", tmp_path / "folder")
-    assert [path.name for path in tmp_path.iterdir()] == ["a"]
-
-
-def test_an_unsafe_archive_leaves_nothing_of_the_command(server, home, tmp_path, capsys):
-    zipped(tmp_path / "a.zip", "../evil.txt")
-    server.body = (tmp_path / "a.zip").read_bytes()
+@pytest.mark.parametrize("broken", ["sound", "directory"])
+def test_a_broken_archive_is_refused_and_nothing_left(server, emodb, home, capsys, broken):
+    half = len(emodb) // 2
+    server.body = emodb[:half] + (bytes(64) + emodb[half + 64 :] if broken == "sound" else b"")
     code, _, err = run(server, home, capsys)
-    assert code == 2 and "cannot be unpacked: ../evil.txt is not safe" in err and err.count("\n") == 1
-    assert not any(home.parent.iterdir())
+    assert code == 2 and err.startswith(f"ser-kd: what came from {server.url} is of no use and was removed: ")
+    assert err.count("\n") == 1 and not any(home.parent.iterdir())
 
 
 # --- names

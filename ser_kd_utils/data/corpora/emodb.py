@@ -1,41 +1,35 @@
 """EMO-DB (Berlin, acted, German) with four classes: boredom (L), disgust (E) and fear (A) are dropped."""
 
-import re
 from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
-from ser_kd_utils.data.corpora.manifest import Source, exclusions, matching
+from ser_kd_utils.data.corpora.manifest import FOUR_CLASSES, Corpus, named
 
 LABELS = {"W": "angry", "F": "happy", "N": "neutral", "T": "sad"}  # Wut, Freude, neutral, Trauer
 GENDERS = {"03": "M", "08": "F", "09": "F", "10": "M", "11": "M", "12": "M", "13": "F", "14": "F", "15": "M", "16": "F"}
 
 # 03a01Wa.wav: speaker, text, emotion, version
-NAME = re.compile(rf"({'|'.join(GENDERS)})[ab]\d\d([WLEAFTN])[a-z]\.(?:wav|flac)", re.IGNORECASE)
+NAME = rf"(?P<speaker>{'|'.join(GENDERS)})[ab]\d\d(?P<label>[WLEAFTN])[a-z]\.(?:wav|flac)"
+
+_files = partial(named, folder="wav", name=NAME)
 
 
-_files = partial(matching, folders="wav", name=NAME)
-
-
-def read(root: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+def read(root: Path) -> pd.DataFrame:
     """Read the file names, which hold everything."""
-    rows = [
-        (path.stem, str(path), LABELS[name[2].upper()], name[1], GENDERS[name[1]])
-        for path, name in _files(root)
-        if name[2].upper() in LABELS
-    ]
-    return pd.DataFrame(rows, columns=["utterance", "path", "label", "speaker", "gender"]), exclusions()
+    rows = _files(root)
+    return rows.assign(label=rows.label.str.upper().map(LABELS), gender=rows.speaker.map(GENDERS))
 
 
-EMODB = Source(
+EMODB = Corpus(
     name="emodb",
     layout="files as 03a01Wa.wav (or .flac), in it or in its folder wav",
-    recognises=lambda root: bool(_files(root)),
+    recognises=lambda root: not _files(root).empty,
     read=read,
     licence="CC0-1.0 (as github.com/audeering/emodb states)",
     access="open (ser-kd download emodb): emodb.bilderbar.info",
     citation="Burkhardt et al., A database of German emotional speech, Interspeech 2005",
-    protocols=("speaker-groups", "random"),
+    labels=FOUR_CLASSES,
     counts={"": {"angry": 127, "happy": 71, "neutral": 79, "sad": 62}},
 )

@@ -14,58 +14,47 @@ from pathlib import Path
 
 import pandas as pd
 
-from ser_kd_utils.data.corpora.manifest import Source, exclusions, some
+from ser_kd_utils.data.corpora.manifest import FOUR_CLASSES, Corpus, first_of
 
 LABELS = {"ang": "angry", "hap": "happy", "exc": "happy", "neu": "neutral", "sad": "sad"}
 EXCITED = {"ang": "angry", "exc": "excited", "neu": "neutral", "sad": "sad"}
 
-# [6.2901 - 8.2357]<TAB>Ses01F_impro01_F000<TAB>neu<TAB>[2.5, ...: start and end in s, utterance, label, ratings
-SUMMARY = re.compile(r"^\[(\d+\.?\d*) - (\d+\.?\d*)\]\t(Ses\d\d[FM]_\S+_[FM]\w+)\t(\w+)\t\[", re.MULTILINE)
+# [6.2901 - 8.2357]<TAB>Ses01F_impro01_M000<TAB>neu<TAB>[2.5, ...: start and end in s, utterance, label, ratings
+# The utterance is dialog and turn; the F after Ses01 wore the markers, the M before the number speaks.
+SUMMARY = re.compile(r"^\[(\d+\.?\d*) - (\d+\.?\d*)\]\t((Ses(\d\d)[FM]_\S+)_([FM])\w+)\t(\w+)\t\[", re.MULTILINE)
 
 
-def home(root: Path) -> Path:
-    """The folder that holds Session1 to Session5: `root` or the release's own folder in it."""
-    release = root / "IEMOCAP_full_release"
-    return release if release.is_dir() else root
+def _tables(root: Path, dialogs: str = "Ses*") -> list[Path]:
+    tables = f"Session*/dialog/EmoEvaluation/{dialogs}.txt"
+    return first_of(root, f"IEMOCAP_full_release/{tables}", tables)
 
 
-def recognises(root: Path) -> bool:
-    return any(home(root).glob("Session*/dialog/EmoEvaluation"))
+def read(root: Path, labels: Mapping[str, str] = LABELS, dialogs: str = "Ses*") -> pd.DataFrame:
+    """Read the summary lines of dialog/EmoEvaluation/*.txt.
 
-
-def read(root: Path, labels: Mapping[str, str] = LABELS, dialogs: str = "[!.]*") -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Read the summary lines of dialog/EmoEvaluation/*.txt. FileNotFoundError if wav files of kept utterances miss.
-
-    labels: our name of each label to keep; dialogs: a pattern of those to read (default: all but macOS's ._Ses*).
+    labels: our name of each label to keep; dialogs: a pattern of those to read (default: all, and not macOS's ._Ses*).
     """
     rows = []
-    for table in sorted(home(root).glob(f"Session*/dialog/EmoEvaluation/{dialogs}.txt")):
-        for start, end, utterance, label in SUMMARY.findall(table.read_text(encoding="latin-1")):
-            dialog, turn = utterance.rsplit("_", 1)
+    for table in _tables(root, dialogs):
+        for start, end, utterance, dialog, session, gender, label in SUMMARY.findall(table.read_text("latin-1")):
             path = table.parents[2] / "sentences" / "wav" / dialog / f"{utterance}.wav"
-            # Ses01F_impro01_M000: the F after Ses01 wore the markers, the M before the number speaks
-            who = (utterance[:5] + turn[0], turn[0], str(int(utterance[3:5])))
+            who = (f"Ses{session}{gender}", gender, str(int(session)))
             style = "impro" if "_impro" in dialog else "script"
-            rows.append((utterance, str(path), label, *who, style, float(end) - float(start)))
+            rows.append((utterance, str(path), labels.get(label), *who, style, float(end) - float(start)))
     columns = ["utterance", "path", "label", "speaker", "gender", "session", "style", "seconds"]
-    rows = pd.DataFrame([row for row in rows if row[2] in labels], columns=columns)
-    if missing := [path.stem for path in map(Path, rows.path) if not path.is_file()]:
-        raise FileNotFoundError(
-            f"{root}: {len(missing)} of {len(rows)} wav files of IEMOCAP are missing ({some(missing)}); "
-            "unpack Session*/sentences/wav completely"
-        )
-    return rows.assign(label=rows.label.map(labels)), exclusions()
+    return pd.DataFrame(rows, columns=columns)
 
 
-IEMOCAP = Source(
+IEMOCAP = Corpus(
     name="iemocap",
     layout="Session1 to Session5, each with dialog/EmoEvaluation/*.txt and sentences/wav/*/*.wav",
-    recognises=recognises,
+    recognises=lambda root: bool(_tables(root)),
     read=read,
     licence="USC SAIL release agreement: research only, no redistribution",
     access="restricted: apply at sail.usc.edu/iemocap",
     citation="Busso et al., IEMOCAP: interactive emotional dyadic motion capture database, "
     "Language Resources and Evaluation 42, 2008",
+    labels=FOUR_CLASSES,
     protocols=("leave-one-session-out", "random"),
     counts={
         "1": {"angry": 229, "happy": 278, "neutral": 384, "sad": 194},
@@ -83,7 +72,7 @@ IMPROVISED = replace(
     name="iemocap-improvised",
     read=partial(read, labels=EXCITED, dialogs="Ses*_impro*"),
     citation=f"{IEMOCAP.citation}; part and classes: Xu, Zhang and Zhang, Head Fusion, IEEE Access 9, 2021",
-    classes=tuple(EXCITED.values()),
+    labels=tuple(EXCITED.values()),
     counts={"impro": {"angry": 289, "excited": 663, "neutral": 1099, "sad": 608}},
     counted_by="style",
 )

@@ -1,4 +1,4 @@
-"""What a corpus reader provides, what every manifest looks like, and the user's own corpus: a CSV or TSV file.
+"""What a corpus is, what every manifest looks like, and the user's own corpus: a CSV or TSV file.
 
 Also which files below a folder are sound, by the same rules for speech and for noise.
 """
@@ -8,7 +8,7 @@ import re
 import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -19,8 +19,8 @@ COLUMNS = ("utterance", "path", "label", "speaker", "gender", "session", "style"
 REQUIRED = COLUMNS[:4]
 PARTS = ("train", "dev", "test")
 FOUR_CLASSES = ("angry", "happy", "neutral", "sad")
-SUFFIXES = (".csv", ".tsv")
-MISSING = ("nan", "none", "null", "n/a", "na")  # as other programs write what is not there
+TABLES = {".csv": (",", "CSV table in UTF-8 with commas"), ".tsv": ("\t", "TSV table in UTF-8 with tabs")}
+MISSING = ("", "nan", "none", "null", "n/a", "na")  # as programs write what is not there
 MIN_OF_CLASS = 3  # utterances: one for each part
 SOUND_SUFFIXES = (
     ".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".mp4",
@@ -28,28 +28,77 @@ SOUND_SUFFIXES = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Source:
-    """A corpus before it is read: how to recognise and read it, and what is known of it."""
-
-    name: str
-    layout: str  # what is looked for at the root, in words
-    recognises: Callable[[Path], bool]
-    read: Callable[[Path], tuple[pd.DataFrame, pd.DataFrame]]  # rows (some of COLUMNS) and the excluded among them
-    licence: str
-    access: str
-    citation: str
-    classes: tuple[str, ...] = FOUR_CLASSES  # empty: the labels found
-    protocols: tuple[str, ...] = ()  # the default first; empty: what the manifest allows
-    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # as published, of counted_by and label
-    counted_by: str = "session"
-    bad_audio: str = "error"
-    synthetic: bool = False
-
-
 def exclusions(pairs: Iterable[tuple[str, str]] = ()) -> pd.DataFrame:
     """Table of the utterances left out: columns utterance, reason."""
     return pd.DataFrame(list(pairs), columns=["utterance", "reason"], dtype="str")
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """What is known of a corpus and, once `load_corpus` has read it, its utterances.
+
+    `manifest` has one row per utterance, sorted by utterance, with exactly the columns COLUMNS: `path` is absolute,
+    `seconds` is what the annotation or else the file's header says (NaN where neither does), text that does not apply
+    is "". `labels` fixes the order of the classes; `protocols` are those `split` takes, the default first. `notes`
+    says what differs from the published counts. `bad_audio` says what an unusable file means: "error", or "exclude"
+    where the release is known to hold such files.
+    """
+
+    name: str
+    manifest: pd.DataFrame = field(default_factory=pd.DataFrame)
+    labels: tuple[str, ...] = ()  # before it is read, empty: the labels found
+    protocols: tuple[str, ...] = ()  # before it is read, empty: those the manifest allows
+    licence: str = ""
+    access: str = ""
+    citation: str = ""
+    synthetic: bool = False
+    bad_audio: str = "error"
+    notes: tuple[str, ...] = ()
+    excluded: pd.DataFrame = field(default_factory=exclusions)
+
+    # what `load_corpus` needs
+    layout: str = ""  # what is looked for at the root, in words
+    recognises: Callable[[Path], bool] | None = None
+    read: Callable[[Path], pd.DataFrame] | None = None  # rows with some of COLUMNS; other labels than `labels` go
+    faults: Mapping[str, str] = field(default_factory=dict)  # utterances left out of the release, and why
+    counts: Mapping[str, Mapping[str, int]] = field(
+        default_factory=dict
+    )  # as published, less the faults, of counted_by and label
+    counted_by: str = "session"
+
+    def card(self) -> pd.DataFrame:
+        """The corpus in plain words: a table of two columns, item and value."""
+        rows = self.manifest
+        counts = rows.label.value_counts()
+        unknown = f" and {n} files of unknown length" if (n := int(rows.seconds.isna().sum())) else ""
+        reasons = self.excluded.reason.value_counts(sort=False)
+        items = {
+            "name": self.name,
+            "speech": "synthetic" if self.synthetic else "recorded",
+            "utterances": str(len(rows)),
+            "speakers": str(rows.speaker.nunique()),
+            "classes": ", ".join(f"{label} {counts.get(label, 0)}" for label in self.labels),
+            "hours": f"{rows.seconds.sum() / 3600:.2f}{unknown}",
+            "protocols": ", ".join(self.protocols),
+            "left out": "; ".join(f"{count} ({reason})" for reason, count in reasons.items()) or "none",
+            "differs from published": "; ".join(self.notes) or "no",
+            "licence": self.licence,
+            "access": self.access,
+            "citation": self.citation,
+        }
+        return pd.DataFrame(items.items(), columns=["item", "value"])
+
+    def fold_count(self, protocol: str | None = None) -> int:
+        """Number of folds of `protocol` (default: the first). ValueError if the corpus has no such protocol."""
+        from ser_kd_utils.data.corpora.folds import fold_count  # which needs PARTS from here
+
+        return fold_count(self, protocol)
+
+    def without(self, excluded: pd.DataFrame) -> "Corpus":
+        """The same corpus less the utterances of `excluded` (columns utterance, reason)."""
+        kept = self.manifest[~self.manifest.utterance.isin(excluded.utterance)].reset_index(drop=True)
+        extended = pd.concat([self.excluded, excluded[["utterance", "reason"]]], ignore_index=True)
+        return replace(self, manifest=kept, excluded=extended)
 
 
 def some(names: Iterable[str], most: int = 3) -> str:
@@ -58,10 +107,16 @@ def some(names: Iterable[str], most: int = 3) -> str:
     return ", ".join(names[:most] + ["..."] * (len(names) > most))
 
 
-def matching(root: Path, folders: str, name: re.Pattern[str]) -> list[tuple[Path, re.Match[str]]]:
-    """The files with such a name in `folders` (a pattern) of the root, or in itself if there is nothing in those."""
-    paths = sorted(root.glob(f"{folders}/*")) or sorted(root.glob("*"))
-    return [(path, found) for path in paths if (found := name.fullmatch(path.name))]
+def first_of(root: Path, *patterns: str) -> list[Path]:
+    """What matches the first of the patterns that matches anything, sorted."""
+    return next((paths for pattern in patterns if (paths := sorted(root.glob(pattern)))), [])
+
+
+def named(root: Path, folder: str, name: str) -> pd.DataFrame:
+    """The files with such a name in `folder` of the root, or in itself: utterance, path and the name's named groups."""
+    paths = first_of(root, f"{folder}/*", "*")
+    found = [(path, match) for path in paths if (match := re.fullmatch(name, path.name, re.IGNORECASE))]
+    return pd.DataFrame([{"utterance": path.stem, "path": str(path)} | match.groupdict() for path, match in found])
 
 
 def tidy(rows: pd.DataFrame, where: str) -> pd.DataFrame:
@@ -72,8 +127,7 @@ def tidy(rows: pd.DataFrame, where: str) -> pd.DataFrame:
     rows = rows.sort_values(["utterance", "path"], ignore_index=True)
     twice = rows[rows.utterance.duplicated(keep=False)]
     if len(twice):
-        both = f"utterance {twice.utterance.iloc[0]} occurs twice: {' and '.join(twice.path[:2])}"
-        raise ValueError(f"{where}: {both}")
+        raise ValueError(f"{where}: utterance {twice.utterance.iloc[0]} occurs twice: {' and '.join(twice.path[:2])}")
     seconds = rows["seconds"] if "seconds" in rows else rows.path.map(_header_seconds)
     return rows.reindex(columns=list(COLUMNS[:-1]), fill_value="").assign(seconds=seconds.astype("float64"))
 
@@ -89,53 +143,43 @@ def _header_seconds(path: str) -> float:
 
 def protocols_of(rows: pd.DataFrame) -> tuple[str, ...]:
     """Protocols a manifest allows: "official" if its split is filled, "speaker-groups" from 3 speakers on."""
-    official = ("official",) if rows.split.ne("").all() else ()
-    groups = ("speaker-groups",) if rows.speaker.nunique() >= 3 else ()
-    return (*official, *groups, "random")
+    allowed = {"official": rows.split.ne("").all(), "speaker-groups": rows.speaker.nunique() >= 3, "random": True}
+    return tuple(protocol for protocol, possible in allowed.items() if possible)
 
 
-def read(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+def read(path: Path) -> pd.DataFrame:
     """Read a CSV or TSV file with REQUIRED and any other of COLUMNS; its paths are relative to it or absolute.
 
     Texts but paths are stripped and brought to Unicode's composed form (NFC). Raises one ValueError that lists
     everything wrong with it.
     """
-    sep = "\t" if path.suffix.lower() == ".tsv" else ","
+    sep, kind = TABLES[path.suffix.lower()]
     try:
         # more fields than columns would be cut off with a warning only
         with warnings.catch_warnings(action="error", category=pd.errors.ParserWarning):
             rows = pd.read_csv(path, sep=sep, dtype="str", keep_default_na=False, encoding="utf-8-sig", index_col=False)
     except (ValueError, pd.errors.ParserWarning) as error:  # also: another encoding, empty
-        wanted = "CSV table in UTF-8 with commas" if sep == "," else "TSV table in UTF-8 with tabs"
-        raise ValueError(f"{path} is no {wanted}: {str(error).strip()}") from None
+        raise ValueError(f"{path} is no {kind}: {str(error).strip()}") from None
     rows = rows.fillna("").rename(columns=str.strip)
-    rows = rows[[column for column in COLUMNS if column in rows]]
-    for column in rows.columns.drop("path", errors="ignore"):
+    if missing := [column for column in REQUIRED if column not in rows]:
+        raise ValueError(f"{path}: missing columns: {', '.join(missing)} (found: {', '.join(rows.columns)})")
+    rows = rows.reindex(columns=list(COLUMNS), fill_value="")
+    for column in rows.columns.drop("path"):
         rows[column] = rows[column].str.strip().str.normalize("NFC")
-    if "path" in rows:
-        rows["path"] = [str(path.parent / name) if name.strip() else "" for name in rows.path]
+    rows["path"] = [str(path.parent / name) if name.strip() else "" for name in rows.path]
     if problems := list(_problems(rows)):
         raise ValueError(f"{path}: {'; '.join(problems)}")
-    if "seconds" in rows:
-        rows["seconds"] = rows.path.map(_header_seconds).fillna(pd.to_numeric(rows.seconds))
-    return rows, exclusions()
+    return rows.assign(seconds=rows.path.map(_header_seconds).fillna(pd.to_numeric(rows.seconds)))
 
 
 def _problems(rows: pd.DataFrame) -> Iterator[str]:
-    if missing := [column for column in REQUIRED if column not in rows]:
-        yield f"missing columns: {', '.join(missing)} (found: {', '.join(rows.columns)})"
-        return
     if rows.empty:
         yield "no rows"
         return
     for column in REQUIRED:
-        if blank := int(rows[column].eq("").sum()):
-            yield f"{blank} rows with empty {column}"
-    for column in ("label", "speaker"):
-        if missing := sorted({name for name in rows[column] if name.casefold() in MISSING}):
-            yield f"{column} {missing[0]!r} means a missing one: fill it in or leave these rows out"
-    named = rows.utterance[rows.utterance.ne("")]
-    if duplicates := sorted(set(named[named.duplicated()])):
+        if missing := rows[column][rows[column].str.casefold().isin(MISSING)].tolist():
+            yield f"{len(missing)} rows with empty {column} (found {missing[0]!r}): fill it in or leave these rows out"
+    if duplicates := sorted(set(rows.utterance[rows.utterance.duplicated() & rows.utterance.ne("")])):
         yield f"{len(duplicates)} duplicate utterances ({some(duplicates)})"
     for column in ("utterance", "label", "speaker"):
         for one, other in _near_equal(rows[column])[:3]:
@@ -150,21 +194,14 @@ def _problems(rows: pd.DataFrame) -> Iterator[str]:
                 f"{count} utterances of label {label!r}, at least {MIN_OF_CLASS} are needed: add some, join it with "
                 "another label or leave these rows out"
             )
-    if "split" in rows and set(rows.split) not in ({""}, set(PARTS)):
-        found = ", ".join(repr(part) for part in sorted(set(rows.split))[:5])
+    if set(rows.split) not in ({""}, set(PARTS)):
+        found = some(map(repr, sorted(set(rows.split))))
         yield f"split must be empty in all rows, or train, dev or test in each and each used (found {found})"
-    if "seconds" in rows:
-        yield from _wrong_seconds(rows)
-
-
-def _wrong_seconds(rows: pd.DataFrame) -> Iterator[str]:
-    seconds = pd.to_numeric(rows.seconds, errors="coerce")
-    possible = seconds.gt(0) & seconds.lt(np.inf)
-    if wrong := rows.seconds[~possible & rows.seconds.ne("")].tolist():
-        yield f"seconds must be numbers above 0 or empty (found {wrong[0]})"
-    header = rows.path.map(_header_seconds).where(possible)
-    if differing := rows.utterance[(seconds - header).abs() > 0.1 + 0.02 * header].tolist():
-        yield f"{len(differing)} seconds are not those of the sound ({some(differing)}): leave them empty"
+    given = rows[rows.seconds.ne("")]
+    seconds, header = pd.to_numeric(given.seconds, errors="coerce"), given.path.map(_header_seconds).astype("float64")
+    possible = seconds.gt(0) & seconds.lt(np.inf) & ~((seconds - header).abs() > 0.1 + 0.02 * header)
+    if wrong := given.utterance[~possible].tolist():
+        yield f"seconds of {len(wrong)} utterances are not those of the sound ({some(wrong)}): leave them empty"
 
 
 def _near_equal(names: Iterable[str]) -> list[tuple[str, str]]:
@@ -198,18 +235,18 @@ def sound_files(folder: Path) -> list[Path]:
 def require_utf8(path: Path) -> Path:
     """The path itself. Raises ValueError where it is in another encoding, which no table can hold."""
     if re.search("[\ud800-\udfff]", str(path)):  # as Python holds bytes that are not UTF-8
-        name = repr(os.fsencode(path))
-        raise ValueError(f"{name} is not named in UTF-8 (perhaps in Windows-1252): rename it, as with convmv")
+        raise ValueError(
+            f"{os.fsencode(path)!r} is not named in UTF-8 (perhaps in Windows-1252): rename it, as with convmv"
+        )
     return path
 
 
-MANIFEST = Source(
+MANIFEST = Corpus(
     name="manifest",
     layout=f"a CSV or TSV file with the columns {', '.join(REQUIRED)} and, where known, {', '.join(COLUMNS[4:])}",
-    recognises=lambda root: root.is_file() and root.suffix.lower() in SUFFIXES,
+    recognises=lambda root: root.is_file() and root.suffix.lower() in TABLES,
     read=read,
     licence="not stated: the user's own data",
     access="local: the files that the table names",
     citation="not stated",
-    classes=(),
 )

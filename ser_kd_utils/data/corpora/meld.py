@@ -5,63 +5,47 @@ from pathlib import Path
 
 import pandas as pd
 
-from ser_kd_utils.data.corpora.manifest import PARTS, Source, exclusions, some
+from ser_kd_utils.data.corpora.manifest import PARTS, Corpus, first_of
 
 SEVEN_CLASSES = ("neutral", "joy", "sadness", "anger", "surprise", "fear", "disgust")
-FOUR_CLASSES = SEVEN_CLASSES[:4]
 CLIP_FOLDERS = {"train": "train_splits", "dev": "dev_splits_complete", "test": "output_repeated_splits_test"}
 CLIPS = "dia*_utt*.mp4"
-NEEDED = ("Speaker", "Emotion", "Dialogue_ID", "Utterance_ID", "StartTime", "EndTime")
-
-# Faults of the release itself (declare-lab/MELD issues 39 and 52; 22 and 27), left out whatever lies on disk.
-FAULTS = {"train_dia125_utt3": "broken clip in the release", "dev_dia110_utt7": "no clip in the release"}
-MISSING_ALLOWED = 0.05  # fraction of clips; copies in circulation are known to be incomplete
+NEEDED = ["Speaker", "Emotion", "Dialogue_ID", "Utterance_ID", "StartTime", "EndTime"]
 
 
-def _find(root: Path, split: str, *patterns: str) -> Path | None:
-    """The first match, wherever the release may have been unpacked."""
-    places = [root / release / part for release in ("", "MELD.Raw") for part in ("", split)]
-    return next((path for pattern in patterns for place in places for path in place.glob(pattern)), None)
+def _places(split: str, *names: str) -> list[str]:
+    """Wherever the release may have been unpacked."""
+    return [f"{release}{part}{name}" for name in names for release in ("", "MELD.Raw/") for part in ("", f"{split}/")]
 
 
-def _table(root: Path, split: str) -> Path | None:
-    return _find(root, split, f"{split}_sent_emo.csv")
+def _find(root: Path, split: str, *names: str, hint: str) -> Path:
+    if not (found := first_of(root, *_places(split, *names))):
+        raise FileNotFoundError(f"{root}: no {names[0]}; {hint}")
+    return found[0]
 
 
-def read(root: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Read the three tables and look for their clips. No clip is opened: `seconds` is EndTime - StartTime.
+def read(root: Path) -> pd.DataFrame:
+    """Read the three tables. No clip is opened: `seconds` is EndTime - StartTime.
 
-    Raises FileNotFoundError if a table, a folder of clips or over 5 % of the clips are missing, ValueError if a table
-    is not as published.
+    Raises FileNotFoundError if a table or a folder of clips is missing, ValueError if a table is not as published.
     """
-    rows = pd.concat([_read_split(root, split) for split in PARTS], ignore_index=True)
-    wanted = rows[~rows.utterance.isin(FAULTS)]
-    missing = [name for name, path in zip(wanted.utterance, wanted.path, strict=True) if not Path(path).is_file()]
-    if len(missing) > MISSING_ALLOWED * len(rows):
-        raise FileNotFoundError(
-            f"{root}: {len(missing)} of {len(rows)} MELD clips are missing ({some(missing)}); "
-            "unpack train.tar.gz, dev.tar.gz and test.tar.gz completely"
-        )
-    return rows, exclusions([*FAULTS.items(), *((name, "no clip") for name in missing)])
+    return pd.concat([_read_split(root, split) for split in PARTS], ignore_index=True)
 
 
 def _read_split(root: Path, split: str) -> pd.DataFrame:
-    path = _table(root, split)
-    clip = _find(root, split, f"{CLIP_FOLDERS[split]}/{CLIPS}", f"{split}/{CLIPS}")
-    if not path:
-        raise FileNotFoundError(f"{root}: no {split}_sent_emo.csv; copy it from declare-lab/MELD, data/MELD")
-    if not clip:
-        raise FileNotFoundError(f"{root}: no {CLIP_FOLDERS[split]}/{CLIPS}; unpack MELD's {split}.tar.gz")
+    path = _find(root, split, f"{split}_sent_emo.csv", hint="copy it from declare-lab/MELD, data/MELD")
+    clips = (f"{CLIP_FOLDERS[split]}/{CLIPS}", f"{split}/{CLIPS}")
+    clip = _find(root, split, *clips, hint=f"unpack MELD's {split}.tar.gz")
     try:
-        table = pd.read_csv(path, usecols=list(NEEDED), dtype="str", keep_default_na=False, encoding="utf-8-sig")
+        table = pd.read_csv(path, usecols=NEEDED, dtype="str", keep_default_na=False, encoding="utf-8-sig")
         times = table[["StartTime", "EndTime"]].apply(lambda time: pd.to_timedelta(time.str.replace(",", ".")))
     except ValueError as error:  # columns, encoding, times
         raise ValueError(f"{path} is not MELD's table as published: {str(error).strip()}") from None
-    clips = "dia" + table.Dialogue_ID + "_utt" + table.Utterance_ID
+    names = "dia" + table.Dialogue_ID + "_utt" + table.Utterance_ID
     return pd.DataFrame(
         {
-            "utterance": f"{split}_" + clips,  # ids start anew in each split
-            "path": [str(clip.with_name(f"{name}.mp4")) for name in clips],
+            "utterance": f"{split}_" + names,  # ids start anew in each split
+            "path": [str(clip.with_name(f"{name}.mp4")) for name in names],
             "label": table.Emotion,
             "speaker": table.Speaker,
             "split": split,
@@ -70,24 +54,26 @@ def _read_split(root: Path, split: str) -> pd.DataFrame:
     )
 
 
-MELD = Source(
+MELD = Corpus(
     name="meld",
     layout="train_sent_emo.csv, dev_sent_emo.csv, test_sent_emo.csv and the folders "
-    f"{', '.join(CLIP_FOLDERS.values())} with {CLIPS}",
-    recognises=lambda root: any(_table(root, split) for split in PARTS),
+    f"{', '.join(CLIP_FOLDERS.values())} (of train.tar.gz, dev.tar.gz, test.tar.gz) with {CLIPS}",
+    recognises=lambda root: any(first_of(root, *_places(split, f"{split}_sent_emo.csv")) for split in PARTS),
     read=read,
     licence="annotations GPL-3.0; the clips are from the series Friends and belong to its owners",
     access="open download: annotations and the link to MELD.Raw.tar.gz at github.com/declare-lab/MELD",
     citation="Poria et al., MELD: a multimodal multi-party dataset for emotion recognition in conversations, ACL 2019",
-    classes=SEVEN_CLASSES,
+    labels=SEVEN_CLASSES,
     protocols=("official", "random"),
     counted_by="split",
-    counts={
-        "train": dict(zip(SEVEN_CLASSES, (4710, 1743, 683, 1109, 1205, 268, 271), strict=True)),
-        "dev": dict(zip(SEVEN_CLASSES, (470, 163, 111, 153, 150, 40, 22), strict=True)),
+    counts={  # published: 4710 and 470 neutral, with the faults
+        "train": dict(zip(SEVEN_CLASSES, (4709, 1743, 683, 1109, 1205, 268, 271), strict=True)),
+        "dev": dict(zip(SEVEN_CLASSES, (469, 163, 111, 153, 150, 40, 22), strict=True)),
         "test": dict(zip(SEVEN_CLASSES, (1256, 402, 208, 345, 281, 50, 68), strict=True)),
     },
     bad_audio="exclude",
+    # declare-lab/MELD issues 39 and 52; 22 and 27
+    faults={"train_dia125_utt3": "broken clip in the release", "dev_dia110_utt7": "no clip in the release"},
 )
 
-MELD_4 = replace(MELD, name="meld-4", classes=FOUR_CLASSES)
+MELD_4 = replace(MELD, name="meld-4", labels=SEVEN_CLASSES[:4])

@@ -1,44 +1,35 @@
 """RAVDESS speech, audio only, with four classes: calm, fearful, disgust and surprised are dropped."""
 
-import re
 from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
-from ser_kd_utils.data.corpora.manifest import Source, exclusions, matching
+from ser_kd_utils.data.corpora.manifest import FOUR_CLASSES, Corpus, named
 
 LABELS = {"01": "neutral", "03": "happy", "04": "sad", "05": "angry"}
 
 # 03-01-05-01-02-01-16.wav: audio only (03), speech (01), emotion, intensity, statement, repetition, actor
-NAME = re.compile(r"(\d\d-\d\d)-(\d\d)-\d\d-\d\d-\d\d-(\d\d)\.(?:wav|flac)", re.IGNORECASE)
-SPEECH = "03-01"
-DUPLICATE, ORIGINAL = "03-01-03-01-02-02-07", "03-01-03-01-02-01-07"  # the same samples twice in the release
+NAME = r"03-01-(?P<label>\d\d)-\d\d-\d\d-\d\d-(?P<speaker>\d\d)\.(?:wav|flac)"
+
+_files = partial(named, folder="Actor_*", name=NAME)
 
 
-_files = partial(matching, folders="Actor_*", name=NAME)
-
-
-def read(root: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+def read(root: Path) -> pd.DataFrame:
     """Read the file names, which hold everything; actors with an even number are women."""
-    rows = [
-        (path.stem, str(path), LABELS[name[2]], name[3], "F" if int(name[3]) % 2 == 0 else "M")
-        for path, name in _files(root)
-        if name[1] == SPEECH and name[2] in LABELS
-    ]
-    table = pd.DataFrame(rows, columns=["utterance", "path", "label", "speaker", "gender"])
-    duplicate = table.utterance.eq(DUPLICATE)
-    return table[~duplicate], exclusions((name, f"same samples as {ORIGINAL}") for name in table.utterance[duplicate])
+    rows = _files(root)
+    return rows.assign(label=rows.label.map(LABELS), gender=rows.speaker.astype(int).mod(2).map({0: "F", 1: "M"}))
 
 
-RAVDESS = Source(
+RAVDESS = Corpus(
     name="ravdess",
     layout="files as 03-01-05-01-02-01-16.wav (or .flac), in it or in its folders Actor_01 to Actor_24",
-    recognises=lambda root: bool(_files(root)),
+    recognises=lambda root: not _files(root).empty,
     read=read,
     licence="CC BY-NC-SA 4.0",
     access="open (ser-kd download ravdess): zenodo.org/records/1188976",
     citation="Livingstone & Russo, The Ryerson audio-visual database of emotional speech and song, PLoS ONE 13, 2018",
-    protocols=("speaker-groups", "random"),
+    labels=FOUR_CLASSES,
     counts={"": {"angry": 192, "happy": 191, "neutral": 96, "sad": 192}},  # published: 192 happy, with the duplicate
+    faults={"03-01-03-01-02-02-07": "same samples as 03-01-03-01-02-01-07"},
 )
