@@ -4,8 +4,6 @@ A figure that draws variants takes `variants`, by name, as `methods.variants_of`
 `styles`, colour, marker and line by name, as a method declares them.
 """
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +12,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-import soundfile
 from matplotlib.figure import Figure
 
-from ser_kd_utils.data.audio import SAMPLE_RATE
 from ser_kd_utils.metrics import interval, score
 from ser_kd_utils.report.differences import difference_of
 from ser_kd_utils.report.tables import Cell, Table
@@ -40,56 +36,9 @@ def use_style() -> None:
     plt.rcParams["figure.constrained_layout.use"] = True
 
 
-def player(wave: np.ndarray, label: str):
-    """An audio player for the notebook, MP3 inside the page so that the stored notebook stays small.
-
-    wave: float (samples,) at 16 kHz, scaled to its peak; label: what is heard.
-    """
-    from IPython.display import HTML
-
-    buffer = io.BytesIO()
-    soundfile.write(buffer, wave / max(np.abs(wave).max(), 1e-6) * 0.9, SAMPLE_RATE, format="MP3")
-    data = base64.b64encode(buffer.getvalue()).decode()
-    audio = f'<audio controls preload="none" src="data:audio/mpeg;base64,{data}"></audio>'
-    style = "display:flex;align-items:center;gap:1em"
-    return HTML(f'<div style="{style}"><span style="width:16em">{label}</span>{audio}</div>')
-
-
-def views(waves: Mapping[str, np.ndarray]) -> Figure:
-    """Waveforms above spectrograms in dB, one column per named wave (samples,), with common scales.
-
-    25 ms Hann windows every 10 ms, 0 to 8 kHz.
-    """
-    figure, axes = plt.subplots(2, len(waves), figsize=(3.4 * len(waves), 4), sharex=True, sharey="row", squeeze=False)
-    images = []
-    for upper, lower, (name, wave) in zip(*axes, waves.items(), strict=True):
-        upper.plot(np.arange(len(wave)) / SAMPLE_RATE, wave, linewidth=0.4, color="#0072B2")
-        upper.set_title(_plain(name))
-        images.append(lower.specgram(wave, NFFT=400, noverlap=240, pad_to=512, Fs=SAMPLE_RATE, cmap="magma")[-1])
-        lower.grid(False)
-        lower.set_xlabel("time (s)")
-    top = max(image.get_array().max() for image in images)
-    for image in images:
-        image.set_clim(top - 60, top)
-    axes[0, 0].set_ylabel("amplitude")
-    axes[1, 0].set_ylabel("frequency (Hz)")
-    figure.colorbar(images[0], ax=axes[1], label="dB")
-    return figure
-
-
 def _plain(text: str) -> str:
     """For matplotlib, which would typeset what stands between two dollar signs as mathematics."""
     return str(text).replace("$", r"\$")
-
-
-def noise_spectra(segments: Mapping[str, np.ndarray]) -> Figure:
-    """Power spectral density of each noise type, (samples,) each, at equal power."""
-    figure, axis = plt.subplots(figsize=(7, 3.2))
-    for colour, (name, wave) in zip(sns.color_palette("colorblind"), segments.items(), strict=False):
-        axis.psd(wave / wave.std(), NFFT=1024, Fs=SAMPLE_RATE / 1000, label=_plain(name), color=colour)
-    axis.set(xlabel="frequency (kHz)", ylabel="power (dB/kHz)", xlim=(0, 8), ylim=(-70, 10), yticks=range(-70, 11, 10))
-    axis.legend(ncols=2, fontsize="small")
-    return figure
 
 
 def learning_curves(histories: Mapping[str, pd.DataFrame], variants: Mapping[str, Any], styles: Styles) -> Figure:

@@ -80,6 +80,8 @@ def _trained(settings: Mapping, options: Namespace, demo: bool) -> list[tuple[Me
     """The notebooks that have something to train, and their variants by name; of ablations those that are asked for."""
     every = variants_of(settings).values()
     possible = [each for each in every if options.speech_dir or not each.overrides.get("unlabelled_speech")]
+    kinds = {(method.name, kind) for method in METHODS.values() for each in method.notebooks for kind in each.kinds}
+    possible = [each for each in possible if (each.method, each.kind) in kinds]  # others: where a student needs them
     ablations = {each.name: each for each in possible if each.kind != "main"}
     shown = {name for method in METHODS.values() for name in method.demo_ablations}
     chosen = [] if options.ablations == "none" else choose(options.ablations, ablations, demo, shown)

@@ -235,8 +235,6 @@ def test_dollar_signs_in_the_names_of_classes_and_noise_are_no_mathematics(table
         curves({"c": table}, per_type=True),
         plots.gain_map(table, table),
         plots.embedding_map({"$one_{$": np.zeros((2, 2))}, labels, 1),
-        plots.noise_spectra({"$h_{um$": np.random.default_rng(0).normal(size=2048)}),
-        plots.views({"$h_{um$": np.random.default_rng(0).normal(size=2048)}),
     ]
     for number, figure in enumerate(figures):
         plots.save_figure(figure, tmp_path, str(number))  # matplotlib would refuse "$an_{gry$" as a formula

@@ -426,12 +426,12 @@ def test_a_parameter_the_notebook_does_not_declare_is_refused(run, notebooks, ca
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (("--profile", "huge"), "Unknown profile 'huge': choose one of tiny, paper"),
+        (("--profile", "huge"), "Unknown profile 'huge': choose one of tiny, whisper, paper"),
         (("--folds", "9"), "no fold 9; folds: 1 to 5"),
         (("--only", "42"), "No notebook 42 in the plan"),
         (("--ablations", "gamma-11"), "No ablation gamma-11: choose among levels-ends, gamma-0.1"),
         (("--ablations", "cnn-nckd,cnn-nkcd"), "No ablation cnn-nkcd: choose among levels-ends"),
-        (("--ablations", "cnn-nkcd"), "e-unseen, cnn-tckd, cnn-nckd"),  # of all notebooks
+        (("--ablations", "cnn-nkcd"), "e-unseen, c-pseudo-labels, cnn-tckd, cnn-nckd"),  # of all notebooks
         (("--ablations", "cnn-nckd", "--only", "03"), "No notebook 03 in the plan"),
         (("--set", "dkdfmh.gama=1"), "Unknown setting dkdfmh.gama"),
         (("--set", "mlkd.epochs='two'"), "mlkd.epochs='two'"),
@@ -563,7 +563,7 @@ def test_what_was_probably_meant_is_asked(capsys, typed, meant):
 def test_an_unknown_variant_or_protocol_is_refused_before_anything_is_trained(capsys):
     assert main(["train", "a", "zz"]) == 2
     said = capsys.readouterr().err
-    assert said.startswith("ser-kd: No variant zz: choose among a, b, c, d, e, levels-ends")
+    assert said.startswith("ser-kd: No variant zz: choose among a, a-few-labels, b, c, d, e, levels-ends")
     assert "cnn-dkd" in said and "mc-full" in said and "mean" not in said
     assert main(["train", "cnn-dkd", "mc-full", "--protocol", "P1"]) == 2
     assert capsys.readouterr().err == "ser-kd: mc-full: not trained under --protocol P1.\n"
