@@ -35,7 +35,7 @@ class Variant:
     @property
     def label(self) -> str:
         """As tables and figures write it: a letter, alone or with a digit, stands in parentheses."""
-        return f"({self.name})" if len(self.name) <= 2 else self.name
+        return f"({self.name})" if len(self.name) <= 2 and self.name.islower() else self.name
 
 
 @dataclass(frozen=True)

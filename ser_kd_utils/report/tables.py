@@ -252,7 +252,7 @@ class Score:
 def label(sample: Sample) -> Cell:
     """The variant as tables write it: a single letter stands in parentheses."""
     (name,) = sample.selection.variants
-    return word(f"({name})" if len(name) <= 2 else name, sample.runs)
+    return word(f"({name})" if len(name) <= 2 and name.islower() else name, sample.runs)
 
 
 def told(key: str) -> Column:

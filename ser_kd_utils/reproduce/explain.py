@@ -98,7 +98,7 @@ def _filled(text: str) -> str:
 
 
 def _named(*names: str) -> str:
-    return ", ".join(f"({name})" if len(name) <= 2 else name for name in names if name)
+    return ", ".join(f"({name})" if len(name) <= 2 and name.islower() else name for name in names if name)
 
 
 def _tell_what_counts(column: str, cell: Cell) -> None:

@@ -194,6 +194,215 @@ def test_protocols_are_paired_by_utterance_and_seed_and_a_class_may_have_two_nam
     assert 5 not in set(ladder(another_seed, two)["rung"])  # nothing in common
 
 
+MISSED = {  # clean, in noise
+    "cnn-teacher": (0, 2),
+    "cnn-alone": (6, 6),
+    "cnn-kd": (6, 6),
+    "cnn-dkd": (3, 6),
+    "cnn-wav2vec2": (3, 0),
+    "cnn-tckd": (6, 0),
+    "cnn-nckd": (0, 0),
+    "cnn-kd-same-temperature": (0, 0),
+    "cnn-alone-noisy": (6, 0),
+    "cnn-dkd-noisy": (6, 3),
+}
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """Three folds of rows that miss the same number of angry utterances in each."""
+
+    def kind(row):
+        return "noise" if row in NOISE_ROWS else "component" if row in PARTS else "main"
+
+    return [
+        record(tmp_path, row, clean, fold, noisy=noisy, kind=kind(row))
+        for row, (clean, noisy) in MISSED.items()
+        for fold in (1, 2, 3)
+    ]
+
+
+def test_main_rows_are_compared_in_clean_speech_and_those_of_noise_in_noise(rows, tmp_path):
+    table = made([*rows, record(tmp_path, "cnn-teacher", 6, 4)], "dkd_comparisons").set_index("rows")
+    points = {  # an angry utterance is a twelfth of UA
+        "(cnn-dkd) - (cnn-alone), clean": 25.0,
+        "(cnn-dkd) - (cnn-kd), clean": 25.0,
+        "(cnn-dkd) - (cnn-kd-same-temperature), clean": -25.0,
+        "(cnn-kd) - (cnn-alone), clean": 0.0,
+        "(cnn-nckd) - (cnn-tckd), clean": 50.0,
+        "(cnn-dkd) - (cnn-teacher), clean": -25.0,
+        "(cnn-wav2vec2) - (cnn-dkd), clean": 0.0,
+        "(cnn-dkd-noisy) - (cnn-alone-noisy), noisy": -25.0,
+        "(cnn-alone-noisy) - (cnn-alone), noisy": 50.0,
+        "(cnn-teacher) - (cnn-alone), clean": 50.0,
+        "(cnn-wav2vec2) - (cnn-alone), clean": 25.0,
+        "(cnn-dkd) - (cnn-alone), noisy": 0.0,
+    }
+    assert dict(zip(table.index + ", " + table["speech"], table["UA, points"], strict=True)) == points
+    assert set(table["folds x seeds"]) == {"3 x 1"} and set(table["reading"]) == {"undecided"}
+
+
+def test_ablations_come_in_the_order_of_the_method_against_dkd_on_common_folds(rows, tmp_path):
+    names = ["cnn-mfcc", "cnn-heads-8", "cnn-heads-2", "cnn-beta-8", "cnn-beta-0.25", "cnn-alpha-2", "cnn-else"]
+    names += ["cnn-temperature-4", "cnn-attention-text"]
+    more = [record(tmp_path, name, 6, 1, kind="component") for name in names]
+    others = [record(tmp_path, "cnn-heads-1", 0, 9, kind="component")]  # shares no fold
+    table = made([*more, *rows, *others], "dkd_ablations").set_index("row")
+    order = [
+        "tckd",
+        "nckd",
+        "kd-same-temperature",
+        "alpha-2",
+        "beta-0.25",
+        "beta-8",
+        "temperature-4",
+        "heads-2",
+        "heads-8",
+    ]
+    order += ["attention-text", "mfcc", "else"]
+    assert list(table.index) == [f"<cnn-{name}>" for name in order]
+    scores = ["UA clean", "UA noisy", "difference, points"]
+    assert table.loc[["<cnn-tckd>", "<cnn-nckd>"], scores].values.tolist() == [[50, 100, -25], [100, 100, 25]]
+    assert made(rows, "dkd_ablations")["against"].tolist() == ["cnn-dkd"] * 3
+    assert table.loc[["<cnn-tckd>", "<cnn-mfcc>"], "folds x seeds"].tolist() == ["3 x 1", "1 x 1"]
+
+
+def test_rows_trained_in_noise_are_tested_in_noise_by_snr(rows, tmp_path):
+    table = made([*rows, record(tmp_path, "cnn-alone", 0, 8)], "dkd_noise")
+    assert list(table.columns[:6]) == ["row", "model", "UA clean", "UA 10 dB", "UA -5 dB", "UA noisy"]
+    assert table["row"].tolist() == ["cnn-alone", "cnn-dkd", *NOISE_ROWS]
+    assert table["UA clean"].tolist() == [50.0, 75.0, 50.0, 50.0]
+    assert table["UA 10 dB"].tolist() == table["UA noisy"].tolist() == [50.0, 50.0, 100.0, 75.0]
+    assert set(table["UA -5 dB"]) == {50.0} and set(table["folds x seeds"]) == {"3 x 1"}
+    assert made(rows[:6], "dkd_noise")["row"].tolist() == ["cnn-alone"]
+
+
+def test_claims_have_the_sign_of_the_row_that_should_be_better(rows):
+    table = made(rows, "dkd_claims").set_index("claim")
+    assert table["points for it"].tolist() == [25.0, 25.0, -25.0, 0.0, 50.0, -25.0, 0.0, -25.0, 50.0]
+    assert set(table["verdict"]) == {"undecided"}  # one seed
+    beats = table.loc["the student beats its teacher"]
+    carries = table.loc["what the teacher says of the other classes carries it"]
+    assert beats["tested by"] == "(cnn-dkd) - (cnn-teacher), clean"
+    assert carries["tested by"] == "(cnn-nckd) - (cnn-tckd), clean" and set(table["folds x seeds"]) == {"3 x 1"}
+
+
+def test_decoupled_and_classical_distillation_meet_at_each_temperature(tmp_path):
+    """Which variant has which temperature follows from the settings, those that the records were made with."""
+    words = "it helps more than classical distillation, at T {}"
+    pairs = {
+        "": {1: ("cnn-dkd", "cnn-kd-same-temperature"), 2: ("cnn-temperature-2", "cnn-kd-weight-1-temperature-2"),
+             4: ("cnn-temperature-4", "cnn-kd")},
+        "dkdfmh.temperature=2.0, dkdfmh.kd_temperature=1.0": {
+            1: ("cnn-temperature-1", "cnn-kd"), 2: ("cnn-dkd", "cnn-kd-same-temperature"),
+            4: ("cnn-temperature-4", "cnn-kd-weight-1-temperature-4")},
+    }  # fmt: skip
+    for overrides, wanted in pairs.items():
+        told = {each.claim: (each.better, each.worse) for each in dkd.claims(settings_of("paper", overrides))}
+        assert {t: told[words.format(t)] for t in (1, 2, 4)} == wanted
+        runs = [
+            record(tmp_path, name, missed, fold)
+            for names in wanted.values()
+            for name, missed in zip(names, (0, 3), strict=True)
+            for fold in (1, 2, 3)
+        ]
+        for run in runs:
+            run.info["overrides"] = overrides
+        table = made(runs, "dkd_claims").set_index("claim")
+        for t, (better, worse) in wanted.items():
+            assert table.loc[words.format(t), "tested by"] == f"({better}) - ({worse}), clean"
+            assert table.loc[words.format(t), "points for it"] == 25.0
+        shown = made(runs, "dkd_comparisons")
+        assert not shown.duplicated(["rows", "speech"]).any() and len(shown) >= 3
+
+
+def tuned(folder, preferred, folds=(1, 2, 3)):
+    """All that both losses are tuned among, with the dev UA of the preferred the highest on the average alone."""
+    return [
+        record(folder, name, 2 * (name in GRIDS[1]), fold, dev=0.7 if name in preferred else 0.6 + 0.15 * (fold == 1))
+        for name in sum(GRIDS, [])
+        for fold in folds
+    ]
+
+
+def test_each_loss_is_compared_as_dev_speech_prefers_it_among_as_many_settings(tmp_path):
+    words = "it helps more than classical distillation, each as dev speech prefers it"
+    best = ("cnn-beta-2", "cnn-kd-weight-0.5-temperature-2")
+    runs = tuned(tmp_path, best)
+    line = made(runs, "dkd_claims").set_index("claim").loc[words]
+    assert line["tested by"] == f"({best[0]}) - ({best[1]}), clean" and line["points for it"] == 16.7
+    for grid in GRIDS:  # of one setting nothing recorded, or nothing in a fold that the others have
+        for gone in (lambda run: True, lambda run: run.info["fold"] > 1):
+            some = [run for run in runs if run.info["variant"] != grid[-1] or not gone(run)]
+            told = {claim.claim: claim for claim in dkd.claims(settings_of("tiny"), some)}
+            assert (words in told) == any(run.info["variant"] == grid[-1] for run in some)
+            if words in told:  # by fold 1 alone
+                assert told[words].better not in best and told[words].worse not in best
+    assert words not in {claim.claim for claim in dkd.claims(settings_of("tiny"))}
+
+
+def test_what_both_protocols_have_is_compared_under_the_likely_one_too(rows, tmp_path):
+    runs = [
+        record(tmp_path, name, missed, fold, mark="P1")
+        for name, missed in {"cnn-alone": 3, "cnn-kd": 6, "cnn-dkd": 0}.items()
+        for fold in (1, 2)
+    ]
+    table = made([*rows, *runs], "dkd_likely_comparisons").set_index(["rows", "speech"])
+    points = {"(cnn-dkd) - (cnn-alone)": 25.0, "(cnn-dkd) - (cnn-kd)": 50.0, "(cnn-kd) - (cnn-alone)": -25.0}
+    assert table["UA, points"].xs("clean", level="speech").to_dict() == points
+    assert set(table["folds x seeds"]) == {"2 x 1"}
+    pd.testing.assert_frame_equal(made([*rows, *runs], "dkd_comparisons"), made(rows, "dkd_comparisons"))
+
+
+def test_the_student_of_the_encoder_is_found_under_its_name(tmp_path):
+    def named(model_type) -> dict:
+        return {"teacher": SimpleNamespace(model_type=model_type), "dkdfmh": settings_of("tiny")["dkdfmh"]}
+
+    for model_type in ("wav2vec2", "whisper"):
+        told = {each.claim: each for each in dkd.claims(named(model_type))}
+        assert told["a teacher of another architecture serves better"].better == f"cnn-{model_type}"
+        assert f"cnn-{model_type}" in variants(named(model_type))
+    assert "cnn-wav2vec2" in variants(settings_of("tiny")).keys() & variants(settings_of("paper")).keys()
+
+
+@pytest.mark.parametrize("teacher, ending", [(0.5, " +10.0 points"), (0.3, " -10.0 points")])
+def test_distillation_is_judged_where_the_teacher_is_better_than_the_student(tmp_path, teacher, ending):
+    missed = {"cnn-teacher": (0, 1, 0, 1, 0), "cnn-alone": (6, 6, 5, 6, 6), "cnn-dkd": (0, 1, 0, 0, 1)}
+    missed |= {"cnn-alone-noisy": (6, 6, 5, 6, 6), "cnn-dkd-noisy": (6, 6, 6, 6, 5)}
+    runs = [
+        record(tmp_path, row, miss, fold, seed, noisy=miss)
+        for row, misses in missed.items()
+        for fold, miss in enumerate(misses, 1)
+        for seed in (0, 1, 2)
+    ]
+    for run in runs:
+        if run.info["variant"] == "cnn-teacher":
+            run.info["history"][0]["dev_UA"] = teacher
+    table = made(runs, "dkd_claims").set_index("claim")
+    helps, noisy = table.loc["decoupled distillation helps the student"], table.loc[dkd.IN_NOISE_TOO]
+    assert helps["verdict"] == ("supported" if teacher > 0.4 else "premise not met")
+    assert helps["premise"] == f"(cnn-teacher) - (cnn-alone) on dev:{ending}"
+    assert noisy["premise"] == "(cnn-teacher) - (cnn-alone-noisy) on dev: not on the same kind of speech"
+    assert noisy["verdict"] == "undecided"
+    other = table.loc["training in noise helps in noise"]  # no claim about distillation
+    assert other["premise"] == "" and other["points for it"] == 0
+    alone = [run for run in runs if run.info["variant"] in ("cnn-alone", "cnn-dkd")]
+    (line,) = made(alone, "dkd_claims").to_dict("records")
+    assert line["p (Holm)"] == line["p"] < helps["p (Holm)"]  # corrected for the claims that can be tested
+
+
+def test_all_tables_can_be_written(one, two, rows, tmp_path):
+    parts = {table.name: table for table in dkd.tables([*one, *two])}
+    for table in [*dkd.tables(rows), parts["dkd_optimism_alone"]]:
+        write.write(table, tmp_path)
+        assert table.lines or table.name in ("dkd_null", "dkd_likely_comparisons")  # one seed, one protocol
+    assert len(list((tmp_path / "tables").iterdir())) == 3 * 7
+    for file in (tmp_path / "tables").iterdir():
+        assert not re.search(r"\bnan\b", file.read_text(), re.IGNORECASE)
+    stored = pd.read_csv(tmp_path / "tables" / "dkd_optimism_alone.csv").set_index("rung")
+    assert stored.loc[5, "step, points"] == 33.3 and np.isnan(stored.loc[4, "step, points"])
+
+
 def test_a_step_is_followed_to_both_protocols(one, two):
     lines = {table.name: table for table in dkd.tables([*one, *two])}["dkd_optimism_alone"]
     step = lines.cell("5", "step, points")

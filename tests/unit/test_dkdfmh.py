@@ -124,7 +124,7 @@ def own(trained, monkeypatch):
     own, _ = trained["P2"]
     torch.manual_seed(7)
     teacher = encoders.freeze(encoders.build_teacher(TeacherSettings.of("tiny"), LABELS))
-    monkeypatch.setattr(own.teachers, "teacher", lambda tuned=True: teacher)
+    monkeypatch.setattr(own.teachers, "teacher", lambda tuned=True, name="a": teacher)
     return own
 
 

@@ -384,7 +384,7 @@ def test_best_and_last_epoch_are_told_apart(experiment, trained):
         ({"overrides": "epochs=2"}, "is not a list of settings such as mlkd.epochs=2"),
         ({"overrides": "mlkd.unlabelled_speech=True"}, r"pass its folder \(--speech-dir\)"),
         ({"overrides": "teacher.epoch=1"}, "teacher.epoch.*epochs"),
-        ({"profile": "huge"}, "'huge'.*tiny, paper"),
+        ({"profile": "huge"}, "'huge'.*tiny, whisper, paper"),
         ({"overrides": "mlkd.stages='three'"}, "^mlkd.stages='three': .*'joint' or 'two-stage'"),
         ({"overrides": "noise.train_types=('hum',)"}, "^No noise hum to train on: choose among babble, white"),
         ({"corpus": "iemocop"}, "'iemocop'.*iemocap"),

@@ -564,7 +564,7 @@ def test_an_unknown_variant_or_protocol_is_refused_before_anything_is_trained(ca
     assert main(["train", "a", "zz"]) == 2
     said = capsys.readouterr().err
     assert said.startswith("ser-kd: No variant zz: choose among a, a-few-labels, b, c, d, e, levels-ends")
-    assert "cnn-dkd" in said and "mc-full" in said and "mean" not in said
+    assert "cnn-dkd" in said and "mc-full" in said and "did you mean" not in said
     assert main(["train", "cnn-dkd", "mc-full", "--protocol", "P1"]) == 2
     assert capsys.readouterr().err == "ser-kd: mc-full: not trained under --protocol P1.\n"
 

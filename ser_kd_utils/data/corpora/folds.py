@@ -55,8 +55,9 @@ class Split:
     def card(self) -> dict[str, object]:
         """The protocol in plain words, ready for JSON."""
         known = {*self.speakers["train"], *self.speakers["dev"]}
-        names = ("corpus", "protocol", "fold", "seed", "optimistic", "speakers", "classes")
+        names = ("corpus", "protocol", "fold", "seed", "optimistic", "classes")
         return {name: getattr(self, name) for name in names} | {
+            "speakers": {part: list(names) for part, names in self.speakers.items()},
             "rule": RULES[self.protocol],
             "speaker_independent": known.isdisjoint(self.speakers["test"]),
             "sizes": {part: len(getattr(self, part)) for part in PARTS},

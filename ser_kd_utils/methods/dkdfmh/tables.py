@@ -164,3 +164,16 @@ def _optimism(runs: Sequence[Run], variant: str) -> list[Line]:
             step = line_of(sides, effect_of(*sides), 1, 1, "step, points").items()
             lines[-1] |= {"against": word(f"rung {against}")} | dict([*step][:3])  # the difference and its intervals
     return lines
+
+
+def confusion_tables(runs: Sequence[Run]) -> tuple[dict[str, pd.DataFrame], pd.DataFrame]:
+    """Clean predictions of the distilled students, and of the one alone, on the same folds and seeds.
+
+    TCKD and NCKD alone are among them where they were recorded as often as the whole; none without all three students.
+    """
+    p2 = honest(runs)
+    count = {name: sum(run.info["variant"] == name for run in p2) for name in ("cnn-alone", "cnn-kd", FULL)}
+    parts = [name for name in ("cnn-tckd", "cnn-nckd") if sum(run.info["variant"] == name for run in p2) >= count[FULL]]
+    found = report.aligned(p2, [*count, *parts]) if all(count.values()) else {}
+    clean = {name: sample.at("clean").table for name, sample in found.items()}
+    return clean, clean.pop("cnn-alone", pd.DataFrame())
