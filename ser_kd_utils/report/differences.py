@@ -57,16 +57,13 @@ class Comparison:
 
     @property
     def words(self) -> str:
-        return f"({self.better}) - ({self.worse})"
-
-    @property
-    def speech(self) -> str:
-        return self.condition + (", {:g} dB less {:g} dB".format(*self.snrs) if self.snrs else "")
+        less = " at {:g} dB less at {:g} dB".format(*self.snrs) if self.snrs else ""
+        return f"({self.better}) - ({self.worse}){less}"
 
     @property
     def key(self) -> tuple[Any, ...]:
         """What is tested, either way round."""
-        return frozenset((self.better, self.worse)), self.speech, self.margin
+        return frozenset((self.better, self.worse)), self.condition, self.margin, self.snrs
 
 
 class Tested(NamedTuple):
@@ -282,11 +279,11 @@ def line_of(samples: Sequence[Sample], found: Effect, p: float, corrected: float
 
 
 def _rows(use: Comparison, *_: Sample) -> Line:
-    return {"rows": word(use.words), "speech": word(use.speech)}
+    return {"rows": word(use.words), "speech": word(use.condition)}
 
 
 def _named(use: Comparison) -> Line:
-    return {"claim": word(use.claim), "tested by": word(f"{use.words}, {use.speech}")}
+    return {"claim": word(use.claim), "tested by": word(f"{use.words}, {use.condition}")}
 
 
 def difference_of(line: Line) -> Cell:

@@ -139,6 +139,10 @@ class Table:
         cells = (line[name] for name in self.keys if line[name].text)
         return ", ".join(f"{cell.value:g}" if isinstance(cell.value, float) else cell.text for cell in cells)
 
+    def cell(self, key: str, column: str) -> Cell:
+        """Raises KeyError for a line that is not there."""
+        return {self.key(line): line for line in self.lines}[key].get(column, BLANK)
+
 
 @dataclass(frozen=True)
 class Sample:

@@ -163,7 +163,7 @@ def test_an_interaction_is_what_one_snr_gives_more_than_another(tmp_path):
     helps, more = family.verdicts("toy_claims").lines
     # fold 1: 4 less -1 utterances, fold 2: 4 less 0, hence 5 and 4 twelfths; over both SNRs 1.5 and 2
     assert (helps["points for it"].value, more["points for it"].value) == (14.6, 37.5)
-    assert more["tested by"].text == "(e) - (c), noisy, 10 dB less 0 dB"
+    assert more["tested by"].text == "(e) - (c) at 10 dB less at 0 dB, noisy"
     np.testing.assert_allclose(
         [line["p (Holm)"].value for line in (helps, more)], holm([helps["p"].value, more["p"].value]), atol=1e-3
     )
@@ -171,7 +171,7 @@ def test_an_interaction_is_what_one_snr_gives_more_than_another(tmp_path):
     first, second = cell.selection.predictions(cell.runs)
     assert set(first["snr_db"]) == set(second["snr_db"]) == {10.0, 0.0}
     (line,) = family.comparisons("toy_comparisons", [use]).lines
-    assert line["speech"].text == "noisy, 10 dB less 0 dB" and line["p (Holm)"] == more["p (Holm)"]
+    assert line["rows"].text == "(e) - (c) at 10 dB less at 0 dB" and line["p (Holm)"] == more["p (Holm)"]
     assert family.comparisons("toy_comparisons", [replace(use, snrs=(20.0, 0.0))]).lines == []  # 20 dB is not tested
 
 
@@ -181,9 +181,11 @@ def test_mlkd_claims_what_levels_give_in_little_noise_and_take_in_much(tmp_path)
     for run in runs:  # what was tested at 10 dB, as if at 20
         write_run(run.folder, run.stored.replace({"snr_db": {10.0: 20.0}}), run.info)
     runs = [Run(run.folder) for run in runs]
-    assert made(runs, "mlkd_claims")["tested by"].tolist() == ["(e) - (c), noisy", "(e) - (c), noisy, 20 dB less 0 dB"]
-    speech = made(runs, "mlkd_comparisons")["speech"].tolist()
-    assert speech == ["noisy", "noisy, 20 dB less 0 dB"]
+    assert made(runs, "mlkd_claims")["tested by"].tolist() == [
+        "(e) - (c), noisy",
+        "(e) - (c) at 20 dB less at 0 dB, noisy",
+    ]
+    assert made(runs, "mlkd_comparisons")["rows"].tolist() == ["(e) - (c)", "(e) - (c) at 20 dB less at 0 dB"]
 
 
 @pytest.mark.parametrize(
@@ -612,7 +614,9 @@ def test_a_line_has_a_key_and_its_cells_by_column():
     ]
     table = Table("t", ("noise", "SNR", "row"), lambda: [*lines, {"noise": word("fan"), "SNR": word(1), "row": BLANK}])
     assert [table.key(line) for line in table.lines] == ["hum, 10, (e)", "hum, 0, (e)", "hum, (e)", "fan, 1"]
-    assert table.lines[1]["UA"].low == 40.0
+    assert table.cell("hum, 0, (e)", "UA").low == 40.0 and table.cell("fan, 1", "UA") == BLANK
+    with pytest.raises(KeyError):
+        table.cell("hum, 5, (e)", "UA")
     assert table.csv().splitlines()[:2] == ["noise,SNR,row,UA", 'hum,10.0,(e),"50.0 [40.0, 60.0]"']
     assert table.frame["SNR"].isna().tolist() == [False, False, True, False] and table.frame["UA"].iloc[3] == ""
 
