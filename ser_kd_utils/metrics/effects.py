@@ -7,7 +7,7 @@ resampled t-test of Nadeau & Bengio (2003) enlarges the variance of their mean f
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from itertools import combinations
@@ -16,43 +16,46 @@ import numpy as np
 import pandas as pd
 from scipy.special import nctdtrinc, stdtr, stdtrit
 
-from ser_kd_utils.metrics import _metric, _pairs, _same
+from ser_kd_utils.metrics import _BATCH, _metric, _pairs, _same
 
 _RUN = ["fold", "seed"]
-_BATCH = 250  # resamples at a time: bounds the memory
+
+
+LEAST_SEEDS = 3  # nothing is decided where any fold has fewer
 
 
 @dataclass(frozen=True, eq=False)
 class Effect:
-    """A difference of a metric in [0, 1], with intervals of two kinds and a test over folds; nan where undefined."""
+    """A difference of a metric in [0, 1], with intervals of two kinds and a test over folds; nan where undefined.
+
+    difference: mean of `by_fold`, in which folds count alike; of several corpora, their weighted mean; error: its
+    corrected standard error; freedom: degrees of freedom of the t-test; seeds: the fewest in any fold; draws: the
+    bootstrap's differences.
+    """
 
     difference: float
-    """Mean of `by_fold`: the folds count alike."""
-    low: float
-    """Lower end of the corrected t-interval over folds."""
-    high: float
-    p: float
-    """Two-sided p of the corrected t-test over folds."""
-    folds: int
-    seeds: int
-    """The fewest in any fold."""
-    detectable: float
-    """The smallest true difference that a two-sided test at 5 % detects with 80 % power, by the noncentral t
-    distribution with the same standard error."""
-    boot_low: float
-    """Lower end of the percentile bootstrap interval over speakers and utterances, given these trained models."""
-    boot_high: float
-    by_fold: np.ndarray
     error: float
-    """Corrected standard error of the difference."""
     freedom: float
-    """Degrees of freedom of the t-test."""
+    by_fold: np.ndarray
+    seeds: int
     draws: np.ndarray = field(repr=False)
-    """The bootstrap's differences."""
 
-    def ends(self, level: float) -> np.ndarray:
-        """Both intervals at this level: low, high, boot_low, boot_high."""
-        return _ends(self.difference, self.error, self.freedom, self.draws, level)
+    @property
+    def p(self) -> float:
+        """Two-sided p of the corrected t-test over folds."""
+        return float(2 * stdtr(self.freedom, -abs(self.difference) / self.error))
+
+    @property
+    def detectable(self) -> float:
+        """The smallest true difference that a two-sided test at 5 % detects with 80 % power, by the noncentral t
+        distribution with the same standard error."""
+        return float(self.error * nctdtrinc(self.freedom, 0.2, stdtrit(self.freedom, 0.975)))
+
+    def ends(self, level: float = 0.95) -> np.ndarray:
+        """Both intervals at this level, (4,): the ends of the corrected t-interval over folds, then those of the
+        percentile bootstrap interval over speakers and utterances, given these trained models."""
+        bound, tails = stdtrit(self.freedom, (1 + level) / 2) * self.error, [(1 - level) / 2, (1 + level) / 2]
+        return np.array([self.difference - bound, self.difference + bound, *np.quantile(self.draws, tails)])
 
     def p_above(self, value: float) -> float:
         """One-sided p of the corrected t-test that the true difference is above `value`."""
@@ -60,44 +63,36 @@ class Effect:
 
 
 def effect(
-    a: pd.DataFrame,
-    b: pd.DataFrame,
-    metric: str = "UA",
-    *,
-    test_train: float,
-    level: float = 0.95,
-    speakers: Mapping[str, str] | None = None,
-    less: Sequence[pd.DataFrame] = (),
-    resamples: int = 2000,
+    a: pd.DataFrame, b: pd.DataFrame, metric: str = "UA", *, test_train: float, snrs: tuple = (), resamples: int = 2000
 ) -> Effect:
     """`metric` of `a` minus `b`, two tables of predictions, on the folds and seeds that both have.
 
     The t-test over k folds takes (1/k + test_train) s^2 as the variance of the mean difference and has k - 1 degrees of
     freedom (Nadeau & Bengio 2003). The correction is exact where the differences of two folds have the correlation
     n_test / (n_train + n_test); no estimate of this variance is unbiased for every correlation (Bengio & Grandvalet
-    2004). The bootstrap draws speakers and then utterances of each speaker from the test speech of all folds together.
-    Every utterance has the same weight there, which its seeds and conditions share.
+    2004). The bootstrap draws speakers, named in the column `speaker`, and then utterances of each speaker from the
+    test speech of all folds together; utterances only where the tables have no such column. Every utterance has the
+    same weight there, which its seeds and conditions share.
 
     test_train: number of test utterances divided by that of training utterances (see `split_ratio`); 0 gives the usual
     t-test of independent folds.
-    level: level of the intervals in the Effect; the verdicts use their own.
-    speakers: the speaker of each utterance. Without it the tables' column `speaker` is used; where there is none
-    either, the bootstrap draws utterances only.
-    less: two further tables, whose difference is subtracted from that of `a` and `b` in each run (see `interaction`).
+    snrs: of an interaction, two: the difference at the first less that at the second, in dB, within each run. The SNR
+    of clean speech is infinite.
     Raises ValueError where no fold and seed is shared, where a shared one lacks an utterance or condition on one side,
     or where an utterance has no speaker.
     """
-    tables = _on_shared_runs([a, b, *less])
+    parts = [table[table["snr_db"].fillna(np.inf) == snr] for snr in snrs for table in (a, b)]
+    tables = _on_shared_runs(parts or [a, b])
     for first, second in zip(tables[::2], tables[1::2], strict=True):
         _same(first, second)
-    for table in tables[2:3]:  # the conditions of the second difference are others, its utterances are not
-        _same(tables[0][["utterance", "label"]], table[["utterance", "label"]])
+    # of an interaction, the conditions of the second difference are others, its utterances are not
+    _same(*(tables[place][["utterance", "label"]] for place in (0, -2)))
     counted, classes = _pairs(*tables)
 
     def statistic(times: np.ndarray) -> np.ndarray:
         """The difference where the utterances of the runs have these weights, (..., utterances of all runs)."""
         scores = [_metric(times @ pairs, classes, metric) for pairs in counted]
-        return scores[0] - scores[1] if not less else scores[0] - scores[1] - (scores[2] - scores[3])
+        return scores[0] - scores[1] - (scores[2] - scores[3] if snrs else 0)
 
     units = tables[0].drop_duplicates("utterance").sort_values("utterance")  # in the order of `_pairs`
     run, runs = pd.factorize(pd.MultiIndex.from_frame(units[_RUN]), sort=True)
@@ -105,35 +100,26 @@ def effect(
     by_fold = by_run.groupby(runs.get_level_values(0))
     utterance, _ = pd.factorize(units["test_utterance"])
     share = 1 / np.bincount(utterance)[utterance]  # an utterance's runs share its weight
-    speaker, rng = _speakers(units.drop_duplicates("test_utterance"), speakers), np.random.default_rng(0)
+    speaker, rng = _speakers(units.drop_duplicates("test_utterance")), np.random.default_rng(0)
     batches = (min(_BATCH, resamples - done) for done in range(0, resamples, _BATCH))
     draws = [statistic(_drawn(speaker, size, rng)[:, utterance] * share) for size in batches]
-    return from_folds(by_fold.mean(), int(by_fold.size().min()), test_train, np.concatenate(draws), level)
+    return from_folds(by_fold.mean(), int(by_fold.size().min()), test_train, np.concatenate(draws))
 
 
-def interaction(a: pd.DataFrame, b: pd.DataFrame, high: float, low: float, **how) -> Effect:
-    """What `a` gives over `b` at the SNR `high` less what it gives at `low`, in dB; clean speech has infinite SNR.
-
-    how: options of `effect`. Raises ValueError also where there are no predictions at one of the SNRs.
-    """
-    return effect(_at(a, high), _at(b, high), less=(_at(a, low), _at(b, low)), **how)
-
-
-def null(a: pd.DataFrame, seeds: Collection[int] | None = None, **how) -> dict[tuple[int, int], Effect]:
+def null(a: pd.DataFrame, **how) -> dict[tuple[int, int], Effect]:
     """One variant, seed against seed, through `effect`: what random seeds alone look like in the same test.
 
-    Returns an Effect for each pair of the seeds that all folds have, or of those among them that `seeds` names; nothing
-    where there are fewer than two. Each compares single trainings, so it scatters sqrt(n) times as much by the seed as
-    a difference of means over n seeds. how: options of `effect`. Raises ValueError as `effect` does, for instance where
-    the seed also decides which utterances are tested.
+    Returns an Effect for each pair of the seeds that all folds have; nothing where there are fewer than two. Each
+    compares single trainings, so it scatters sqrt(n) times as much by the seed as a difference of means over n seeds.
+    how: options of `effect`. Raises ValueError as `effect` does, for instance where the seed also decides which
+    utterances are tested.
     """
     had = set.intersection(*(set(fold) for _, fold in a.groupby("fold")["seed"]))
-    chosen = sorted(had if seeds is None else had.intersection(seeds))
-    alone = {seed: a[a["seed"] == seed].assign(seed=0) for seed in chosen}
-    return {pair: effect(alone[pair[0]], alone[pair[1]], **how) for pair in combinations(chosen, 2)}
+    alone = {seed: a[a["seed"] == seed].assign(seed=0) for seed in sorted(had)}
+    return {pair: effect(alone[pair[0]], alone[pair[1]], **how) for pair in combinations(alone, 2)}
 
 
-def pooled(effects: Sequence[Effect], level: float = 0.95) -> Effect:
+def pooled(effects: Sequence[Effect]) -> Effect:
     """Fixed-effect pooling over corpora: it assumes one true difference and weights by inverse corrected variance.
 
     The variances are estimated from few folds, and the weights favour those that came out small by chance. The textbook
@@ -143,52 +129,45 @@ def pooled(effects: Sequence[Effect], level: float = 0.95) -> Effect:
     corpus with the fewest folds. In simulations it then rejects a true null in at most 5 % of cases.
 
     The bootstraps are pooled with the same weights. A corpus with two or three folds makes the interval infinite, one
-    with a single fold makes it nan: then nothing is decided. Raises ValueError without effects.
+    with a single fold makes it nan: then nothing is decided.
     """
-    if not effects:
-        raise ValueError("there is nothing to pool: give the effects of one corpus or more")
     error, freedom = np.array([(each.error, each.freedom) for each in effects]).T
     weight = error**-2 / np.sum(error**-2)
     few = np.divide(weight * (1 - weight), freedom - 2, out=np.full(len(effects), np.inf), where=freedom > 2)
     # all bootstraps start from the same seed; shuffled, those of two corpora are independent of each other
     draws = [np.random.default_rng(i).permutation(each.draws) for i, each in enumerate(effects)]
-    return _made(
-        float(weight @ [each.difference for each in effects]),
-        float(np.sqrt((1 + 4 * few.sum()) / np.sum(error**-2))),
-        float(freedom.min()),
-        np.concatenate([each.by_fold for each in effects]),
-        min(each.seeds for each in effects),
-        weight @ np.array(draws),
-        level,
-    )
+    difference, by_fold = weight @ [each.difference for each in effects], np.concatenate([e.by_fold for e in effects])
+    error, seeds = np.sqrt((1 + 4 * few.sum()) / np.sum(error**-2)), min(each.seeds for each in effects)
+    return Effect(float(difference), float(error), float(freedom.min()), by_fold, seeds, weight @ np.array(draws))
 
 
-def verdict(effect: Effect, sign: int = 1, p: float | None = None, gate: bool = True, least_seeds: int = 3) -> str:
-    """ "supported", "contradicted", "undecided" or "premise not met", for the claim that the difference has this sign.
+def verdict(effect: Effect, p: float, gate: bool = True, margin: float = 0) -> str:
+    """ "supported", "contradicted", "undecided" or "premise not met", for the claim that the difference is above 0.
 
-    The claim is decided only where both 95 % intervals lie on the same side of 0 and p is under 5 %.
+    The claim is decided only where both 95 % intervals lie on the same side of 0, p is under 5 % and every fold has
+    three seeds.
 
-    p: the p corrected for the family of claims (`holm`); without it the effect's own.
+    p: corrected for the family of claims (`holm`).
     gate: False where what the claim presumes does not hold (`beats`); then the premise is not met.
-    least_seeds: nothing is decided where any fold has fewer seeds.
+    margin: where above 0, the claim is non-inferiority: `a` is worse than `b` by less than this, and p is that of
+    `p_above(-margin)`. It is supported where both 90 % intervals lie above -margin and p is under 5 %, contradicted
+    where both lie below -margin. Each end of a 90 % interval is a one-sided test at 5 %. The margin must be declared
+    before the numbers are seen.
     """
-    certain = (effect.p if p is None else p) < 0.05
-    return _word(effect, sign * effect.ends(0.95), certain, gate, least_seeds)
+    ends = effect.ends(0.9 if margin else 0.95) + margin
+    certain = p < 0.05 or (margin > 0 and ends.max() < 0)
+    if not gate:
+        return "premise not met"
+    if effect.seeds < LEAST_SEEDS or not certain:
+        return "undecided"
+    return "supported" if (ends > 0).all() else "contradicted" if (ends < 0).all() else "undecided"
 
 
-def near(effect: Effect, margin: float = 0.02, p: float | None = None, gate: bool = True, least_seeds: int = 3) -> str:
-    """Non-inferiority: the verdict on the claim that `a` is worse than `b` by less than `margin`, 2 points by default.
-
-    The claim is supported where both 90 % intervals lie above -margin, contradicted where both lie below it, and
-    undecided otherwise. Each end of a 90 % interval is a one-sided test at 5 %. The margin must be declared before the
-    numbers are seen.
-
-    p: `effect.p_above(-margin)` corrected for the family of such claims (`holm`); to support the claim it must be under
-    5 %. gate, least_seeds: as in `verdict`.
-    """
-    ends = effect.ends(0.9) + margin
-    certain = p is None or p < 0.05 or ends.max() < 0
-    return _word(effect, ends, certain, gate, least_seeds)
+def why_undecided(effect: Effect) -> str:
+    """What keeps an effect from a verdict: too few folds or seeds or, where there are enough, its size."""
+    few = ["one fold"] * (len(effect.by_fold) == 1)
+    few += [f"fewer than {LEAST_SEEDS} seeds"] * (effect.seeds < LEAST_SEEDS)
+    return ", ".join(few) or "not told from chance"
 
 
 def beats(teacher_dev: np.ndarray, student_dev: np.ndarray) -> bool:
@@ -206,9 +185,7 @@ def split_ratio(sizes: Iterable[Mapping[str, int]]) -> float:
     return float(np.mean([size["test"] / size["train"] for size in sizes]))
 
 
-def from_folds(
-    by_fold: Sequence[float], seeds: int, test_train: float, draws: np.ndarray, level: float = 0.95
-) -> Effect:
+def from_folds(by_fold: Sequence[float], seeds: int, test_train: float, draws: np.ndarray) -> Effect:
     """The Effect of given differences by fold, each a mean over `seeds` or more, and of the bootstrap's differences.
 
     The fold level is nan where there is one fold, and where all folds agree exactly: then there is no scatter to test
@@ -218,44 +195,28 @@ def from_folds(
     folds = len(by_fold)
     scatter = by_fold.std(ddof=1) if folds > 1 and np.ptp(by_fold) > 1e-9 else np.nan
     error = float(np.sqrt(1 / folds + test_train) * scatter)
-    return _made(float(by_fold.mean()), error, folds - 1, by_fold, seeds, draws, level)
-
-
-def _word(effect: Effect, ends: np.ndarray, certain: bool, gate: bool, least_seeds: int) -> str:
-    if not gate:
-        return "premise not met"
-    if effect.seeds < least_seeds or not certain:
-        return "undecided"
-    return "supported" if (ends > 0).all() else "contradicted" if (ends < 0).all() else "undecided"
-
-
-def _at(table: pd.DataFrame, snr_db: float) -> pd.DataFrame:
-    part = table[table["snr_db"].fillna(np.inf) == snr_db]
-    if part.empty:
-        raise ValueError(f"no predictions at {snr_db:g} dB: choose an SNR of the table, inf for clean speech")
-    return part
+    return Effect(float(by_fold.mean()), error, folds - 1, by_fold, seeds, draws)
 
 
 def _on_shared_runs(tables: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
     """The tables on the runs that all have. `utterance` then names the run as well, `test_utterance` does not."""
     runs = reduce(pd.merge, (table[_RUN].drop_duplicates() for table in tables))
     if runs.empty:
-        raise ValueError("the tables share no fold and seed: record both for the same ones")
-    found = []
-    for table in (table.merge(runs) for table in tables):
+        raise ValueError("the tables share no fold and seed in this speech: record both for the same ones")
+
+    def named(table: pd.DataFrame) -> pd.DataFrame:
         run = "fold " + table["fold"].astype(str) + " seed " + table["seed"].astype(str) + " "
-        found.append(table.assign(test_utterance=table["utterance"], utterance=run + table["utterance"]))
-    return found
+        return table.assign(test_utterance=table["utterance"], utterance=run + table["utterance"])
+
+    return [named(table.merge(runs)) for table in tables]
 
 
-def _speakers(utterances: pd.DataFrame, speakers: Mapping[str, str] | None) -> np.ndarray:
+def _speakers(utterances: pd.DataFrame) -> np.ndarray:
     """The speaker of each utterance as a number from 0 on; the same for all where no speakers are known."""
-    if speakers is None and "speaker" not in utterances:
-        return np.zeros(len(utterances), dtype=int)
-    names = utterances["test_utterance"]
-    found, _ = pd.factorize(utterances["speaker"] if speakers is None else names.map(speakers))
+    found, _ = pd.factorize(utterances.get("speaker", default=np.zeros(len(utterances))))
     if (found < 0).any():
-        raise ValueError(f"utterance {names[found < 0].iloc[0]} has no speaker: give a speaker for all or for none")
+        unknown = utterances["test_utterance"][found < 0].iloc[0]
+        raise ValueError(f"utterance {unknown} has no speaker: give a speaker for all or for none")
     return found
 
 
@@ -270,18 +231,3 @@ def _drawn(speaker: np.ndarray, resamples: int, rng: np.random.Generator) -> np.
     for one, size in enumerate(sizes):
         times[:, speaker == one] = rng.multinomial(chosen[:, one] * size, np.full(size, 1 / size))
     return times
-
-
-def _ends(difference: float, error: float, freedom: float, draws: np.ndarray, level: float) -> np.ndarray:
-    bound = stdtrit(freedom, (1 + level) / 2) * error
-    return np.array([difference - bound, difference + bound, *np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])])
-
-
-def _made(
-    difference: float, error: float, freedom: float, by_fold: np.ndarray, seeds: int, draws: np.ndarray, level: float
-) -> Effect:
-    low, high, boot_low, boot_high = _ends(difference, error, freedom, draws, level).tolist()
-    p = float(2 * stdtr(freedom, -abs(difference) / error))
-    detectable = float(error * nctdtrinc(freedom, 0.2, stdtrit(freedom, 0.975)))
-    found = (difference, low, high, p, len(by_fold), seeds, detectable, boot_low, boot_high)
-    return Effect(*found, by_fold, error, freedom, draws)

@@ -9,13 +9,14 @@
 A difference is the mean over folds of that within each, seeds averaged first, and is tested over folds: see
 `metrics.effects`. A verdict takes three seeds in every fold, both intervals on one side of 0, p under 5 % after
 correction for the method's claims and, of a claim about distillation, a teacher that is better than its student.
+`ledger` sets the claims of all methods on all corpora in one table.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
@@ -23,16 +24,17 @@ import numpy as np
 import pandas as pd
 
 from ser_kd_utils.metrics import effects, holm
-from ser_kd_utils.metrics.effects import Effect
+from ser_kd_utils.metrics.effects import LEAST_SEEDS, Effect
 from ser_kd_utils.records import Run
 from ser_kd_utils.report import tables as report
 from ser_kd_utils.report.tables import BLANK, Cell, Line, Sample, Selection, Table, word
 
-INTERVAL, OVER_UTTERANCES, DETECTABLE = "95 % interval", "95 % over utterances", "smallest detectable"
-OVER_FOLDS = [INTERVAL, "p", "p (Holm)", DETECTABLE]
-"""Columns of a difference that one fold cannot fill."""
+INTERVAL, OVER_UTTERANCES, CORRECTED = "95 % interval", "95 % over utterances", "p (Holm)"
+OVER_FOLDS = [INTERVAL, "p", CORRECTED, "smallest detectable"]  # what one fold cannot fill
+POINTS, PLACE = "points for it", "corpus-profile"
+LEDGER = ("table", "claim", "tested by", PLACE, POINTS, INTERVAL, CORRECTED, "folds x seeds", "verdict", "reason")
+# corpora whose utterances are named after their speaker: which part of 03a01Fa or 03-01-05-01-02-01-16 it is
 SPEAKERS = {"emodb": slice(2), "ravdess": slice(-2, None)}
-"""Corpora whose utterances are named after their speaker: which part of 03a01Fa or 03-01-05-01-02-01-16 it is."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,9 @@ class Comparison:
     """The variant that should be better, the other, the speech to test on, and what is claimed of them, if anything.
 
     gate: of a claim about distillation, the teacher and the student without it: the claim presumes that the teacher has
-    the higher dev UA. margin: where over 0, the claim is that the first is worse by less than so many points.
+    the higher dev UA. margin: where over 0, the claim is that the first is worse by less than so many points. snrs: of
+    an interaction, the SNR in dB at which the first should be better by more, and the other one: the difference at the
+    second is subtracted from that at the first.
     """
 
     better: str
@@ -49,27 +53,38 @@ class Comparison:
     claim: str = ""
     gate: tuple[str, str] | None = None
     margin: float = 0
+    snrs: tuple[float, ...] = ()
 
     @property
     def words(self) -> str:
-        return f"({self.better}) - ({self.worse})"
+        less = " at {:g} dB less at {:g} dB".format(*self.snrs) if self.snrs else ""
+        return f"({self.better}) - ({self.worse}){less}"
 
     @property
     def key(self) -> tuple[Any, ...]:
         """What is tested, either way round."""
-        return frozenset((self.better, self.worse)), self.condition, self.margin
+        return frozenset((self.better, self.worse)), self.condition, self.margin, self.snrs
 
 
 class Tested(NamedTuple):
-    """A comparison on what both variants have. whole: the two in all speech; samples: in the speech of the test; p: of
-    what is claimed; corrected: for the family that it belongs to (Holm)."""
+    """A comparison on what both variants have. premise: whether it holds, and the words for it; whole: the two in all
+    speech; samples: in the speech of the test, of several corpora two of each; p: of what is claimed; corrected: for
+    the family that it belongs to (Holm)."""
 
     use: Comparison
+    premise: tuple[bool, str]
     whole: list[Sample]
     samples: list[Sample]
     effect: Effect
     p: float
     corrected: float = 1
+
+    def judged(self) -> Line:
+        """The claim with its test, premise and verdict, and what is missing where that is undecided."""
+        verdict = effects.verdict(self.effect, self.corrected, self.premise[0], self.use.margin / 100)
+        reason = effects.why_undecided(self.effect) if verdict == "undecided" else ""
+        line = _named(self.use) | line_of(*self[3:], POINTS) | {"premise": word(self.premise[1])}
+        return line | {"verdict": _cell(self.samples, verdict), "reason": word(reason)}
 
 
 class Differences(Table):
@@ -82,7 +97,15 @@ class Differences(Table):
         units = "speakers and utterances" if infos[0]["corpus"] in SPEAKERS else "utterances"
         told = "differences: mean over folds, seeds averaged within each; 95 % interval and p: corrected t-test over "
         told += f"folds; over utterances: bootstrap over {units}, given these models; fewest seeds in a fold: "
-        return f"{told}{min(counted.values())}, a verdict takes 3; undecided is not equal; {super().caption}"
+        fewest = f"{min(counted.values())}, a verdict takes {LEAST_SEEDS}"
+        return f"{told}{fewest}; undecided is not equal; {super().caption}"
+
+
+@dataclass(frozen=True)
+class Claims(Differences):
+    """The claims of a family that were tested, each with its verdict, in their order."""
+
+    family: Family = field(kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -96,25 +119,23 @@ class Family:
     claims: Sequence[Comparison]
 
     @cached_property
-    def claimed(self) -> dict[tuple[Any, ...], float]:
-        """The claims' corrected p by `Comparison.key`."""
+    def claimed(self) -> list[Tested]:
+        """The claims of which both variants are recorded."""
         return _corrected(self._tests(self.claims))
 
-    def _tests(self, declared: Iterable[Comparison]) -> list[Tested]:
-        found = []
+    def _tests(self, declared: Iterable[Comparison]) -> Iterator[Tested]:
         for use in declared:
-            if whole := report.together(self.runs, Selection((use.better,)), Selection((use.worse,))):
-                samples = [sample.at(use.condition) for sample in whole]
-                effect = effect_of(*samples)
-                p = effect.p_above(-use.margin / 100) if use.margin else effect.p
-                found.append(Tested(use, whole, samples, effect, p))
-        return found
+            whole = report.together(self.runs, Selection((use.better,)), Selection((use.worse,)))
+            samples = [sample.at(use.condition, use.snrs or None) for sample in whole]
+            if whole and {*use.snrs} <= {*samples[0].table["snr_db"]}:
+                yield _tested(use, self.premise(use.gate), whole, samples, effect_of(*samples, use.snrs))
 
-    def tested(self, declared: Iterable[Comparison]) -> Iterator[Tested]:
+    def tested(self, declared: Iterable[Comparison]) -> list[Tested]:
         """Those of which both variants are recorded; other p than of claims are corrected for their number."""
-        found = self._tests(declared)
-        p = _corrected([each for each in found if each.use.key not in self.claimed]) | self.claimed
-        return (each._replace(corrected=p[each.use.key]) for each in found)
+        found, claimed = [*self._tests(declared)], {each.use.key for each in self.claimed}
+        others = _corrected(each for each in found if each.use.key not in claimed)
+        p = {each.use.key: each.corrected for each in (*self.claimed, *others)}
+        return [each._replace(corrected=p[each.use.key]) for each in found]
 
     def differences(
         self, name: str, keys: tuple[str, ...], declared: Iterable[Comparison], points: str,
@@ -126,19 +147,16 @@ class Family:
 
         def lines() -> Iterator[Line]:
             for each in self.tested(declared):
-                reading = words.get(effects.verdict(each.effect, p=each.corrected), "undecided")
-                reading += ": one fold" * (each.effect.folds == 1)
-                line = cells(each.use, *each.whole) | line_of(*each[2:], points)
-                yield line | {"reading": _cell(*each.samples, reading)}
+                reading = words.get(effects.verdict(each.effect, each.corrected), "undecided")
+                reading += ": one fold" * (len(each.effect.by_fold) == 1)
+                line = cells(each.use, *each.whole) | line_of(*each[3:], points)
+                yield line | {"reading": _cell(each.samples, reading)}
 
-        return Differences(name, keys, lambda: [*lines()])
+        return Differences(name, keys, lines)
 
     def comparisons(self, name: str, declared: Iterable[Comparison]) -> Table:
-        def cells(use: Comparison, *_: Sample) -> Line:
-            return {"rows": word(use.words), "speech": word(use.condition)}
-
         readings = ("first is better", "second is better")
-        return self.differences(name, ("rows", "speech"), declared, "UA, points", cells, readings)
+        return self.differences(name, ("rows", "speech"), declared, "UA, points", _rows, readings)
 
     def components(self, name: str, known: Iterable[str], condition: str) -> Table:
         """Variants with one component changed, each against its baseline; UA in percent.
@@ -158,16 +176,7 @@ class Family:
 
     def verdicts(self, name: str) -> Table:
         """Each claim of which both variants are recorded, with its test, premise and verdict."""
-
-        def lines() -> Iterator[Line]:
-            for each in self.tested(self.claims):
-                use, (holds, premise) = each.use, self.premise(each.use.gate)
-                decided = partial(effects.near, margin=use.margin / 100) if use.margin else effects.verdict
-                line = {"claim": word(use.claim), "tested by": word(f"{use.words}, {use.condition}")}
-                line |= line_of(*each[2:], "points for it") | {"premise": word(premise)}
-                yield line | {"verdict": _cell(*each.samples, decided(each.effect, p=each.corrected, gate=holds))}
-
-        return Differences(name, ("claim",), lambda: [*lines()])
+        return Claims(name, ("claim",), lambda: [each.judged() for each in self.claimed], family=self)
 
     def premise(self, gate: tuple[str, str] | None) -> tuple[bool, str]:
         """Whether the teacher has the higher dev UA, and the words for it; True where that cannot be known.
@@ -188,13 +197,13 @@ class Family:
     def null(self, name: str, known: Iterable[str], condition: str) -> Table:
         """Each of the known variants that has several seeds, seed against seed through the same test: what chance alone
         looks like. Protocols whose seed decides what is tested have no such pairs."""
-        words = "seed against seed of one variant, tested as two variants are: what chance alone looks like; "
+        words = "seed against seed of one variant, tested as two are, mean over folds: what chance alone looks like; "
         main = (run for run in self.runs if run.info["kind"] == "main")
         fixed = [run for run in main if run.info["protocol"]["protocol"] != "random"]
 
         def lines() -> Iterator[Line]:
             for sample in (each for name in known for each in report.aligned(fixed, [name]).values()):
-                found = [*effects.null(sample.at(condition).table, **_about_test(sample)).values()]
+                found = [*effects.null(_with_speakers(sample.at(condition)), test_train=_test_train(sample)).values()]
                 for largest in sorted(found, key=lambda each: -abs(each.difference))[:1]:
                     line = {"row": report.label(sample), "speech": word(condition), "pairs of seeds": word(len(found))}
                     line["largest difference, points"] = word(*_points(abs(largest.difference)), sample.runs)
@@ -202,30 +211,37 @@ class Family:
                     line["pairs with p < 0.05"] = word(sum(each.p < 0.05 for each in found))
                     yield line | {"folds x seeds": report.design(sample)}
 
-        return Table(name, ("row",), lambda: [*lines()], words)
+        return Table(name, ("row",), lines, words)
 
 
-def effect_of(first: Sample, second: Sample) -> Effect:
-    """UA of the first less that of the second. Two protocols have different folds: across them all is one fold."""
-    tables = [first.table, second.table]
+def effect_of(first: Sample, second: Sample, snrs: tuple[float, ...] = ()) -> Effect:
+    """UA of the first less that of the second; snrs: of an interaction. Two protocols have different folds: across them
+    all is one fold."""
+    tables = [_with_speakers(first), _with_speakers(second)]
     if first.selection.protocol != second.selection.protocol:
         tables = [table.assign(fold=0) for table in tables]
-    return effects.effect(*tables, **_about_test(first, second))
+    return effects.effect(*tables, test_train=max(map(_test_train, (first, second))), snrs=snrs)
 
 
-def _about_test(*samples: Sample) -> dict[str, Any]:
-    """What `metrics.effects` has to know of their records."""
-    own = ([run for run in each.runs if run.info["variant"] in each.selection.variants] for each in samples)
-    ratios = [effects.split_ratio(run.info["protocol"]["sizes"] for run in runs) for runs in own]
-    place = SPEAKERS.get(samples[0].info["corpus"])
-    speakers = {name: name[place] for name in samples[0].table["utterance"].unique()} if place else None
-    return {"test_train": max(ratios), "speakers": speakers}
+def _with_speakers(sample: Sample) -> pd.DataFrame:
+    place = SPEAKERS.get(sample.info["corpus"])
+    return sample.table.assign(speaker=sample.table["utterance"].str[place]) if place else sample.table
 
 
-def _corrected(found: Sequence[Tested]) -> dict[tuple[Any, ...], float]:
-    """By key; a test that cannot be made, as with one fold, counts as one with p = 1."""
+def _test_train(sample: Sample) -> float:
+    own = (run for run in sample.runs if run.info["variant"] in sample.selection.variants)
+    return effects.split_ratio(run.info["protocol"]["sizes"] for run in own)
+
+
+def _tested(use: Comparison, *found: Any) -> Tested:
+    return Tested(use, *found, found[-1].p_above(-use.margin / 100) if use.margin else found[-1].p)
+
+
+def _corrected(family: Iterable[Tested]) -> list[Tested]:
+    """A test that cannot be made, as with one fold, counts as one with p = 1."""
+    found = [*family]
     p = holm(np.nan_to_num([each.p for each in found], nan=1.0)).tolist()
-    return {each.use.key: corrected for each, corrected in zip(found, p, strict=True)}
+    return [each._replace(corrected=corrected) for each, corrected in zip(found, p, strict=True)]
 
 
 def _dev_scores(runs: Sequence[Run]) -> pd.DataFrame:
@@ -238,30 +254,83 @@ def _points(*values: float) -> list[float]:
     return [round(100 * value, 1) for value in values]
 
 
-def _cell(first: Sample, second: Sample, value: float | str, ends: Sequence[float] = (None, None)) -> Cell:
-    """A cell of the difference; blank where the value is not defined."""
-    use, other = replace(first.selection, difference=True), second.selection
+def _cell(samples: Sequence[Sample], value: float | str, ends: Sequence[float] = (None, None)) -> Cell:
+    """A cell of the difference of two samples, or of pooled ones, which no single selection finds again; blank where
+    the value is not defined."""
+    use, other = replace(samples[0].selection, difference=True), samples[1].selection
     if (use.checkpoint, use.protocol) == (other.checkpoint, other.protocol):
         use = replace(use, variants=use.variants + other.variants)
     else:
         use = replace(use, beside=(replace(other, beside=()),))
-    runs = tuple(dict.fromkeys(first.runs + second.runs))
-    return BLANK if pd.isna(value) else Cell(value, str(value), *ends, runs, use)
+    runs = tuple(dict.fromkeys(run for sample in samples for run in sample.runs))
+    return BLANK if pd.isna(value) else Cell(value, str(value), *ends, runs, use if len(samples) == 2 else None)
 
 
 def line_of(samples: Sequence[Sample], found: Effect, p: float, corrected: float, points: str) -> Line:
     """The difference in points with its intervals and test; blank is what one fold cannot tell. points: the column's
     name; its cell has the interval over folds or, where there is none, that over utterances."""
-    cell, known = partial(_cell, *samples), bool(np.isfinite(found.low))
-    folds, utterances = _points(found.low, found.high), _points(found.boot_low, found.boot_high)
-    value, detectable = _points(found.difference, found.detectable)
+    cell, known = partial(_cell, samples), bool(np.isfinite(found.error))
+    value, detectable, *ends = _points(found.difference, found.detectable, *found.ends().tolist())
+    folds, units = ends[:2], ends[2:]
     over_folds = cell(str(folds), folds), cell(round(p, 4)), cell(round(corrected, 4)), cell(detectable)
-    line = {points: cell(value, folds if known else utterances), INTERVAL: BLANK}
-    line |= {OVER_UTTERANCES: cell(str(utterances), utterances)}
+    line = {points: cell(value, folds if known else units), INTERVAL: BLANK, OVER_UTTERANCES: cell(str(units), units)}
     line |= dict(zip(OVER_FOLDS, over_folds if known else [BLANK] * 4, strict=True))
-    return line | {"folds x seeds": report.design(samples[0])}
+    return line | {"folds x seeds": word(", ".join(report.design(each).text for each in samples[::2]), samples[0].runs)}
+
+
+def _rows(use: Comparison, *_: Sample) -> Line:
+    return {"rows": word(use.words), "speech": word(use.condition)}
+
+
+def _named(use: Comparison) -> Line:
+    return {"claim": word(use.claim), "tested by": word(f"{use.words}, {use.condition}")}
 
 
 def difference_of(line: Line) -> Cell:
     """The cell with the difference in points."""
     return next(cell for cell in line.values() if cell.selection and cell.selection.difference)
+
+
+# --- the claims of all methods on all corpora
+
+
+def ledger(evidence: Mapping[str, Mapping[str, Mapping[str, Table]]]) -> Table:
+    """A line for each claim on each corpus of a profile and, where two of them have a test over folds, one for both.
+
+    evidence: all tables by profile, corpus and name; of recorded speech only, since synthetic speech supports no claim.
+    A verdict that its method has withdrawn stands as withdrawn and is not pooled.
+    """
+    words = (
+        "differences of UA: mean over folds, seeds averaged within each; 95 % interval: corrected t-test over folds; "
+    )
+    words += (
+        "Holm: within a method's claims; pooled: fixed effect over corpora with a test over folds, Holm within the "
+    )
+    words += f"pooled claims; not run: not recorded; a verdict takes {LEAST_SEEDS} seeds; undecided is not equal"
+
+    def lines() -> Iterator[Line]:
+        for profile, corpora in evidence.items():
+            for name in (name for name, table in [*corpora.values()][0].items() if isinstance(table, Claims)):
+                own = {f"{corpus}-{profile}": tables[name] for corpus, tables in corpora.items()}
+                found = {place: {table.key(line): line for line in table.lines} for place, table in own.items()}
+                found[f"pooled, {profile}"] = {each.use.claim: each.judged() for each in _pooled(own.values())}
+                for use in {use.claim: use for table in own.values() for use in table.family.claims}.values():
+                    for place in (place for place, known in found.items() if place in own or use.claim in known):
+                        line = _named(use) | found[place].get(use.claim, {"verdict": word("not run")})
+                        line |= {"table": word(name), PLACE: word(place)}
+                        yield {column: line.get(column, BLANK) for column in LEDGER}
+
+    return Table("CLAIMS", ("table", "claim", PLACE), lines, words)
+
+
+def _pooled(tables: Iterable[Claims]) -> list[Tested]:
+    """Those claims of a method that several corpora have tested over folds."""
+    pools: dict[str, list[Tested]] = {}
+    for each, line in (pair for table in tables for pair in zip(table.family.claimed, table.lines, strict=True)):
+        if np.isfinite(each.effect.error) and line["verdict"].text != "withdrawn":
+            pools.setdefault(each.use.claim, []).append(each)
+    found = []
+    for use, premises, _, samples, tested, *_ in (zip(*pool, strict=True) for pool in pools.values() if len(pool) > 1):
+        premise = all(holds for holds, _ in premises), ""
+        found.append(_tested(use[0], premise, [], sum(samples, []), effects.pooled(tested)))
+    return _corrected(found)

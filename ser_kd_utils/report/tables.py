@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial, reduce
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from ser_kd_utils.metrics import interval, score
@@ -36,16 +37,16 @@ class Selection:
     """Which predictions a number was computed from.
 
     variants: one or, of a difference, the first and the second; checkpoint: "best", "last", "test-UA" or "test-WA";
-    condition: "clean", "noisy", "all" or a noise type; snr_db: one SNR, trained on or not; protocol: its mark, "" for
-    records of one protocol. beside: only folds, seeds and conditions that these selections have too count, and across
-    protocols only the utterances. difference: whether the score of the second is subtracted, of `beside` where there is
-    one variant.
+    condition: "clean", "noisy", "all" or a noise type; snr_db: one SNR, trained on or not, or the two of an
+    interaction; protocol: its mark, "" for records of one protocol. beside: only folds, seeds and conditions that these
+    selections have too count, and across protocols only the utterances. difference: whether the score of the second is
+    subtracted, of `beside` where there is one variant.
     """
 
     variants: tuple[str, ...]
     checkpoint: str = "best"
     condition: str = "noisy"
-    snr_db: float | None = None
+    snr_db: float | tuple[float, ...] | None = None
     metric: str = "UA"
     protocol: str = ""
     beside: tuple[Selection, ...] = ()
@@ -93,26 +94,34 @@ class Table:
 
     name: str
     keys: tuple[str, ...]
-    make: Callable[[], list[Line]]
+    make: Callable[[], Iterable[Line]]
     words: str = ""
 
     @cached_property
     def lines(self) -> list[Line]:
-        return self.make()
+        return [*self.make()]
 
     @property
     def columns(self) -> list[str]:
         return list(dict.fromkeys(column for line in self.lines for column in line))
 
     @property
+    def cells(self) -> list[Cell]:
+        return [cell for line in self.lines for cell in line.values()]
+
+    @property
     def runs(self) -> list[Run]:
         """The records behind any of its cells, by name."""
-        runs = {run.id: run for line in self.lines for cell in line.values() for run in cell.runs}
+        runs = {run.id: run for cell in self.cells for run in cell.runs}
         return [runs[name] for name in sorted(runs)]
 
     @property
     def caption(self) -> str:
-        return self.words + about(self.runs)
+        """Before what is said of the records: `words`, and over what the scores in it are taken together."""
+        scored = [cell for cell in self.cells if cell.selection and not cell.selection.difference]
+        several = any(len({run.info["fold"] for run in cell.runs}) > 1 for cell in scored)
+        scores = f"scores: {'pooled over folds' if several else 'one fold each'}; " * bool(scored)
+        return self.words + scores + about(self.runs)
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -148,13 +157,14 @@ class Sample:
         """What is recorded of the variant."""
         return self.runs[0].info
 
-    def at(self, condition: str, snr_db: float | None = None) -> Sample:
+    def at(self, condition: str, snr_db: float | tuple[float, ...] | None = None) -> Sample:
         """The part in some speech: see `Selection`."""
         table, selection = self.table, replace(self.selection, condition=condition, snr_db=snr_db)
         clean = table["condition"] == "clean"
         if condition != "all":  # clean speech counts as within the range of training
             kinds = {"clean": clean, "noisy": ~clean}.get(condition, table["condition"] == condition)
-            table = table[kinds & (table["in_range"] if snr_db is None else table["snr_db"] == snr_db)]
+            snrs = table["in_range"] if snr_db is None else table["snr_db"].isin(np.atleast_1d(snr_db))
+            table = table[kinds & snrs]
         return Sample(table, self.runs, selection)
 
     def score(self, metric: str = "UA", with_interval: bool = False) -> Cell:

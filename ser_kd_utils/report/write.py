@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from ser_kd_utils.records import EVIDENCE, Run
+from ser_kd_utils.records import EVIDENCE, Run, read_runs
+from ser_kd_utils.report.differences import ledger
 from ser_kd_utils.report.tables import Table, folds_x_seeds, mark_of
 
 README = EVIDENCE.parent / "README.md"
@@ -39,6 +40,22 @@ def write(table: Table, folder: Path) -> None:
     latex = frame.to_latex(index=False, caption=_tex(table.caption), label=f"tab:{table.name}", **style)
     foot = f"\\par\\footnotesize {_tex(below)}\n\\end{{table}}"
     (target / f"{table.name}.tex").write_text(latex.replace("\\end{table}", foot), encoding="utf-8")
+
+
+def claims(place: Path, tables_of: Callable[[Sequence[Run]], Mapping[str, Table]]) -> str:
+    """The claims of all methods on all recorded speech whose evidence lies in folders of `place`, as Markdown.
+
+    tables_of: see `methods.tables_of`. "" where nothing is claimed.
+    """
+    evidence = {}
+    for path in sorted(place.glob("*/runs.jsonl")):
+        runs = read_runs(path.parent)
+        info = runs[0].info
+        if not info["protocol"]["synthetic"]:
+            profile = path.parent.name.removeprefix(f"{info['corpus']}-")  # and the settings that are not its own
+            evidence.setdefault(profile, {})[info["corpus"]] = tables_of(runs)
+    table = ledger(evidence)
+    return f"{table.words}\n\n{table.frame.to_markdown(index=False)}\n" if table.lines else ""
 
 
 def _tex(text: str) -> str:
@@ -72,10 +89,9 @@ def _split(runs: Sequence[Run]) -> str:
     sizes = pd.DataFrame([run.info["protocol"]["sizes"] for run in runs]).dropna(axis="columns")
     ends = sizes.agg(["min", "max"]).astype(int)
     spans = (f"{part} {'-'.join(map(str, dict.fromkeys(ends[part])))}" for part in ends)
-    pairs: dict[str, list] = {}
-    for run in runs:
-        pairs.setdefault(run.info["variant"], []).append((run.info["fold"], run.info["seed"]))
-    designs = " or ".join(sorted(set(map(folds_x_seeds, pairs.values()))))
+    infos = [run.info for run in runs]
+    by_variant = pd.DataFrame(infos, columns=["variant", "fold", "seed"]).groupby("variant")[["fold", "seed"]]
+    designs = " or ".join(sorted({folds_x_seeds(part.itertuples(index=False)) for _, part in by_variant}))
     told = [told[0].upper() + told[1:], f"Utterances: {', '.join(spans)}; folds x seeds: {designs}"]
     tested = {run.info["fold"]: run.info["protocol"].get("classes", {}).get("test", {}) for run in runs}
     lacking = [f"no {label} in fold {fold}" for fold, own in tested.items() for label in own if not own[label]]

@@ -13,7 +13,7 @@ from ser_kd_utils import records
 from ser_kd_utils.files import sha256
 from ser_kd_utils.methods import tables_of
 from ser_kd_utils.report.tables import about, command, mark_of
-from ser_kd_utils.report.write import write
+from ser_kd_utils.report.write import claims, write
 from ser_kd_utils.reproduce import counted
 
 _PLACE = re.compile(r"(?<![\w.-])(/(home|root|tmp|work|Users|data|mnt|media|scratch|var)/|[A-Z]:\\+Users)[^\s\"']*")
@@ -24,6 +24,8 @@ CHECK += "`ser-kd compare FOLDER`. Whether these files are as published: `sha256
 
 def publish(options: Namespace) -> int:
     """Pack the local runs of a corpus and profile into the evidence folder, beside those published there before.
+
+    CLAIMS.md beside that folder is written anew from all evidence of recorded speech there.
 
     options: corpus, name, profile, results, overrides; to: the evidence folder, "" for the usual one. A run of the same
     id is replaced. Tables are made of all runs; figures are copied where the local folder has all runs, since others
@@ -56,6 +58,8 @@ def publish(options: Namespace) -> int:
         _refuse_places(files, {name for run in runs for name in run.stored["utterance"]})
         sums = "".join(f"{sha256(path)}  {path.relative_to(fresh).as_posix()}\n" for path in files)
         (fresh / "SHA256SUMS").write_text(sums, encoding="utf-8")
+    if text := claims(to.parent, tables_of):
+        (to.parent / "CLAIMS.md").write_text(text, encoding="utf-8")
     if not has_all:
         again = f"--results {to.parent}"
         print(

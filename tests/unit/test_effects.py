@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -14,12 +15,11 @@ from ser_kd_utils.metrics.effects import (
     beats,
     effect,
     from_folds,
-    interaction,
-    near,
     null,
     pooled,
     split_ratio,
     verdict,
+    why_undecided,
 )
 
 LABELS = np.array(["angry", "happy", "neutral", "sad"])
@@ -41,6 +41,16 @@ def trained(hits: dict[tuple[int, int], int], **columns) -> pd.DataFrame:
 def given(by_fold, seeds: int = 3, test_train: float = 0.0, draws=None) -> Effect:
     """An Effect whose bootstrap is certain unless `draws` is given, so that the test over folds decides alone."""
     return from_folds(by_fold, seeds, test_train, np.full(3, np.mean(by_fold)) if draws is None else draws)
+
+
+def judged(found: Effect, p: float | None = None, **options) -> str:
+    """The verdict where this claim is the only one of its family, or with the given p."""
+    margin = options.get("margin", 0)
+    return verdict(found, (found.p_above(-margin) if margin else found.p) if p is None else p, **options)
+
+
+def near(found: Effect, margin: float = 0.02, **options) -> str:
+    return judged(found, margin=margin, **options)
 
 
 def random_tables(rng: np.random.Generator, *accuracies: float, folds: int = 5, seeds: int = 2) -> list[pd.DataFrame]:
@@ -66,10 +76,10 @@ def test_corrected_t_by_hand():
     error = 0.02 * np.sqrt(1 / 3 + 1 / 2)
     t = 0.03 / error
     assert (found.difference, found.error, found.freedom) == pytest.approx((0.03, error, 2))
-    assert (found.low, found.high) == pytest.approx((0.03 - 4.302653 * error, 0.03 + 4.302653 * error))
+    assert found.ends()[:2] == pytest.approx([0.03 - 4.302653 * error, 0.03 + 4.302653 * error])
     assert found.p == pytest.approx(1 - t / np.sqrt(2 + t**2))
-    assert (found.boot_low, found.boot_high) == pytest.approx((0.001, 0.039))
-    assert (found.folds, found.seeds, list(found.by_fold)) == (3, 3, [0.01, 0.03, 0.05])
+    assert found.ends()[2:] == pytest.approx([0.001, 0.039])
+    assert (found.seeds, list(found.by_fold)) == (3, [0.01, 0.03, 0.05])
     assert found.p_above(0) == pytest.approx(found.p / 2)
     assert found.p_above(0.06) == pytest.approx(1 - found.p / 2)  # as far above the estimate as 0 lies below it
 
@@ -82,12 +92,15 @@ def test_without_correction_it_is_the_paired_t_test_of_scipy():
         for table in (a, b)
     )
     test = stats.ttest_rel(first, second)
-    found = effect(a, b, test_train=0, level=0.9, resamples=10)
-    wanted = test.confidence_interval(0.9)
-    assert (found.p, found.low, found.high) == pytest.approx((test.pvalue, wanted.low, wanted.high))
+    found = effect(a, b, test_train=0, resamples=10)
+    for level in (0.9, 0.95):
+        assert found.ends(level)[:2] == pytest.approx(test.confidence_interval(level))
+    assert found.p == pytest.approx(test.pvalue)
     assert found.difference == pytest.approx(np.mean(first) - np.mean(second))
-    turned = effect(b, a, test_train=0, level=0.9, resamples=10)
-    assert (turned.difference, turned.low, turned.p) == pytest.approx((-found.difference, -found.high, found.p))
+    turned = effect(b, a, test_train=0, resamples=10)
+    assert (turned.difference, turned.ends()[0], turned.p) == pytest.approx(
+        (-found.difference, -found.ends()[1], found.p)
+    )
 
 
 def test_detectable_has_80_percent_power_by_the_noncentral_t():
@@ -109,7 +122,7 @@ def test_scores_are_those_of_each_run(metric):
     ]
     found = effect(a.sample(frac=1, random_state=0), b, metric, test_train=0.3, resamples=10)
     assert found.by_fold == pytest.approx(wanted)
-    assert (found.folds, found.seeds) == (11, 1)
+    assert (len(found.by_fold), found.seeds) == (11, 1)
 
 
 def test_seeds_are_averaged_within_a_fold_and_only_shared_runs_count():
@@ -117,7 +130,7 @@ def test_seeds_are_averaged_within_a_fold_and_only_shared_runs_count():
     b = trained({(2, 0): 2, (1, 1): 1, (1, 0): 1, (2, 1): 0})
     found = effect(a, b, "WA", test_train=0.25)
     assert list(found.by_fold) == [0.375, 0]  # fold 1: 50 and 25 points
-    assert (found.difference, found.folds, found.seeds) == (0.1875, 2, 1)
+    assert (found.difference, found.seeds) == (0.1875, 1)
     assert found.error == pytest.approx(0.375 / np.sqrt(2) * np.sqrt(1 / 2 + 1 / 4))
     assert found.draws.mean() == pytest.approx(0.1875, abs=0.01)  # an utterance with two seeds weighs as one with one
 
@@ -129,8 +142,8 @@ def test_more_seeds_are_no_more_observations():
         for s in (1, 4)
     )
     one, four = (effect(*tables, "WA", test_train=0.25) for tables in (once, copied))
-    assert (one.low, one.high, one.p, one.detectable) == pytest.approx((four.low, four.high, four.p, four.detectable))
-    assert (one.boot_low, one.boot_high) == pytest.approx((four.boot_low, four.boot_high))
+    assert one.ends() == pytest.approx(four.ends())
+    assert (one.p, one.detectable) == pytest.approx((four.p, four.detectable))
 
 
 def test_one_fold_and_folds_that_agree_exactly_decide_nothing():
@@ -138,14 +151,15 @@ def test_one_fold_and_folds_that_agree_exactly_decide_nothing():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for found in (effect(a, b, "WA", test_train=0.25), given([0.1 + 0.2, 0.3, 0.3])):
-            assert np.isnan([found.low, found.high, found.p, found.detectable, found.error]).all()
-            assert found.difference == pytest.approx(1 if found.folds == 1 else 0.3)
+            assert np.isnan([*found.ends()[:2], found.p, found.detectable, found.error]).all()
+            assert found.difference == pytest.approx(1 if len(found.by_fold) == 1 else 0.3)
             assert verdict(found, p=0.001) == near(found) == "undecided"
+            assert why_undecided(found) == ("one fold" if len(found.by_fold) == 1 else "not told from chance")
 
 
 def test_tables_that_cannot_be_compared_are_refused():
     a = trained({(1, 0): 3, (2, 0): 2}, condition="rain", snr_db=0.0)
-    with pytest.raises(ValueError, match="share no fold and seed: record both"):
+    with pytest.raises(ValueError, match="share no fold and seed in this speech: record both"):
         effect(a, a.assign(seed=1), test_train=0)
     with pytest.raises(ValueError, match="fold 2 seed 0 f2-3 .*is only in the first table"):
         effect(a, a[a["utterance"] != "f2-3"], test_train=0)
@@ -181,24 +195,21 @@ def test_bootstrap_over_utterances_agrees_with_the_interval_of_a_score():
     (a,) = random_tables(np.random.default_rng(2), 0.6)
     found = effect(a, a.assign(prediction=a["label"]), test_train=0, resamples=4000)
     _, low, high = interval(a, resamples=4000)
-    assert (found.boot_low + 1, found.boot_high + 1) == pytest.approx((low, high), abs=0.01)
+    assert found.ends()[2:] + 1 == pytest.approx([low, high], abs=0.01)
 
 
 def test_speakers_widen_the_bootstrap_where_they_differ():
     # by hand: two speakers with differences 1 and 0; the mean of two drawn ones is 0, 1/2 or 1
     a, b = trained({(1, 0): 4, (2, 0): 0}), trained({(1, 0): 0, (2, 0): 0})
     by_utterance = effect(a, b, "WA", test_train=0)
-    speakers = {name: name[:2] for name in a["utterance"]}
-    by_speaker = effect(a, b, "WA", test_train=0, speakers=speakers)
+    named = a.assign(speaker=a["utterance"].str[:2])
+    by_speaker = effect(named, b, "WA", test_train=0)
     assert set(by_speaker.draws) == {0, 0.5, 1}
     assert np.mean(by_speaker.draws == 0.5) == pytest.approx(0.5, abs=0.05)
-    assert (by_speaker.boot_low, by_speaker.boot_high) == (0, 1)
-    assert 0 < by_utterance.boot_low < by_utterance.boot_high < 1
-    assert by_speaker.low == by_utterance.low  # the folds are as they were
-    named = effect(a.assign(speaker=a["utterance"].str[:2]), b, "WA", test_train=0)
-    assert list(named.draws) == list(by_speaker.draws)
+    (*folds, low, high), (*same_folds, inner_low, inner_high) = by_speaker.ends(), by_utterance.ends()
+    assert folds == same_folds and low == 0 < inner_low < inner_high < high == 1
     with pytest.raises(ValueError, match="utterance f1-2 has no speaker: give a speaker for all or for none"):
-        effect(a, b, "WA", test_train=0, speakers={k: v for k, v in speakers.items() if k != "f1-2"})
+        effect(named.assign(speaker=named["speaker"].where(named["utterance"] != "f1-2")), b, "WA", test_train=0)
 
 
 def test_the_bootstrap_is_the_same_each_time():
@@ -218,11 +229,8 @@ GOOD, BAD = [0.04, 0.05, 0.06, 0.05], [-0.04, -0.05, -0.06, -0.05]
     [
         (given(GOOD), {}, "supported"),
         (given(BAD), {}, "contradicted"),
-        (given(GOOD), {"sign": -1}, "contradicted"),
-        (given(BAD), {"sign": -1}, "supported"),
         (given(GOOD), {"gate": False}, "premise not met"),
         (given(GOOD, seeds=2), {}, "undecided"),
-        (given(GOOD, seeds=2), {"least_seeds": 2}, "supported"),
         (given(GOOD, seeds=2), {"gate": False}, "premise not met"),
         (given(GOOD), {"p": 0.05}, "undecided"),
         (given(GOOD), {"p": 0.049}, "supported"),
@@ -235,17 +243,22 @@ GOOD, BAD = [0.04, 0.05, 0.06, 0.05], [-0.04, -0.05, -0.06, -0.05]
     ],
 )
 def test_verdicts(found, options, word):
-    assert verdict(found, **options) == word
+    assert judged(found, **options) == word
 
 
-def test_a_verdict_does_not_hang_on_the_level_of_the_shown_interval():
+def test_what_keeps_a_claim_undecided():
+    assert why_undecided(given(GOOD, seeds=2)) == "fewer than 3 seeds"
+    assert why_undecided(given([0.1], seeds=1)) == "one fold, fewer than 3 seeds"
+    assert why_undecided(given([0.0, 0.1, 0.0, 0.1])) == "not told from chance"
+
+
+def test_a_difference_takes_95_percent_and_a_margin_90():
     # t 2.5 with 4 degrees of freedom: p 0.067, beyond 90 % but not 95 %
     by_fold = 0.01 * (2.5 + np.sqrt(5) * stats.zscore([1.0, 2.0, 3.0, 4.0, 5.0], ddof=1))
-    for level in (0.5, 0.9, 0.99):
-        found = from_folds(by_fold, 3, 0.0, np.full(3, 0.025), level)
-        assert found.p == pytest.approx(0.0668, abs=1e-4)
-        assert verdict(found, p=0.01) == "undecided"
-        assert near(found, margin=0) == "supported"
+    found = from_folds(by_fold, 3, 0.0, np.full(3, 0.025))
+    assert found.p == pytest.approx(0.0668, abs=1e-4)
+    assert verdict(found, p=0.01) == "undecided"
+    assert verdict(found, p=0.01, margin=1e-6) == "supported"
 
 
 @pytest.mark.parametrize(
@@ -259,7 +272,6 @@ def test_a_verdict_does_not_hang_on_the_level_of_the_shown_interval():
         (given([-0.02, -0.01, -0.03, -0.02]), {}, "undecided"),
         (given([0.0, 0.01, -0.01, 0.0], draws=np.linspace(-0.05, 0.05, 99)), {}, "undecided"),
         (given([0.0, 0.01, -0.01, 0.0], seeds=2), {}, "undecided"),
-        (given([0.0, 0.01, -0.01, 0.0], seeds=2), {"least_seeds": 2}, "supported"),
         (given([0.0, 0.01, -0.01, 0.0]), {"gate": False}, "premise not met"),
         (given([0.0, 0.01, -0.01, 0.0]), {"p": 0.06}, "undecided"),
         (given([0.0, 0.01, -0.01, 0.0]), {"p": 0.04}, "supported"),
@@ -302,9 +314,8 @@ def test_null_sets_seed_against_seed_on_folds_that_have_both():
     assert list(found) == [(0, 1), (0, 5), (1, 5)]  # fold 1 has no seed 7
     assert [list(pair.by_fold) for pair in found.values()] == [[0.5, 0], [0.75, 0], [0.25, 0]]
     wanted = effect(trained({(1, 0): 4, (2, 0): 3}), trained({(1, 0): 2, (2, 0): 3}), "WA", test_train=0.25)
-    assert (found[0, 1].p, found[0, 1].boot_low) == (wanted.p, wanted.boot_low)
-    assert list(null(trained(hits), [1, 5, 7], metric="WA", test_train=0.25)) == [(1, 5)]
-    assert null(trained(hits), [7, 5], test_train=0.25) == {}
+    assert found[0, 1].p == wanted.p and list(found[0, 1].ends()) == list(wanted.ends())
+    assert null(trained({(1, 0): 4, (2, 0): 3, (2, 7): 1}), test_train=0.25) == {}
 
 
 def test_interaction_is_the_difference_of_two_effects_in_each_fold():
@@ -314,29 +325,29 @@ def test_interaction_is_the_difference_of_two_effects_in_each_fold():
 
     a = pd.concat([at(20.0, 4, 4, 3, 4), at(0.0, 2, 1, 2, 2), at(np.nan, 4, 4, 4, 4)])
     b = pd.concat([at(20.0, 2, 3, 3, 1), at(0.0, 2, 2, 1, 2), at(np.nan, 4, 4, 4, 4)])
-    found = interaction(a, b, 20, 0, metric="WA", test_train=0.5)
+    found = effect(a, b, snrs=(20, 0), metric="WA", test_train=0.5)
     # in quarters: fold 1 gains 2 and 1 at 20 dB, 0 and -1 at 0 dB; fold 2: 0 and 1; fold 3: 3 and 0
     assert found.by_fold == pytest.approx([(2 + 2) / 8, -1 / 4, 3 / 4])
-    assert (found.folds, found.seeds) == (3, 1)
+    assert found.seeds == 1
     t = stats.ttest_1samp(found.by_fold, 0).statistic / np.sqrt((1 / 3 + 0.5) / (1 / 3))
     assert found.p == pytest.approx(2 * stats.t.sf(abs(t), 2))
-    assert found.boot_low < found.difference < found.boot_high
-    turned = interaction(a, b, 0, np.inf, metric="WA", test_train=0.5)
+    assert found.ends()[2] < found.difference < found.ends()[3]
+    turned = effect(a, b, snrs=(0, np.inf), metric="WA", test_train=0.5)
     assert turned.by_fold == pytest.approx([-1 / 8, 1 / 4, 0])
-    with pytest.raises(ValueError, match="no predictions at 10 dB: choose an SNR of the table, inf for clean speech"):
-        interaction(a, b, 20, 10, test_train=0.5)
+    with pytest.raises(ValueError, match="share no fold and seed in this speech: record both"):
+        effect(a, b, snrs=(20, 10), test_train=0.5)
     with pytest.raises(ValueError, match="only in the first table"):
-        interaction(a, b[(b["snr_db"] != 0) | (b["utterance"] != "f3-3")], 20, 0, test_train=0.5)
+        effect(a, b[(b["snr_db"] != 0) | (b["utterance"] != "f3-3")], snrs=(20, 0), test_train=0.5)
 
 
 def test_an_interaction_needs_utterances_at_both_levels_and_keeps_them_together():
     a, b = random_tables(np.random.default_rng(4), 0.7, 0.5)
     a, b = (pd.concat([table, table.assign(snr_db=20.0)]) for table in (a, b))
-    found = interaction(a, b, 20, 0, test_train=0.3, resamples=300)  # the same predictions at both SNRs
+    found = effect(a, b, snrs=(20, 0), test_train=0.3, resamples=300)  # the same predictions at both SNRs
     assert not found.by_fold.any() and not found.draws.any()
     with pytest.raises(ValueError, match="needs the same utterance, label"):
         few = (table[(table["snr_db"] == 0) | (table["utterance"] != "f1-3")] for table in (a, b))
-        interaction(*few, 20, 0, test_train=0.3)
+        effect(*few, snrs=(20, 0), test_train=0.3)
 
 
 def test_pooling_by_hand():
@@ -347,26 +358,25 @@ def test_pooling_by_hand():
     assert found.difference == pytest.approx(share @ [0.025, 0.04])
     factor = 1 + 4 * share[0] * share[1] * (1 / 1 + 1 / 2)  # four and five folds
     error = np.sqrt(factor / w.sum())
-    assert found.low == pytest.approx(found.difference - stats.t.ppf(0.975, 3) * error)
+    assert found.ends()[0] == pytest.approx(found.difference - stats.t.ppf(0.975, 3) * error)
     assert found.p == pytest.approx(2 * stats.t.sf(found.difference / error, 3))
-    assert (found.folds, found.seeds, len(found.by_fold)) == (9, 2, 9)
+    assert (found.seeds, len(found.by_fold)) == (2, 9)
     assert found.draws == pytest.approx(np.full(3, found.difference))
 
 
 def test_pooling_at_its_borders():
     one = effect(*random_tables(np.random.default_rng(5), 0.8, 0.5), test_train=0.3, resamples=500)
-    same = pooled([one], level=0.9)
+    same = pooled([one])
     assert (same.p, same.difference, same.error) == pytest.approx((one.p, one.difference, one.error))
-    assert [same.low, same.high, same.boot_low, same.boot_high] == pytest.approx(one.ends(0.9))
+    assert same.ends(0.9) == pytest.approx(one.ends(0.9))
     # equal corpora: their bootstraps are independent, so the pooled one is narrower by sqrt(2)
     assert np.std(pooled([one, one]).draws) == pytest.approx(np.std(one.draws) / np.sqrt(2), rel=0.1)
     three = given(GOOD[:3], draws=one.draws)
-    assert (pooled([one, three]).low, pooled([one, three]).p) == (-np.inf, 1)
+    assert (pooled([one, three]).ends()[0], pooled([one, three]).p) == (-np.inf, 1)
     single = pooled([one, given([0.5], draws=one.draws)])
-    assert np.isnan([single.difference, single.low, single.p]).all()
-    assert verdict(pooled([one, three]), least_seeds=1) == verdict(single, least_seeds=1) == "undecided"
-    with pytest.raises(ValueError, match="nothing to pool"):
-        pooled([])
+    assert np.isnan([single.difference, single.ends()[0], single.p]).all()
+    for found in (pooled([one, three]), single):
+        assert verdict(replace(found, seeds=3), p=0.001) == "undecided"
 
 
 # simulations: seeds scatter by 3 points, folds by 2 points a variant, as on a small corpus
@@ -398,9 +408,9 @@ def moved(effects: list[Effect], by: float, folds: int) -> list[Effect]:
     return [given(found.by_fold + by, found.seeds, 1 / (folds - 2)) for found in effects]
 
 
-def rate(effects: list[Effect], *words: str, reading=verdict) -> float:
+def rate(effects: list[Effect], *words: str, reading=judged) -> float:
     """How often the reading is one of these words; with two seeds the rule of three seeds is lifted."""
-    return float(np.mean([reading(found, least_seeds=found.seeds) in words for found in effects]))
+    return float(np.mean([reading(replace(found, seeds=3)) in words for found in effects]))
 
 
 DECIDED = ("supported", "contradicted")

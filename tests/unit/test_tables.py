@@ -11,7 +11,7 @@ from scipy.stats import t
 
 from ser_kd_utils.methods import METHODS, settings_of, tables_of
 from ser_kd_utils.metrics import holm, score
-from ser_kd_utils.records import run_id, write_run
+from ser_kd_utils.records import Run, run_id, write_run
 from ser_kd_utils.report import tables, write
 from ser_kd_utils.report.differences import OVER_FOLDS, Comparison, Family
 from ser_kd_utils.report.tables import BLANK, Cell, Score, Selection, Table, word
@@ -107,7 +107,7 @@ def test_the_caption_says_which_snr_was_not_trained_on(tmp_path):
     run = record(tmp_path, "c", 0, settings={"noise": noise})
     assert "; noisy: -5 to 20 dB, the range of training; " in tables.about([run])
     assert [name for name in made([run], "mlkd") if name.endswith(" dB")] == ["UA -5 dB"]
-    assert tables_of([run])["mlkd_conditions_WA"].caption.startswith("WA in percent; emodb, profile tiny")
+    assert tables_of([run])["mlkd_conditions_WA"].caption.startswith("WA in percent; scores: one fold each; emodb, ")
 
 
 def test_a_comparison_is_the_mean_over_folds_with_both_intervals(tmp_path):
@@ -139,6 +139,55 @@ def test_one_fold_decides_nothing(tmp_path):
     assert made(some, "mlkd_claims")["verdict"].tolist() == ["undecided"]
 
 
+def test_every_caption_says_how_folds_are_taken_together(tmp_path):
+    runs = [record(tmp_path, row, wrong, fold) for fold in (1, 2) for row, wrong in (("c", 6), ("e", 3), ("b", 5))]
+    runs += [record(tmp_path, "e", 2, fold, seed=1) for fold in (1, 2)]
+    runs += [record(tmp_path, "gamma-10", 0, fold, kind="component", baseline="e") for fold in (1, 2)]
+    captions = {name: table.caption for name, table in tables_of(runs).items() if table.lines}
+    by_fold = captions.pop("mlkd_folds")
+    assert by_fold.startswith("UA noisy in percent by fold; scores: one fold each; emodb")
+    differences = {name for name, caption in captions.items() if "mean over folds" in caption}
+    assert differences == {"mlkd_comparisons", "mlkd_ablations", "mlkd_gains", "mlkd_claims", "mlkd_null"}
+    pooled = {name for name, caption in captions.items() if "scores: pooled over folds" in caption}
+    assert captions.keys() - differences < pooled and pooled & differences == {"mlkd_ablations", "mlkd_gains"}
+
+
+def test_an_interaction_is_what_one_snr_gives_more_than_another(tmp_path):
+    """Misses of (c) and (e) by SNR, of six angry utterances, each worth 8.3 points of UA."""
+    missed = {"c": ({10.0: 6, 0.0: 4}, {10.0: 6, 0.0: 3}), "e": ({10.0: 2, 0.0: 5}, {10.0: 2, 0.0: 3})}
+    runs = [
+        record(tmp_path, row, each, fold) for row, by_fold in missed.items() for fold, each in enumerate(by_fold, 1)
+    ]
+    use = Comparison("e", "c", claim="more in little noise", snrs=(10.0, 0.0))
+    family = Family(runs, [Comparison("e", "c", claim="it helps"), use])
+    helps, more = family.verdicts("toy_claims").lines
+    # fold 1: 4 less -1 utterances, fold 2: 4 less 0, hence 5 and 4 twelfths; over both SNRs 1.5 and 2
+    assert (helps["points for it"].value, more["points for it"].value) == (14.6, 37.5)
+    assert more["tested by"].text == "(e) - (c) at 10 dB less at 0 dB, noisy"
+    np.testing.assert_allclose(
+        [line["p (Holm)"].value for line in (helps, more)], holm([helps["p"].value, more["p"].value]), atol=1e-3
+    )
+    cell = more["points for it"]
+    first, second = cell.selection.predictions(cell.runs)
+    assert set(first["snr_db"]) == set(second["snr_db"]) == {10.0, 0.0}
+    (line,) = family.comparisons("toy_comparisons", [use]).lines
+    assert line["rows"].text == "(e) - (c) at 10 dB less at 0 dB" and line["p (Holm)"] == more["p (Holm)"]
+    assert family.comparisons("toy_comparisons", [replace(use, snrs=(20.0, 0.0))]).lines == []  # 20 dB is not tested
+
+
+def test_mlkd_claims_what_levels_give_in_little_noise_and_take_in_much(tmp_path):
+    noise = {"train_snr_db": [0.0, 20.0], "test_snr_db": SNR}
+    runs = [record(tmp_path, row, 3, fold, settings={"noise": noise}) for row in "ce" for fold in (1, 2)]
+    for run in runs:  # what was tested at 10 dB, as if at 20
+        write_run(run.folder, run.stored.replace({"snr_db": {10.0: 20.0}}), run.info)
+    runs = [Run(run.folder) for run in runs]
+    assert made(runs, "mlkd_claims")["tested by"].tolist() == [
+        "(e) - (c), noisy",
+        "(e) - (c) at 20 dB less at 0 dB, noisy",
+    ]
+    assert made(runs, "mlkd_comparisons")["rows"].tolist() == ["(e) - (c)", "(e) - (c) at 20 dB less at 0 dB"]
+
+
 @pytest.mark.parametrize(
     "seeds, verdict, reading", [(3, "supported", "first is better"), (2, "undecided", "undecided")]
 )
@@ -150,7 +199,8 @@ def test_a_verdict_takes_three_seeds(tmp_path, seeds, verdict, reading):
         for fold, miss in enumerate(misses, 1)
         for seed in range(seeds)
     ]
-    assert made(runs, "mlkd_claims")["verdict"].tolist() == [verdict]
+    claim = made(runs, "mlkd_claims").iloc[0]
+    assert [claim["verdict"], claim["reason"]] == [verdict, "fewer than 3 seeds" if seeds < 3 else ""]
     compared = tables_of(runs)["mlkd_comparisons"]
     assert compared.frame["reading"].tolist() == [reading] and f"fewest seeds in a fold: {seeds}, " in compared.caption
 
@@ -363,7 +413,8 @@ def test_a_table_is_written_in_three_formats(tmp_path):
     assert (tmp_path / "tables" / "mlkd.csv").read_text() == table.csv() == table.frame.to_csv(index=False)
     assert pd.read_csv(tmp_path / "tables" / "mlkd.csv")["row"].tolist() == ["(a)", "(b)", "(c)", "(e)"]
     markdown = (tmp_path / "tables" / "mlkd.md").read_text()
-    assert markdown.startswith("50 % of it_all; emodb, profile tiny, recorded speech; ") and "\n\n| row " in markdown
+    assert markdown.startswith("50 % of it_all; scores: pooled over folds; emodb, profile tiny, recorded speech; ")
+    assert "\n\n| row " in markdown
     assert not any(f"| {column}" in markdown for column in ("protocol", "published", "folds", "command"))
     below = " ".join(markdown.rpartition("|\n\n")[2].split())
     command = 'ser-kd reproduce --corpus emodb --data-root DATA --noise-dir NOISE --folds 1,2 --seeds 0 --set "'
