@@ -46,7 +46,7 @@ def tables(runs: Sequence[Run]) -> list[Table]:
     runs = [run for run in runs if run.info["method"] in ("teacher", "mlkd")]
     runs = runs if any(run.info["method"] == "mlkd" for run in runs) else []
     main = [run for run in runs if run.info["kind"] == "main"]
-    known = ["a", *variants(settings_of(runs[0].info["profile"]))] if runs else []
+    known = ["a", "a0", *variants(settings_of(runs[0].info["profile"]))] if runs else []
     samples = cache(lambda: report.aligned(main, report.recorded(main, "main", known)))
     family = Family(runs, CLAIMS)
     return [
