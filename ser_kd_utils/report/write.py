@@ -100,16 +100,17 @@ def _split(runs: Sequence[Run]) -> str:
 
 
 def update_readme(check: bool = False) -> int:
-    """Fill each `<!-- table PATH -->` ... `<!-- end -->` of the README from results/PATH, or with `check` only compare.
-
-    Returns 0 when they agree.
+    """Fill each `<!-- table PATH: COLUMNS -->` ... `<!-- end -->` of the README from the CSV file results/PATH, or with
+    `check` only compare. Returns 0 when they agree.
     """
 
     def fill(match: re.Match) -> str:
-        return f"<!-- table {match[1]} -->\n{(EVIDENCE / match[1]).read_text(encoding='utf-8')}<!-- end -->"
+        frame = pd.read_csv(EVIDENCE / match[1], dtype=str, keep_default_na=False)[match[2].split(", ")]
+        table = re.sub(" {2,}", " ", re.sub("-{4,}", "---", frame.to_markdown(index=False)))  # not padded: pages are short
+        return f"<!-- table {match[1]}: {match[2]} -->\n{table}\n<!-- end -->"
 
     old = README.read_text(encoding="utf-8")
-    new = re.sub(r"<!-- table (\S+) -->\n.*?<!-- end -->", fill, old, flags=re.DOTALL)
+    new = re.sub(r"<!-- table (\S+): (.+?) -->\n.*?<!-- end -->", fill, old, flags=re.DOTALL)
     if new != old and check:
         print("The README's tables differ from results/: run `ser-kd readme`.")
         return 1
