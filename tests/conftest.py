@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-_SESSION = tempfile.TemporaryDirectory(prefix="ser-kd-tests-")
 
-# at import, so that the kernels which nbval starts inherit them
-os.environ["SER_KD_CACHE"] = str(Path(_SESSION.name, "cache"))
-os.environ["SER_KD_RESULTS"] = str(Path(_SESSION.name, "results"))
+# At import, so that the kernels which nbval starts inherit them. Processes that test side by side (pytest-xdist) inherit
+# them, too: what one notebook has trained, another one reads.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _SESSION = tempfile.TemporaryDirectory(prefix="ser-kd-tests-")
+    os.environ["SER_KD_CACHE"] = str(Path(_SESSION.name, "cache"))
+    os.environ["SER_KD_RESULTS"] = str(Path(_SESSION.name, "results"))
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 

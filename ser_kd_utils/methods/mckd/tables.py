@@ -71,7 +71,8 @@ def _earlier(table: Table) -> Table:
         for line in table.lines:
             decided = [name for name in ("verdict", "reading") if name in line]
             rested = any(WITHDRAWN & {*line[name].selection.variants} for name in decided)
-            yield line | {name: word("withdrawn", line[name].runs) for name in decided if rested}
+            told = {"reason": word("trained with the mean")} if rested and "reason" in line else {}
+            yield line | told | {name: word("withdrawn", line[name].runs) for name in decided if rested}
 
     return replace(table, make=lambda: [*lines()], words=EARLIER + table.words)
 
