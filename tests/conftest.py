@@ -10,8 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# At import, so that the kernels which nbval starts inherit them. Processes that test side by side (pytest-xdist) inherit
-# them, too: what one notebook has trained, another one reads.
+# At import, so that the kernels which nbval starts inherit them. Processes that test side by side (pytest-xdist) do so,
+# too: what one notebook has trained, another one reads.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     _SESSION = tempfile.TemporaryDirectory(prefix="ser-kd-tests-")
     os.environ["SER_KD_CACHE"] = str(Path(_SESSION.name, "cache"))

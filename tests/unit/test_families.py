@@ -7,6 +7,7 @@ from torch.nn.functional import softmax
 from transformers import AutoModelForAudioClassification, WhisperFeatureExtractor, pipeline
 
 from ser_kd_utils.data.features import HOP, whisper_log_mel
+from ser_kd_utils.methods.mlkd.experiment import MLKDExperiment
 from ser_kd_utils.methods.mlkd.model import DistilledStudent, scale_cnn_gradient
 from ser_kd_utils.methods.teacher import encoders
 from ser_kd_utils.methods.teacher.experiment import TeacherExperiment
@@ -263,3 +264,24 @@ def test_a_variable_token_student_hears_through_whisper(tmp_path):
     model.save_pretrained(tmp_path)
     again = VariableTokenForAudioClassification.from_pretrained(tmp_path).eval()
     torch.testing.assert_close(again(speech()).logits, model(speech()).logits)
+
+
+def test_a_student_is_distilled_from_a_ready_teacher_which_nothing_trains(tones, tmp_path):
+    """A classifier from elsewhere is row (a): tested like any other, its weights and its answers as they came."""
+    torch.manual_seed(5)
+    theirs = encoders.build_teacher(settings("hubert"), ("sad", "happy", "angry", "neutral")).eval()
+    TeacherExperiment.save(theirs, tmp_path / "theirs")
+    ready = f"teacher.ready={tmp_path / 'theirs'}, teacher.model_type=hubert, mlkd.epochs=1, mlkd.student_layers=1"
+    options = {"data_root": str(tones), "results": str(tmp_path), "overrides": f"{ready}, noise.test_snr_db=(0,)"}
+    experiment = MLKDExperiment("manifest", "tiny", **options)
+    teacher, student = experiment.teachers.run("a"), experiment.run("e")
+    assert teacher.info["best_epoch"] == 0 and [row["epoch"] for row in teacher.info["history"]] == [0]
+    kept = AutoModelForAudioClassification.from_pretrained(teacher.folder / "model").state_dict()
+    for name, weight in theirs.state_dict().items():
+        if "classifier" not in name:
+            assert torch.equal(weight, kept[name]), name
+    row = teacher.predictions.query("checkpoint == 'best' and condition == 'clean'").iloc[0]
+    wave = torch.from_numpy(experiment.audio[row["utterance"]])[None]
+    logits = theirs(**given(theirs, wave)).logits[0]
+    np.testing.assert_allclose(row["logits"], logits[[2, 1, 3, 0]].detach(), atol=2e-3)
+    assert student.info["teacher_fingerprint"] == experiment.teachers.fingerprint("a")
