@@ -106,7 +106,7 @@ def update_readme(check: bool = False) -> int:
 
     def fill(match: re.Match) -> str:
         frame = pd.read_csv(EVIDENCE / match[1], dtype=str, keep_default_na=False)[match[2].split(", ")]
-        table = re.sub(" {2,}", " ", re.sub("-{4,}", "---", frame.to_markdown(index=False)))  # not padded: pages are short
+        table = re.sub(" {2,}", " ", re.sub("-{4,}", "---", frame.to_markdown(index=False)))  # not padded
         return f"<!-- table {match[1]}: {match[2]} -->\n{table}\n<!-- end -->"
 
     old = README.read_text(encoding="utf-8")
