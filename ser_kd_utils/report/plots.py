@@ -32,7 +32,7 @@ def use_style() -> None:
     """One look for all figures, and tables whose text is not cut."""
     pd.set_option("display.max_colwidth", None)
     sns.set_theme(context="notebook", style="whitegrid", font_scale=0.9, palette="colorblind")
-    plt.rcParams.update({"figure.dpi": 72, "savefig.dpi": 150, "savefig.bbox": "tight", "axes.titleweight": "bold"})
+    plt.rcParams.update({"figure.dpi": 66, "savefig.dpi": 150, "savefig.bbox": "tight", "axes.titleweight": "bold"})
     plt.rcParams["figure.constrained_layout.use"] = True
 
 

@@ -83,7 +83,7 @@ def test_the_formula_of_notebook_02_is_the_packages():
         r"\tfrac{1}{D}\,\lVert g_l(z)_t - h_l(x)_t\rVert_1 \;-\; "
         r"\lambda \log \sigma\big(\cos(g_l(z)_t,\, h_l(x)_t)\big)"
     )
-    assert formula in text and "multi_level_loss(learned.hidden_states, targets, mask" in text
+    assert formula in text and "multi_level_loss(predictions, targets, mask" in text
     rng = np.random.default_rng(0)
     g, h, mask, lam = rng.normal(size=(2, 3, 4, 5)), rng.normal(size=(2, 3, 4, 5)), np.ones((3, 4), bool), 0.7
     mask[1, 2:] = False
