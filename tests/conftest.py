@@ -19,6 +19,14 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items) -> None:
+    """Processes that test side by side take a file at a time; the notebooks are one file, in their order, and first."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("notebooks" if item.path.suffix == ".ipynb" else item.path.name))
+    items.sort(key=lambda item: item.path.suffix != ".ipynb")
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real recordings beside the checkout: ../shared/data. Skipped elsewhere, but never in CI."""

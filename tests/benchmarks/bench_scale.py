@@ -138,7 +138,7 @@ def measure(root: Path, methods: Collection[str], every: int) -> list[dict[str, 
     warnings.filterwarnings("ignore", "iemocap differs from the published counts")
     peak, rows, started = Peak(), [], clocks()
     peak.start()
-    untrained = mock.patch.object(TeacherExperiment, "teacher", lambda self, tuned=True: freeze(self.new_network()))
+    untrained = mock.patch.object(TeacherExperiment, "teacher", lambda self, *_, **__: freeze(self.new_network()))
     with untrained:
         for stage, utterances in workload(root, methods, every):
             seconds, wall = clocks() - started
