@@ -28,7 +28,7 @@ from ser_kd_utils.metrics import ser_metrics
 from ser_kd_utils.settings import Settings
 from ser_kd_utils.training.dataset import SpeechDataset
 from ser_kd_utils.training.evaluation import CLEAN, dev_condition, grid, predict
-from ser_kd_utils.training.loop import Fitted, fit, processes
+from ser_kd_utils.training.loop import Fitted, fit, precision_of, processes
 
 
 def names_of_classes(labels: Sequence[str]) -> dict[str, dict]:
@@ -269,6 +269,7 @@ class Experiment:
             "protocol": self.card(),
             "parameters": sum(p.numel() for p in network.parameters()),
             "processes": processes().num_processes,
+            "precision": precision_of(self.settings_of(name)),
             "best_epoch": fitted.best_epoch,
             "history": fitted.history.reset_index().to_dict("records"),
             "seconds": round(fitted.seconds, 1),

@@ -46,6 +46,12 @@ def processes() -> PartialState:
     return PartialState(cpu=not torch.cuda.is_available())
 
 
+def precision_of(settings: Any) -> str:
+    """What a training computes in here: the settings' precision, or float32 where the hardware has no bf16."""
+    able = torch.cuda.is_available() or torch.cpu.get_capabilities().get("avx512_bf16", False)
+    return settings.precision if able else "float32"
+
+
 def forward(
     model: nn.Module, objective: Objective, batch: dict[str, Any], *,
     prepare_inputs: Callable[..., dict], speech_level: str, teacher: nn.Module | None = None,
@@ -113,7 +119,7 @@ def fit(
     assert teacher not in set(model.modules()), "The teacher must not be a part of the network that is trained."
     on_gpu = torch.cuda.is_available()
     AcceleratorState._reset_state()  # otherwise all trainings of a process would have the precision of the first
-    precision = "bf16" if settings.precision == "bf16" and on_gpu else "no"
+    precision = "bf16" if precision_of(settings) == "bf16" else "no"
     split, ddp = DataLoaderConfiguration(split_batches=True), DistributedDataParallelKwargs(find_unused_parameters=True)
     accelerator = Accelerator(cpu=not on_gpu, mixed_precision=precision, dataloader_config=split, kwargs_handlers=[ddp])
     if on_gpu:

@@ -44,7 +44,7 @@ class DKDFMHSettings(Settings):
     lr_drops: tuple[Fraction, ...] = setting((0.6, 0.85), (0.2, 0.4, 0.6, 0.8), CODE, "to a tenth each (Head Fusion)")
     weight_decay: Weight = setting(1e-6, 1e-6, CODE, "Head Fusion")
     max_grad_norm: Weight = setting(0.0, 0.0, CODE, "gradient norm; 0: not clipped (Head Fusion)")
-    precision: Precision = setting("float32", "float32", ASSUMED, "bf16: mixed precision where the GPU has it")
+    precision: Precision = setting("float32", "float32", ASSUMED, "bf16: mixed, where GPU or CPU can")
 
     def __post_init__(self) -> None:
         for name in ("train_overlap", "test_overlap"):

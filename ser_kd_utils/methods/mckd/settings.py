@@ -74,7 +74,7 @@ class MCKDSettings(Settings):
     restart: Count = setting(3, 3, CODE, "epochs of the first cosine, the next twice as long and so on (DWFormer)")
     momentum: Fraction = setting(0.9, 0.9, CODE, "DWFormer")
     max_grad_norm: Weight = setting(1.0, 1.0, ASSUMED, "gradient norm; 0: not clipped, too long a step for a wide head")
-    precision: Precision = setting("float32", "float32", ASSUMED, "bf16: mixed precision where the GPU has it")
+    precision: Precision = setting("float32", "float32", ASSUMED, "bf16: mixed, where GPU or CPU can")
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_attention_heads:

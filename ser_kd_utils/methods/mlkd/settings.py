@@ -53,4 +53,4 @@ class MLKDSettings(Settings):
     max_seconds: Positive = setting(
         2.0, 10.0, ASSUMED, "longest training window, cropped at random; Whisper: no longer than the teacher's", 3.0
     )
-    precision: Precision = setting("float32", "bf16", ASSUMED, "bf16: mixed precision where the GPU has it")
+    precision: Precision = setting("float32", "bf16", ASSUMED, "bf16: mixed, where GPU or CPU can", "bf16")

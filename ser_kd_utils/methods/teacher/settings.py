@@ -72,7 +72,7 @@ class TeacherSettings(Settings):
         2.0, 10.0, ASSUMED, "longest training window, cropped at random; tests take all; Whisper: the first seconds "
         "of an utterance, in training and tests, all that teacher and student hear", 3.0,
     )  # fmt: skip
-    precision: Precision = setting("float32", "bf16", ASSUMED, "bf16: mixed precision where the GPU has it")
+    precision: Precision = setting("float32", "bf16", ASSUMED, "bf16: mixed, where GPU or CPU can", "bf16")
 
     def __post_init__(self) -> None:
         if self.from_hub and not re.fullmatch("[0-9a-f]{40}", self.revision):
