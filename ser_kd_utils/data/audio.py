@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import pandas as pd
@@ -26,6 +25,7 @@ from ser_kd_utils.files import cache_root, make_once
 
 SAMPLE_RATE = 16_000
 SILENCE = 10 ** (-80 / 20)  # a file whose samples all stay under -80 dBFS is silent
+MIN_SECONDS, MAX_SECONDS = 0.1, 60.0  # of an utterance
 
 MAX_PEAK = 2.0  # of samples as stored: lossy formats pass full scale a little, samples of another scale by far
 NO_SOUND = {
@@ -112,60 +112,45 @@ class AudioCache:
     utterance, sha256, samples (16-bit, little-endian, as bytes). longest: samples after which an utterance is cut.
     """
 
-    def __init__(self, folder: Path, manifest: pd.DataFrame, longest: int | None = None):
+    def __init__(self, folder: Path, manifest: pd.DataFrame):
         from datasets import Dataset
 
-        self._arguments, self.longest = (folder, manifest, longest), longest
+        self.manifest, self.longest = manifest, None
         self.dataset = Dataset.from_file(str(folder / "audio.arrow"))
         self.excluded = pd.read_csv(folder / "excluded.csv", dtype=str, keep_default_na=False)
-        self.sha256: dict[str, str] = {}
-        self._samples = {}
-        for batch in self.dataset.data.to_batches():
-            utterances, digests, samples = batch.columns
-            self.sha256.update(zip(utterances.to_pylist(), digests.to_pylist(), strict=True))
-            _, offsets, content = samples.buffers()  # views of the mapped file: a scalar of Arrow would be a copy
-            ends = np.frombuffer(offsets, np.int32, len(samples) + 1) // 2
-            views = np.split(np.frombuffer(content, "<i2", ends[-1]), ends[1:-1])
-            self._samples.update(zip(utterances.to_pylist(), views, strict=True))
-        self.utterances = list(self._samples)
-
-    def __reduce__(self):  # worker processes map the file again instead of receiving its samples
-        return AudioCache, self._arguments
+        self.utterances = self.dataset["utterance"][:]
+        self.sha256 = dict(zip(self.utterances, self.dataset["sha256"][:], strict=True))
+        self._places = {utterance: place for place, utterance in enumerate(self.utterances)}
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return len(self.dataset)
+
+    def stored(self, utterance: str) -> np.ndarray:
+        """All samples as they lie in the cache, int16."""
+        return np.frombuffer(self.dataset.data.column("samples")[self._places[utterance]].as_buffer(), "<i2")
 
     def __getitem__(self, utterance: str) -> np.ndarray:
-        return self._samples[utterance][: self.longest] * np.float32(2**-15)
-
-    def cut(self, longest: int) -> Self:
-        """The same, of each utterance the first `longest` samples."""
-        folder, manifest, _ = self._arguments
-        return type(self)(folder, manifest, longest)
-
-    def seconds(self, utterance: str) -> float:
-        return len(self._samples[utterance]) / SAMPLE_RATE
+        return self.stored(utterance)[: self.longest] * np.float32(2**-15)
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over utterance, label, speaker, split and samples of all that is kept; the same on every machine."""
-        rows = self._arguments[1][["utterance", "label", "speaker", "split"]]
+        rows = self.manifest[["utterance", "label", "speaker", "split"]]
         kept = rows[rows.utterance.isin(self.sha256)].assign(sha256=rows.utterance.map(self.sha256))
         lines = sorted("\t".join(map(str, row)) for row in kept.itertuples(index=False))
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def cache_audio(corpus: Corpus, min_seconds: float = 0.1, max_seconds: float = 60.0) -> AudioCache:
+def cache_audio(corpus: Corpus) -> AudioCache:
     """Open the decoded audio of `corpus`; decode it first if it is new or damaged, or a file changed (relative
     path, size, time).
 
-    Not usable are files that `read` refuses and those that are silent (all under -80 dBFS), shorter than `min_seconds`
-    or longer than `max_seconds`. Where `corpus.bad_audio` is "error" they raise one ValueError and nothing is kept;
+    Not usable are files that `read` refuses and those that are silent (all under -80 dBFS), shorter than MIN_SECONDS
+    or longer than MAX_SECONDS. Where `corpus.bad_audio` is "error" they raise one ValueError and nothing is kept;
     where it is "exclude" they are listed in `excluded`. Warns of files that are clipped when they are decoded.
     """
-    folder = cache_root() / "audio" / f"{corpus.name}-{_key(corpus, min_seconds, max_seconds)}"
-    decode_all = partial(_decode_all, corpus, min_seconds, max_seconds)
-    make_once(folder, decode_all, partial(_is_undamaged, manifest=corpus.manifest))
+    folder = cache_root() / "audio" / f"{corpus.name}-{_key(corpus)}"
+    make_once(folder, partial(_decode_all, corpus), partial(_is_undamaged, manifest=corpus.manifest))
     _intact.add(folder)
     return AudioCache(folder, corpus.manifest)
 
@@ -180,7 +165,7 @@ def _is_undamaged(folder: Path, manifest: pd.DataFrame) -> bool:
         return True
     with suppress(OSError, ValueError, pa.ArrowException):
         cache = AudioCache(folder, manifest)
-        digests = {utterance: _sha256(samples) for utterance, samples in cache._samples.items()}
+        digests = {utterance: _sha256(cache.stored(utterance)) for utterance in cache.utterances}
         if {*digests, *cache.excluded.utterance} == {*manifest.utterance} and digests == cache.sha256:
             return True
     if folder.exists():
@@ -188,12 +173,12 @@ def _is_undamaged(folder: Path, manifest: pd.DataFrame) -> bool:
     return False
 
 
-def _decode_all(corpus: Corpus, min_seconds: float, max_seconds: float, folder: Path) -> None:
+def _decode_all(corpus: Corpus, folder: Path) -> None:
     from datasets import Dataset, Features, Value, disable_progress_bars
     from datasets.exceptions import DatasetGenerationError
 
     excluded, clipped = [], []
-    load = partial(_stored, min_seconds=min_seconds, max_seconds=max_seconds, clipped=clipped)
+    load = partial(_stored, clipped=clipped)
 
     def examples() -> Iterator[dict[str, str | bytes]]:
         with ThreadPoolExecutor() as pool:
@@ -240,10 +225,10 @@ def refuse_shared_samples(split: Split, audio: AudioCache) -> None:
                 return
 
 
-def _key(corpus: Corpus, min_seconds: float, max_seconds: float) -> str:
+def _key(corpus: Corpus) -> str:
     paths = [Path(path) for path in corpus.manifest.path]
     root = os.path.commonpath(path.parent for path in paths)
-    digest = hashlib.sha256(repr((_LAYOUT, corpus.bad_audio, min_seconds, max_seconds)).encode())
+    digest = hashlib.sha256(repr((_LAYOUT, corpus.bad_audio, MIN_SECONDS, MAX_SECONDS)).encode())
     for utterance, path in zip(corpus.manifest.utterance, paths, strict=True):
         state = path.stat() if path.exists() else None
         about = (utterance, path.relative_to(root).as_posix(), state and (state.st_size, state.st_mtime_ns))
@@ -255,16 +240,16 @@ def _sha256(samples: np.ndarray) -> str:
     return hashlib.sha256(samples).hexdigest()
 
 
-def _stored(path: str, min_seconds: float, max_seconds: float, clipped: list[str]) -> np.ndarray | str:
+def _stored(path: str, clipped: list[str]) -> np.ndarray | str:
     """The int16 samples of a file, or the reason why it cannot be used; adds it to `clipped` where it is."""
     try:
         samples = decode(path)
     except AudioError as error:
         return error.reason
-    if (seconds := len(samples) / SAMPLE_RATE) < min_seconds:
-        return f"shorter than {min_seconds:g} s"
-    if seconds > max_seconds:
-        return f"longer than {max_seconds:g} s"
+    if (seconds := len(samples) / SAMPLE_RATE) < MIN_SECONDS:
+        return f"shorter than {MIN_SECONDS:g} s"
+    if seconds > MAX_SECONDS:
+        return f"longer than {MAX_SECONDS:g} s"
     peak = np.abs(samples).max()
     if peak < SILENCE:
         return "silent"

@@ -170,7 +170,6 @@ def test_cache_returns_what_was_decoded(tmp_path):
     for utterance, samples in files.items():
         assert cache[utterance].dtype == np.float32
         np.testing.assert_array_equal(cache[utterance], samples / 2**15)
-        assert cache.seconds(utterance) == len(samples) / SAMPLE_RATE
     with pytest.raises(KeyError):
         cache["u999"]
 
@@ -201,8 +200,6 @@ def test_second_call_opens_without_decoding(tmp_path, monkeypatch):
     shutil.copytree(tmp_path / "c", tmp_path / "moved" / "with" / "its times")
     moved = corpus_of({name: tmp_path / "moved" / "with" / "its times" / f"{name}.flac" for name in "ab"})
     assert cache_audio(moved).fingerprint == first.fingerprint
-    with pytest.raises(AssertionError, match="decoded twice"):
-        cache_audio(corpus, min_seconds=0.05)
 
 
 def anonymous_memory() -> int:

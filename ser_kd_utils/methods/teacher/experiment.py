@@ -54,7 +54,7 @@ class EncoderExperiment(MethodExperiment):
         super().__init__(*args, **options)
         teacher = self.all_settings["teacher"]
         if teacher.model_type == "whisper":
-            self.audio = self.audio.cut(int(teacher.max_seconds * SAMPLE_RATE))
+            self.audio.longest = int(teacher.max_seconds * SAMPLE_RATE)
 
     @cached_property
     def prepare_inputs(self) -> Any:
