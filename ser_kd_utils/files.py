@@ -39,7 +39,7 @@ def replaced(folder: Path, scratch: Path) -> Iterator[Path]:
 
 
 def make_once(folder: Path, make: Callable[[Path], object], is_whole: Callable[[Path], bool] = Path.exists) -> Path:
-    """The folder, made by `make` in another place where it is not there: whole or absent, whoever is killed.
+    """The folder, filled by `make` in another place where it is not there: whole or absent, whoever is killed.
 
     Of two processes that call this at once, one makes it and the other waits. is_whole: says of the folder that it need
     not be made; one that is there and damaged is replaced.
@@ -48,7 +48,6 @@ def make_once(folder: Path, make: Callable[[Path], object], is_whole: Callable[[
         with FileLock(folder.with_name(f"{folder.name}.lock")):
             if not is_whole(folder):
                 with replaced(folder, folder.with_name(f".unfinished-{folder.name}")) as fresh:
-                    fresh.rmdir()  # `make` makes it
                     make(fresh)
     return folder
 

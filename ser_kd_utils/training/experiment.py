@@ -64,9 +64,7 @@ class Experiment:
         self.settings, self.noise_settings = self.all_settings[self.method], self.all_settings["noise"]
         loaded = load_corpus(self.parts_of.get(corpus, corpus), data_root or None)
         self.split = split(loaded, self.split_protocol, fold, seed)
-        if name and corpus != "manifest":
-            raise ValueError(f"--name {name} is for a corpus of your own (--corpus manifest), not for {corpus}.")
-        self.name = name or (Path(data_root).stem if corpus == "manifest" else corpus)
+        self.name = (name or Path(data_root).stem) if corpus == "manifest" else corpus
         self.folder = records.results_folder(results, self.name, profile, overrides)
         if corpus == "manifest":
             self._claim_folder(str(Path(data_root).expanduser().resolve()))

@@ -112,9 +112,8 @@ def fit(
     extra_state: by name, what is learnt or kept beside the network and belongs in a checkpoint, as tensors and plain
     values; the rest: see `forward`.
 
-    Raises ValueError where extra_state takes a name of what is kept anyway, where several processes cannot share a
-    batch evenly, where a checkpoint holds more than tensors and plain values, and as soon as a loss term, a dev logit
-    or a score is not finite.
+    Raises ValueError where several processes cannot share a batch evenly, and after the first epoch in which a loss
+    term or a score is not finite; pickle.UnpicklingError where a checkpoint holds more than tensors and plain values.
     """
     assert teacher not in set(model.modules()), "The teacher must not be a part of the network that is trained."
     on_gpu = torch.cuda.is_available()
@@ -136,12 +135,7 @@ def fit(
     else:
         scheduler = get_linear_schedule_with_warmup(optimizer, math.ceil(settings.warmup_ratio * steps), steps)
 
-    stateful: dict[str, Any] = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
-    if taken := stateful.keys() & (extra_state or {}):
-        raise ValueError(
-            f"extra_state {', '.join(sorted(taken))}: the name of what every checkpoint keeps, take another."
-        )
-    stateful |= extra_state or {}
+    stateful = {**(extra_state or {}), "model": model, "optimizer": optimizer, "scheduler": scheduler}
     history, best, last, seconds = [], {}, {}, 0.0
     if saved := last_checkpoint(folder):
         history, best, last, seconds = saved["history"], saved["best"], saved["state"]["model"], saved["seconds"]
@@ -162,8 +156,6 @@ def fit(
             )  # fmt: skip
             loss = sum(terms.values())
             losses.append({name: value.detach() for name, value in (terms | {"loss": loss}).items()})
-            if not on_gpu:  # which would have to wait for the values: there, after each epoch
-                _require_finite(losses[-1], step, epoch)
             loss.backward()
             for parameter in (p for p in beside if p.grad is not None):
                 parameter.grad = reduce(parameter.grad, "mean")
@@ -172,13 +164,8 @@ def fit(
             optimizer.step()
             scheduler.step()
         for earlier, values in enumerate(losses, start=step + 1 - len(losses)):
-            _require_finite(values, earlier, epoch)
-
-        def check_logits(module, inputs, output, step=step, epoch=epoch):
-            _require_finite({"dev logits": output.logits}, step, epoch)
-
-        with model.register_forward_hook(check_logits):
-            (scores,) = broadcast_object_list([dict(dev(model))])  # so that all processes choose the same epoch
+            _require_finite(values, earlier, epoch)  # now: a GPU would have to wait for the values of each step
+        (scores,) = broadcast_object_list([dict(dev(model))])  # so that all processes choose the same epoch
         row = {name: reduce(torch.stack([v[name] for v in losses]).mean(), "mean").item() for name in losses[0]}
         row |= objective.state() | {f"dev_{name}": float(score) for name, score in scores.items()}
         _require_finite(row, step, epoch)

@@ -20,6 +20,8 @@ from ser_kd_utils.settings import (
 
 Start = Annotated[float, Field(gt=1, lt=21)]
 """A temperature between the ends of CTKD's T = 1 + 20 sigmoid(theta)."""
+Half = Annotated[float, Field(ge=0, le=0.5)]
+"""Of two utterances or more, one at least is left."""
 Layer = Annotated[int, Field(ge=0)]
 Even = Annotated[int, Field(ge=2, multiple_of=2)]
 Meta = Literal["none", "temperature", "static", "teacher"]
@@ -65,7 +67,7 @@ class MCKDSettings(Settings):
     meta_teacher_lr: Positive = setting(ASSUMED, "Adam, of the teacher's head", 1e-3, 1e-4)
     supcon_weights: tuple[Weight, ...] = setting(ASSUMED, "compared in notebook 07", (0.1, 0.5, 1.0))
     kd_weights: tuple[Weight, ...] = setting(ASSUMED, "compared in notebook 07", (0.5, 1.0))
-    meta_fraction: Fraction = setting(ASSUMED, "of each class of the training part, held out from students", 0.1)
+    meta_fraction: Half = setting(ASSUMED, "of each class of the training part, held out from students", 0.1)
     epochs: Count = setting(CODE, "DWFormer (IEMOCAP 120, MELD 100)", 21, 120)
     batch_size: Even = setting(CODE, "DWFormer; in pairs of one class", 32)
     lr: Positive = setting(CODE, "SGD (DWFormer); its highest", 2e-2, 5e-4)

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForAudioClassification, PreTrainedModel, SequenceFeatureExtractor
 
 from ser_kd_utils.data.audio import SAMPLE_RATE, AudioCache
-from ser_kd_utils.files import digest, only_one, sha256, unfinished
+from ser_kd_utils.files import digest, sha256, unfinished
 from ser_kd_utils.methods import METHODS, Variant, settings_of
 from ser_kd_utils.methods.teacher import encoders
 from ser_kd_utils.training.dataset import SpeechDataset, TeacherOutputs, teacher_outputs
@@ -108,9 +108,8 @@ class TeacherExperiment(EncoderExperiment):
             utterances, audio = [*utterances, *speech.utterances], ChainMap(audio, speech)
         key = digest([self.fingerprint(name), tuned, layers, utterances, speech and speech.fingerprint])[:16]
         folder = f"teacher-outputs-fold-{self.fold}__seed-{self.seed}-{key}"
-        teacher, place = self.teacher(tuned, name).to(DEVICE), unfinished(self.folder) / folder
-        with only_one(self.folder, folder):
-            return teacher_outputs(teacher, self.prepare_inputs, audio, utterances, layers, place)
+        teacher, place = self.teacher(tuned, name).to(DEVICE), unfinished(self.folder) / folder / "outputs"
+        return teacher_outputs(teacher, self.prepare_inputs, audio, utterances, layers, place)
 
     def dataset(self, name: str = "a") -> SpeechDataset:
         """Windows of clean training speech."""
