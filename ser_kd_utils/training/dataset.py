@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -234,7 +234,7 @@ def teacher_outputs(
     model: an audio classifier of transformers, whose head begins with its `projector`. The outputs are read from
     `folder` where they lie there, else put there, whole or not at all: its name stands for all the other arguments.
     """
-    make_once(folder, partial(_ask, model, prepare_inputs, audio, utterances, layers))
+    make_once(folder, lambda fresh: _ask(model, prepare_inputs, audio, utterances, layers, fresh))
     told, states = load_file(folder / "outputs.safetensors"), {}
     if layers:
         counts = told["frames"].tolist()

@@ -72,12 +72,12 @@ def test_the_fingerprint_follows_the_sound_and_not_the_place(folder, tmp_path):
     assert cache_audio(unlabelled(moved)).fingerprint != before
 
 
-@pytest.mark.parametrize(("content", "found"), [(None, "no such folder"), ("notes.txt", "no sound files")])
-def test_a_folder_without_speech_says_what_to_pass(tmp_path, content, found):
+@pytest.mark.parametrize("content", [None, "notes.txt"])
+def test_a_folder_without_speech_says_what_to_pass(tmp_path, content):
     if content:
         (tmp_path / "speech").mkdir()
         (tmp_path / "speech" / content).write_text("none")
-    with pytest.raises(FileNotFoundError, match=f"speech: {found}; pass with --speech-dir.*flac"):
+    with pytest.raises(FileNotFoundError, match="no speech at .*speech: pass with --speech-dir.*flac"):
         unlabelled(tmp_path / "speech")
 
 

@@ -68,14 +68,12 @@ def unlabelled(folder: str | Path) -> Corpus:
     home = Path(folder).expanduser().resolve()
     paths = tables.sound_files(home)
     if not paths:
-        raise FileNotFoundError(
-            f"no speech at {home}: {'no sound files' if home.is_dir() else 'no such folder'}; pass with --speech-dir "
-            f"a folder of sound files ({', '.join(tables.SOUND_SUFFIXES)})"
-        )
+        wanted = f"a folder of sound files ({', '.join(tables.SOUND_SUFFIXES)})"
+        raise FileNotFoundError(f"no speech at {home}: pass with --speech-dir {wanted}")
     names = [f"speech/{path.relative_to(home).with_suffix('').as_posix()}" for path in paths]
     rows = tables.tidy(pd.DataFrame({"utterance": names, "path": map(str, paths)}), f"speech at {home}")
-    about = {"licence": MANIFEST.licence, "access": "local: the files of a folder", "citation": MANIFEST.citation}
-    return Corpus("speech", rows, bad_audio="exclude", **about)
+    access = "local: the files of a folder"
+    return replace(MANIFEST, name="speech", manifest=rows, access=access, bad_audio="exclude")
 
 
 def _recognised(corpus: Corpus, root: str | Path | None) -> Path:
@@ -97,9 +95,8 @@ def _found(home: Path) -> str:
     others = [other.name for other in _KNOWN.values() if not other.synthetic and other.recognises(home)]
     if others:
         return f"{' or '.join(others)}: choose that corpus or pass another --data-root"
-    if home.is_file():
-        return f"a file, {home.name}"
-    return tables.some(sorted(path.name for path in home.iterdir() if path.name[0] != "."), 5) or "an empty folder"
+    names = sorted(path.name for path in home.glob("[!.]*"))
+    return tables.some(names, 5) or ("an empty folder" if home.is_dir() else f"a file, {home.name}")
 
 
 def _differences(corpus: Corpus) -> tuple[str, ...]:
