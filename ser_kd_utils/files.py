@@ -38,15 +38,14 @@ def replaced(folder: Path, scratch: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def make_once(folder: Path, make: Callable[[Path], object], is_whole: Callable[[Path], bool] = Path.exists) -> Path:
+def make_once(folder: Path, make: Callable[[Path], object]) -> Path:
     """The folder, filled by `make` in another place where it is not there: whole or absent, whoever is killed.
 
-    Of two processes that call this at once, one makes it and the other waits. is_whole: says of the folder that it need
-    not be made; one that is there and damaged is replaced.
+    Of two processes that call this at once, one makes it and the other waits.
     """
-    if not is_whole(folder):
+    if not folder.exists():
         with FileLock(folder.with_name(f"{folder.name}.lock")):
-            if not is_whole(folder):
+            if not folder.exists():
                 with replaced(folder, folder.with_name(f".unfinished-{folder.name}")) as fresh:
                     make(fresh)
     return folder

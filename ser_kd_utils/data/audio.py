@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import soundfile
 from scipy.signal import resample_poly
 
@@ -125,12 +124,9 @@ class AudioCache:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def stored(self, utterance: str) -> np.ndarray:
-        """All samples as they lie in the cache, int16."""
-        return np.frombuffer(self.dataset.data.column("samples")[self._places[utterance]].as_buffer(), "<i2")
-
     def __getitem__(self, utterance: str) -> np.ndarray:
-        return self.stored(utterance)[: self.longest] * np.float32(2**-15)
+        stored = self.dataset.data.column("samples")[self._places[utterance]].as_buffer()
+        return np.frombuffer(stored, "<i2")[: self.longest] * np.float32(2**-15)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -142,35 +138,14 @@ class AudioCache:
 
 
 def cache_audio(corpus: Corpus) -> AudioCache:
-    """Open the decoded audio of `corpus`; decode it first if it is new or damaged, or a file changed (relative
-    path, size, time).
+    """Open the decoded audio of `corpus`; decode it first if it is new or a file changed (relative path, size, time).
 
     Not usable are files that `read` refuses and those that are silent (all under -80 dBFS), shorter than MIN_SECONDS
     or longer than MAX_SECONDS. Where `corpus.bad_audio` is "error" they raise one ValueError and nothing is kept;
     where it is "exclude" they are listed in `excluded`. Warns of files that are clipped when they are decoded.
     """
     folder = cache_root() / "audio" / f"{corpus.name}-{_key(corpus)}"
-    make_once(folder, partial(_decode_all, corpus), partial(_is_undamaged, manifest=corpus.manifest))
-    _intact.add(folder)
-    return AudioCache(folder, corpus.manifest)
-
-
-_intact: set[Path] = set()
-"""Caches that this process has found undamaged, or made: to read hours of sound takes a second."""
-
-
-def _is_undamaged(folder: Path, manifest: pd.DataFrame) -> bool:
-    """Whether all utterances are there or excluded, with the samples that were written."""
-    if folder in _intact:
-        return True
-    with suppress(OSError, ValueError, pa.ArrowException):
-        cache = AudioCache(folder, manifest)
-        digests = {utterance: _sha256(cache.stored(utterance)) for utterance in cache.utterances}
-        if {*digests, *cache.excluded.utterance} == {*manifest.utterance} and digests == cache.sha256:
-            return True
-    if folder.exists():
-        warnings.warn(f"the cached audio {folder.name} was damaged and is decoded again", stacklevel=4)
-    return False
+    return AudioCache(make_once(folder, partial(_decode_all, corpus)), corpus.manifest)
 
 
 def _decode_all(corpus: Corpus, folder: Path) -> None:
@@ -202,11 +177,10 @@ def _decode_all(corpus: Corpus, folder: Path) -> None:
     shutil.rmtree(work)
     exclusions(excluded).to_csv(folder / "excluded.csv", index=False)
     if clipped:
-        warnings.warn(
-            f"{corpus.name}: {len(clipped)} of {len(corpus.manifest)} files pass full scale and are clipped there, as "
-            f"{min(clipped)}: write them at a lower level to keep them whole",
-            stacklevel=4,
+        which = (
+            f"{len(clipped)} of {len(corpus.manifest)} files pass full scale and are clipped there, as {min(clipped)}"
         )
+        warnings.warn(f"{corpus.name}: {which}: write them at a lower level to keep them whole", stacklevel=4)
 
 
 def refuse_shared_samples(split: Split, audio: AudioCache) -> None:
@@ -262,8 +236,5 @@ def _check(corpus: Corpus, excluded: list[tuple[str, str]]) -> None:
     total = len(corpus.manifest)
     if corpus.bad_audio == "error" and excluded or len(excluded) == total:
         named = some(f"{utterance} ({reason})" for utterance, reason in excluded)
-        own = ", or take their rows out of the table given with --data-root" if corpus.name == "manifest" else ""
-        raise ValueError(
-            f"{corpus.name}: {len(excluded)} of {total} audio files cannot be used: {named}; "
-            f"restore them as their publisher gives them{own}"
-        )
+        remedy = "restore them" + " or take their rows out of the table" * (corpus.name == "manifest")
+        raise ValueError(f"{corpus.name}: {len(excluded)} of {total} audio files cannot be used: {named}; {remedy}")

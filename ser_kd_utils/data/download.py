@@ -17,13 +17,11 @@ from ser_kd_utils.data.corpora.iemocap import IEMOCAP
 from ser_kd_utils.data.corpora.meld import MELD
 from ser_kd_utils.files import cache_root, replaced, sha256
 
+ZENODO = "https://zenodo.org/records"
 # address of the zip file, and its checksum ("algorithm:hex digits") as the publisher gives it; None: not given
 ARCHIVES = {
     "emodb": ("http://emodb.bilderbar.info/download/download.zip", None),
-    "ravdess": (
-        "https://zenodo.org/records/1188976/files/Audio_Speech_Actors_01-24.zip",
-        "md5:bc696df654c87fed845eb13823edef8a",
-    ),
+    "ravdess": (f"{ZENODO}/1188976/files/Audio_Speech_Actors_01-24.zip", "md5:bc696df654c87fed845eb13823edef8a"),
 }
 
 # access, licence, what the folder holds then, the option that takes it

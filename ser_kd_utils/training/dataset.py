@@ -147,9 +147,7 @@ class SpeechDataset(torch.utils.data.Dataset):
             batch["noise"] = pad_sequence(noise, batch_first=True)
             batch["snr_db"] = torch.tensor(snr_db, dtype=torch.float64)
         if self.states:
-            states = [
-                self.states.window(utterance, start, len(wave), self.layers) for utterance, _, start, wave in cuts
-            ]
+            states = [self.states.window(name, start, len(wave), self.layers) for name, _, start, wave in cuts]
             batch["teacher_states"] = pad_sequence(states, batch_first=True)
         return batch
 

@@ -196,7 +196,5 @@ def _require_finite(values: Mapping[str, Tensor | float], step: int, epoch: int)
     """Raises ValueError for the first that is not: a diverged training never becomes a result."""
     for name, value in values.items():
         if not torch.as_tensor(value).isfinite().all():
-            raise ValueError(
-                f"{name} is not finite at step {step + 1}, in epoch {epoch}. The likely cause is a learning rate that "
-                "is too high, an infinite class weight, or values in the teacher's outputs that are not finite."
-            )
+            likely = "The likely cause is a learning rate that is too high."
+            raise ValueError(f"{name} is not finite at step {step + 1}, in epoch {epoch}. {likely}")

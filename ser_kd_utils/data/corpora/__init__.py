@@ -28,9 +28,8 @@ _DEMO = replace(
     counts={},
     synthetic=True,
 )
-_KNOWN = {
-    each.name: each for each in (_DEMO, IEMOCAP, DEV_SPEAKERS, IMPROVISED, MELD, MELD_4, EMODB, RAVDESS, MANIFEST)
-}
+_ALL = (_DEMO, IEMOCAP, DEV_SPEAKERS, IMPROVISED, MELD, MELD_4, EMODB, RAVDESS, MANIFEST)
+_KNOWN = {each.name: each for each in _ALL}
 CORPORA = tuple(_KNOWN)
 MISSING_ALLOWED = 0.05  # fraction of files, where bad audio is excluded: copies of MELD are known to be incomplete
 
@@ -79,10 +78,8 @@ def unlabelled(folder: str | Path) -> Corpus:
 def _recognised(corpus: Corpus, root: str | Path | None) -> Path:
     """The absolute root, once the corpus is recognised there."""
     if not root:
-        raise FileNotFoundError(
-            f"{corpus.name}: no place of the data given; access: {corpus.access}. "
-            f"Pass with --data-root the place of {corpus.layout}"
-        )
+        wanted = f"access: {corpus.access}. Pass with --data-root the place of {corpus.layout}"
+        raise FileNotFoundError(f"{corpus.name}: no place of the data given; {wanted}")
     home = tables.require_utf8(Path(root).expanduser().resolve())
     if corpus.recognises(home):
         return home
@@ -116,8 +113,6 @@ def _without_file(corpus: Corpus, where: str) -> pd.DataFrame:
     rows = corpus.manifest
     missing = rows.utterance[[not Path(path).is_file() for path in rows.path]]
     if len(missing) > (MISSING_ALLOWED if corpus.bad_audio == "exclude" else 0) * len(rows):
-        raise FileNotFoundError(
-            f"{where}: {len(missing)} of {len(rows)} sound files are missing ({tables.some(missing)}); "
-            f"unpack it completely: {corpus.layout}"
-        )
+        lacking = f"{len(missing)} of {len(rows)} sound files are missing ({tables.some(missing)})"
+        raise FileNotFoundError(f"{where}: {lacking}; unpack it completely: {corpus.layout}")
     return exclusions((name, "no file") for name in missing)

@@ -72,11 +72,8 @@ def ensure_demo(root: Path) -> Path:
 
     folder = make_once(Path(root) / f"demo-{CHECKSUM[:12]}", _make)
     if (found := checksum(folder)) != CHECKSUM:
-        warnings.warn(
-            f"the demo corpus in {folder} has checksum {found}, not {CHECKSUM}: scores on it may differ slightly from "
-            "those in results/",
-            stacklevel=2,
-        )
+        differs = f"has checksum {found}, not {CHECKSUM}: scores on it may differ slightly from those in results/"
+        warnings.warn(f"the demo corpus in {folder} {differs}", stacklevel=2)
     return folder
 
 

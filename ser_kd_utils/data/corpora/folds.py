@@ -157,10 +157,8 @@ def _random(corpus: Corpus, fold: int, seed: int) -> pd.Series:
 def _check_classes(classes: dict[str, dict[str, int]], where: str) -> None:
     for label, count in classes["train"].items():
         if count < MIN_TO_TRAIN:
-            raise ValueError(
-                f"{where}: {count} training utterances of {label}, at least {MIN_TO_TRAIN} are needed: add utterances, "
-                "by more speakers, join the class with another, or leave it out"
-            )
+            lacking = f"{count} training utterances of {label}, at least {MIN_TO_TRAIN} are needed"
+            raise ValueError(f"{where}: {lacking}: add utterances by more speakers, or leave the class out")
     for part in ("dev", "test"):
         if absent := [label for label, count in classes[part].items() if not count]:
             warnings.warn(f"{where}: no {' and no '.join(absent)} in {part}: scores there leave it out", stacklevel=3)

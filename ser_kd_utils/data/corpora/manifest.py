@@ -226,9 +226,7 @@ def sound_files(folder: Path) -> list[Path]:
 def require_utf8(path: Path) -> Path:
     """The path itself. Raises ValueError where it is in another encoding, which no table can hold."""
     if re.search("[\ud800-\udfff]", str(path)):  # as Python holds bytes that are not UTF-8
-        raise ValueError(
-            f"{os.fsencode(path)!r} is not named in UTF-8 (perhaps in Windows-1252): rename it, as with convmv"
-        )
+        raise ValueError(f"{os.fsencode(path)!r} is not named in UTF-8: rename it, as with convmv")
     return path
 
 

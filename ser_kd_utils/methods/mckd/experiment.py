@@ -69,7 +69,9 @@ class MCKDExperiment(MethodExperiment):
         use = self.settings_of(name)
         teacher = self.teachers.teacher() if use.features == "encoder" else None
         torch.manual_seed(self.seed)  # after the teacher, which may have to be trained first
-        same = {key: getattr(use, key) for key in VariableTokenConfig.__annotations__ if hasattr(use, key)}
+        sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "frames")
+        others = ("features", "feature_layer", "tokens", "pooling", "dropout", "z_score")
+        same = {key: getattr(use, key) for key in sizes + others}
         front = teacher.config.to_diff_dict() if teacher else {}
         network = VariableTokenForAudioClassification(VariableTokenConfig(front=front, **same, **self.class_names))
         if teacher:

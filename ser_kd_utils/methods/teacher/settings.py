@@ -72,10 +72,8 @@ class TeacherSettings(Settings):
 
     def __post_init__(self) -> None:
         if self.from_hub and not re.fullmatch("[0-9a-f]{40}", self.revision):
-            raise ValueError(
-                f"teacher.checkpoint={self.source!r}, revision={self.revision!r}: there is no such folder, and a "
-                "hub name wants as revision the 40 hex digits of a commit (branches and tags move)."
-            )
+            wanted = "there is no such folder, and a hub name wants as revision the 40 hex digits of a commit"
+            raise ValueError(f"teacher.checkpoint={self.source!r}, revision={self.revision!r}: {wanted}.")
         layers = self.network.get("num_hidden_layers", 0)
         if not self.source and layers != self.num_hidden_layers:
             raise ValueError(f"teacher.network has {layers} layers, not {self.num_hidden_layers} (num_hidden_layers).")
