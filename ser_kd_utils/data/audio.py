@@ -5,9 +5,7 @@ Levels are left as recorded. The cache holds 16-bit samples: what passes full sc
 
 import hashlib
 import os
-import shutil
 import warnings
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cached_property, partial
@@ -19,7 +17,7 @@ import soundfile
 from scipy.signal import resample_poly
 
 from ser_kd_utils.data.corpora import Corpus, Split
-from ser_kd_utils.data.corpora.manifest import PARTS, exclusions, some
+from ser_kd_utils.data.corpora.manifest import PARTS, some
 from ser_kd_utils.files import cache_root, make_once
 
 SAMPLE_RATE = 16_000
@@ -31,7 +29,7 @@ NO_SOUND = {
     b"version https://git-lfs": ": a Git LFS pointer, which `git lfs pull` replaces by the sound",
     b"<": ": a web page, download the file again",
 }
-_LAYOUT = 2  # of the cache; part of its key
+_LAYOUT = 3  # of the cache; part of its key
 _BATCH = 128  # files held in memory while the cache is written
 
 
@@ -108,7 +106,8 @@ class AudioCache:
 
     `cache[utterance]` is float32 (samples,) in [-1, 1) at 16 kHz. `excluded` (utterance, reason) lists what could not
     be used. `sha256` gives the digest of each utterance's samples. `dataset` is the memory-mapped table itself:
-    utterance, sha256, samples (16-bit, little-endian, as bytes). longest: samples after which an utterance is cut.
+    utterance, samples (16-bit, little-endian, as bytes), sha256, reason why it cannot be used, clipped. longest:
+    samples after which an utterance is cut.
     """
 
     def __init__(self, folder: Path, manifest: pd.DataFrame):
@@ -116,13 +115,15 @@ class AudioCache:
 
         self.manifest, self.longest = manifest, None
         self.dataset = Dataset.from_file(str(folder / "audio.arrow"))
-        self.excluded = pd.read_csv(folder / "excluded.csv", dtype=str, keep_default_na=False)
-        self.utterances = self.dataset["utterance"][:]
-        self.sha256 = dict(zip(self.utterances, self.dataset["sha256"][:], strict=True))
-        self._places = {utterance: place for place, utterance in enumerate(self.utterances)}
+        table = self.dataset.remove_columns("samples").to_pandas()
+        kept = table[table.reason == ""]
+        self.excluded = table.loc[table.reason != "", ["utterance", "reason"]].reset_index(drop=True)
+        self.utterances = kept.utterance.to_list()
+        self.sha256 = dict(zip(kept.utterance, kept.sha256, strict=True))
+        self._places = dict(zip(kept.utterance, kept.index, strict=True))
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.utterances)
 
     def __getitem__(self, utterance: str) -> np.ndarray:
         stored = self.dataset.data.column("samples")[self._places[utterance]].as_buffer()
@@ -150,36 +151,22 @@ def cache_audio(corpus: Corpus) -> AudioCache:
 
 def _decode_all(corpus: Corpus, folder: Path) -> None:
     from datasets import Dataset, Features, Value, disable_progress_bars
-    from datasets.exceptions import DatasetGenerationError
 
-    excluded, clipped = [], []
-    load = partial(_stored, clipped=clipped)
-
-    def examples() -> Iterator[dict[str, str | bytes]]:
-        with ThreadPoolExecutor() as pool:
-            for start in range(0, len(corpus.manifest), _BATCH):
-                rows = corpus.manifest.iloc[start : start + _BATCH]
-                for utterance, result in zip(rows.utterance, pool.map(load, rows.path), strict=True):
-                    if isinstance(result, str):
-                        excluded.append((utterance, result))
-                    else:
-                        yield {"utterance": utterance, "sha256": _sha256(result), "samples": result.tobytes()}
-        _check(corpus, excluded)
-
-    features = Features(utterance=Value("string"), sha256=Value("string"), samples=Value("binary"))
+    types = {"utterance": "string", "samples": "binary", "sha256": "string", "reason": "string", "clipped": "bool"}
+    features = Features({name: Value(each) for name, each in types.items()})
     disable_progress_bars()  # they would stand in stored notebooks
-    try:
-        work = folder / "work"
-        written = Dataset.from_generator(examples, features, str(work), fingerprint="-", writer_batch_size=_BATCH)
-    except DatasetGenerationError as error:
-        raise error.__cause__ from None  # unusable files, a full disk
-    Path(written.cache_files[0]["filename"]).rename(folder / "audio.arrow")
-    shutil.rmtree(work)
-    exclusions(excluded).to_csv(folder / "excluded.csv", index=False)
-    if clipped:
-        which = (
-            f"{len(clipped)} of {len(corpus.manifest)} files pass full scale and are clipped there, as {min(clipped)}"
-        )
+    with ThreadPoolExecutor() as pool:
+
+        def decoded(batch: dict[str, list[str]]) -> dict[str, list]:
+            return pd.DataFrame(pool.map(_stored, batch["path"]), columns=[*types][1:]).to_dict("list")
+
+        rows = Dataset.from_pandas(corpus.manifest[["utterance", "path"]], preserve_index=False).map(
+            decoded, batched=True, batch_size=_BATCH, remove_columns="path", features=features, new_fingerprint="-",
+            cache_file_name=str(folder / "audio.arrow"),
+        )  # fmt: skip
+    _check(corpus, [(name, reason) for name, reason in zip(rows["utterance"], rows["reason"], strict=True) if reason])
+    if len(clipped := corpus.manifest.path[rows["clipped"][:]]):
+        which = f"{len(clipped)} of {len(rows)} files pass full scale and are clipped there, as {min(clipped)}"
         warnings.warn(f"{corpus.name}: {which}: write them at a lower level to keep them whole", stacklevel=4)
 
 
@@ -210,26 +197,21 @@ def _key(corpus: Corpus) -> str:
     return digest.hexdigest()[:16]
 
 
-def _sha256(samples: np.ndarray) -> str:
-    return hashlib.sha256(samples).hexdigest()
-
-
-def _stored(path: str, clipped: list[str]) -> np.ndarray | str:
-    """The int16 samples of a file, or the reason why it cannot be used; adds it to `clipped` where it is."""
+def _stored(path: str) -> tuple[bytes, str, str, bool]:
+    """The int16 samples of a file and their SHA-256, the reason why it cannot be used, whether it is clipped."""
     try:
         samples = decode(path)
+        seconds, peak = len(samples) / SAMPLE_RATE, np.abs(samples).max()
+        if seconds < MIN_SECONDS:
+            raise AudioError(path, f"shorter than {MIN_SECONDS:g} s")
+        if seconds > MAX_SECONDS:
+            raise AudioError(path, f"longer than {MAX_SECONDS:g} s")
+        if peak < SILENCE:
+            raise AudioError(path, "silent")
     except AudioError as error:
-        return error.reason
-    if (seconds := len(samples) / SAMPLE_RATE) < MIN_SECONDS:
-        return f"shorter than {MIN_SECONDS:g} s"
-    if seconds > MAX_SECONDS:
-        return f"longer than {MAX_SECONDS:g} s"
-    peak = np.abs(samples).max()
-    if peak < SILENCE:
-        return "silent"
-    if peak > 1:
-        clipped.append(path)
-    return np.rint(samples * 2**15).clip(-(2**15), 2**15 - 1).astype("<i2")
+        return b"", "", error.reason, False
+    stored = np.rint(samples * 2**15).clip(-(2**15), 2**15 - 1).astype("<i2")
+    return stored.tobytes(), hashlib.sha256(stored).hexdigest(), "", bool(peak > 1)
 
 
 def _check(corpus: Corpus, excluded: list[tuple[str, str]]) -> None:

@@ -236,7 +236,7 @@ def test_the_cache_folder_holds_nothing_else_and_the_home_nothing_at_all(tmp_pat
         env=os.environ | {"HOME": "/dev/null", "XDG_CACHE_HOME": "/dev/null"},
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
-    assert sorted(path.name for path in contents() if path.is_file()) == ["audio.arrow", "excluded.csv"]
+    assert sorted(path.name for path in contents() if path.is_file()) == ["audio.arrow"]
 
 
 def test_reading_an_utterance_is_fast(tmp_path):

@@ -147,5 +147,5 @@ def test_every_kind_of_file_is_read(tmp_path, suffix):
 def test_names_in_another_encoding_are_one_clear_error(folder):
     """Windows-1252 comes as surrogate escapes, which no table of text can hold."""
     write(folder / "plain.wav").rename(Path(os.fsdecode(os.fsencode(folder) + b"/M\xfcller.wav")))
-    with pytest.raises(ValueError, match=r"M\\xfcller.wav' is not named in UTF-8 .*: rename it"):
+    with pytest.raises(ValueError, match=r"M\\xfcller.wav' is not named in UTF-8: rename it"):
         unlabelled(folder)
