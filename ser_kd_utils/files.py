@@ -67,17 +67,13 @@ def unfinished(results: Path) -> Path:
     return results / "unfinished"
 
 
-def _lock_of(results: Path, name: str) -> Path:
-    return unfinished(results) / "locks" / f"{name}.lock"
-
-
 @contextmanager
 def only_one(results: Path, name: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Hold the lock `name`, which one process can have, on whatever machine of the same file system.
 
     It goes with the process that holds it. waiting: called once where another process has it.
     """
-    lock = FileLock(_lock_of(results, name))
+    lock = FileLock(unfinished(results) / "locks" / f"{name}.lock")
     try:
         held = lock.acquire(blocking=False)
     except Timeout:
@@ -90,7 +86,7 @@ def only_one(results: Path, name: str, waiting: Callable[[], None] = lambda: Non
 def is_held(results: Path, name: str) -> bool:
     """Whether some process holds the lock."""
     try:
-        with FileLock(_lock_of(results, name), blocking=False):
+        with FileLock(unfinished(results) / "locks" / f"{name}.lock", blocking=False):
             return False
     except Timeout:
         return True

@@ -175,8 +175,8 @@ def refuse_shared_samples(split: Split, audio: AudioCache) -> None:
     first = {}
     for part in PARTS:
         for utterance in getattr(split, part):
-            digest = audio.sha256.get(utterance, utterance)  # what is excluded has no samples
-            other, where = first.setdefault(digest, (utterance, part))
+            # what is excluded has no samples
+            other, where = first.setdefault(audio.sha256.get(utterance, utterance), (utterance, part))
             if where != part:
                 pair = f"{other} in {where} and {utterance} in {part} are the same samples"
                 message = f"{split.corpus}, {split.protocol}, fold {split.fold}: {pair}"

@@ -58,10 +58,7 @@ def download(name: str, to: str = "", url: str = "") -> int:
         there = home.is_file() or any(home.glob("*"))
         if not there:
             _fetch(name, home, url or ARCHIVES[name][0])
-        try:
-            corpus = load_corpus(name, home)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"{error}; pass with --to a new or an empty folder") from None
+        corpus = load_corpus(name, home)
     print(f"{name} is {'already in' if there else 'in'} {home}.")
     for item, value in corpus.card().itertuples(index=False):
         print(f"{item}: {value}")

@@ -95,9 +95,8 @@ class Fitted:
 
 def fit(
     model: nn.Module, objective: Objective, dataset: Any, dev: Callable[[nn.Module], Mapping[str, float]],
-    settings: Any, *, optimizer: torch.optim.Optimizer, schedule: Callable[[float], float] | None = None,
-    speech_level: str, seed: int, folder: Path, prepare_inputs: Callable[..., dict], teacher: nn.Module | None = None,
-    noisy_targets: bool = False, extra_state: Mapping[str, Any] | None = None,
+    settings: Any, *, optimizer: torch.optim.Optimizer, schedule: Callable[[float], float] | None = None, seed: int,
+    folder: Path, teacher: nn.Module | None = None, extra_state: Mapping[str, Any] | None = None, **how: Any,
 ) -> Fitted:  # fmt: skip
     """Train for all epochs and return the weights of the epoch with the highest dev UA (the first among equals).
 
@@ -150,10 +149,7 @@ def fit(
         losses = []
         for step, batch in enumerate(loader, start=(epoch - 1) * len(loader)):
             optimizer.zero_grad(set_to_none=True)
-            terms, _ = forward(
-                network, objective, batch, prepare_inputs=prepare_inputs, speech_level=speech_level, teacher=teacher,
-                noisy_targets=noisy_targets, step=step, progress=step / steps,
-            )  # fmt: skip
+            terms, _ = forward(network, objective, batch, teacher=teacher, step=step, progress=step / steps, **how)
             loss = sum(terms.values())
             losses.append({name: value.detach() for name, value in (terms | {"loss": loss}).items()})
             loss.backward()

@@ -130,7 +130,7 @@ def test_a_folder_with_something_else_is_left_alone(server, home, capsys):
     (home / "thesis.txt").write_text("mine")
     code, out, err = run(server, home, capsys)
     assert (code, out, server.asked) == (2, "", [])
-    assert err.startswith(f"ser-kd: no emodb at {home}: ") and err.endswith("pass with --to a new or an empty folder\n")
+    assert err.startswith(f"ser-kd: no emodb at {home}: ") and err.endswith("found thesis.txt\n")
     assert [path.name for path in home.iterdir()] == ["thesis.txt"]
 
 

@@ -71,8 +71,7 @@ def unlabelled(folder: str | Path) -> Corpus:
         raise FileNotFoundError(f"no speech at {home}: pass with --speech-dir {wanted}")
     names = [f"speech/{path.relative_to(home).with_suffix('').as_posix()}" for path in paths]
     rows = tables.tidy(pd.DataFrame({"utterance": names, "path": map(str, paths)}), f"speech at {home}")
-    access = "local: the files of a folder"
-    return replace(MANIFEST, name="speech", manifest=rows, access=access, bad_audio="exclude")
+    return replace(MANIFEST, name="speech", manifest=rows, access="local: the files of a folder", bad_audio="exclude")
 
 
 def _recognised(corpus: Corpus, root: str | Path | None) -> Path:
@@ -83,29 +82,17 @@ def _recognised(corpus: Corpus, root: str | Path | None) -> Path:
     home = tables.require_utf8(Path(root).expanduser().resolve())
     if corpus.recognises(home):
         return home
-    raise FileNotFoundError(f"no {corpus.name} at {home}: looked for {corpus.layout}; found {_found(home)}")
-
-
-def _found(home: Path) -> str:
-    if not home.exists():
-        return "nothing: the path does not exist"
-    others = [other.name for other in _KNOWN.values() if not other.synthetic and other.recognises(home)]
-    if others:
-        return f"{' or '.join(others)}: choose that corpus or pass another --data-root"
-    names = sorted(path.name for path in home.glob("[!.]*"))
-    return tables.some(names, 5) or ("an empty folder" if home.is_dir() else f"a file, {home.name}")
+    others = " or ".join(other.name for other in _KNOWN.values() if not other.synthetic and other.recognises(home))
+    names = tables.some(sorted(path.name for path in home.glob("[!.]*")), 5) or "nothing"
+    found = f"{others}: choose that corpus or pass another --data-root" if others else names
+    raise FileNotFoundError(f"no {corpus.name} at {home}: looked for {corpus.layout}; found {found}")
 
 
 def _differences(corpus: Corpus) -> tuple[str, ...]:
     """What differs from the published counts, one note each."""
-    found = corpus.manifest.groupby([corpus.counted_by, "label"]).size()
-    return tuple(
-        f"{f'{corpus.counted_by} {group}, ' if group else ''}{label}: {found.get((group, label), 0)} utterances, "
-        f"published {published[label]}"
-        for group, published in corpus.counts.items()
-        for label in corpus.labels
-        if found.get((group, label), 0) != published[label]
-    )
+    pairs = {label: (int((corpus.manifest.label == label).sum()), corpus.counts.get(label)) for label in corpus.labels}
+    notes = {label: f"{label}: {here} utterances, published {there}" for label, (here, there) in pairs.items()}
+    return tuple(notes[label] for label, (here, there) in pairs.items() if there not in (None, here))
 
 
 def _without_file(corpus: Corpus, where: str) -> pd.DataFrame:

@@ -31,5 +31,5 @@ EMODB = Corpus(
     access="open (ser-kd download emodb): emodb.bilderbar.info",
     citation="Burkhardt et al., A database of German emotional speech, Interspeech 2005",
     labels=FOUR_CLASSES,
-    counts={"": {"angry": 127, "happy": 71, "neutral": 79, "sad": 62}},
+    counts={"angry": 127, "happy": 71, "neutral": 79, "sad": 62},
 )

@@ -47,12 +47,9 @@ class Split:
     train: tuple[str, ...]
     dev: tuple[str, ...]
     test: tuple[str, ...]
+    optimistic: bool
     speakers: dict[str, tuple[str, ...]]
     classes: dict[str, dict[str, int]]
-
-    @property
-    def optimistic(self) -> bool:
-        return self.protocol == "random"
 
     def card(self) -> dict[str, object]:
         """The protocol in plain words, ready for JSON."""
@@ -103,7 +100,7 @@ def split(corpus: Corpus, protocol: str | None, fold: int, seed: int) -> Split:
                 raise ValueError(f"{where}: speaker {shared[0]} is in {one} and in {other}; correct speaker or session")
     classes = {part: {label: int((members[part].label == label).sum()) for label in corpus.labels} for part in PARTS}
     _check_classes(classes, where)
-    names = {part: tuple(members[part].utterance) for part in PARTS}
+    names = {part: tuple(members[part].utterance) for part in PARTS} | {"optimistic": protocol == "random"}
     return Split(corpus.name, protocol, fold, seed, **names, speakers=speakers, classes=classes)
 
 

@@ -60,8 +60,7 @@ class Corpus:
     recognises: Callable[[Path], bool] | None = None
     read: Callable[[Path], pd.DataFrame] | None = None  # rows with some of COLUMNS; other labels than `labels` go
     faults: Mapping[str, str] = field(default_factory=dict)  # utterances left out of the release, and why
-    counted_by: str = "session"
-    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # published, less faults; of that and label
+    counts: Mapping[str, int] = field(default_factory=dict)  # of each label as published, less the faults
 
     def card(self) -> pd.DataFrame:
         """The corpus in plain words: a table of two columns, item and value."""

@@ -30,6 +30,6 @@ RAVDESS = Corpus(
     access="open (ser-kd download ravdess): zenodo.org/records/1188976",
     citation="Livingstone & Russo, The Ryerson audio-visual database of emotional speech and song, PLoS ONE 13, 2018",
     labels=FOUR_CLASSES,
-    counts={"": {"angry": 192, "happy": 191, "neutral": 96, "sad": 192}},  # published: 192 happy, with the duplicate
+    counts={"angry": 192, "happy": 191, "neutral": 96, "sad": 192},  # published: 192 happy, with the duplicate
     faults={"03-01-03-01-02-02-07": "same samples as 03-01-03-01-02-01-07"},
 )

@@ -127,10 +127,8 @@ class VariableTokenForAudioClassification(PreTrainedModel):
         over the tokens that are not padding.
         Pass either input_values (batch, samples), waves at 16 kHz, with lengths, or features (batch, frames, width),
         as from `frame_features`, with counts (None: all are valid). attentions: of each layer (batch, heads, tokens,
-        tokens), where asked for. Raises ValueError for both or neither.
+        tokens), where asked for.
         """
-        if (input_values is None) == (features is None):
-            raise ValueError("Pass either input_values or features.")
         if features is None:
             features, counts = self.frame_features(input_values, lengths)
         x, valid = self._tokens(features, counts)

@@ -4,19 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ser_kd_utils.settings import (
-    ASSUMED,
-    CODE,
-    PUBLISHED,
-    Count,
-    Fraction,
-    Positive,
-    Precision,
-    Settings,
-    Weight,
-    setting,
-    strict,
-)
+from ser_kd_utils.settings import ASSUMED, CODE, PUBLISHED, Count, Fraction, Positive, Settings, Weight, setting, strict
 
 Start = Annotated[float, Field(gt=1, lt=21)]
 """A temperature between the ends of CTKD's T = 1 + 20 sigmoid(theta)."""
@@ -75,7 +63,7 @@ class MCKDSettings(Settings):
     restart: Count = setting(CODE, "epochs of the first cosine, the next twice as long and so on (DWFormer)", 3)
     momentum: Fraction = setting(CODE, "DWFormer", 0.9)
     max_grad_norm: Weight = setting(ASSUMED, "gradient norm; 0: not clipped, too long a step for a wide head", 1.0)
-    precision: Precision = setting(ASSUMED, "bf16: mixed, where GPU or CPU can", "float32")
+    precision: Literal["float32", "bf16"] = setting(ASSUMED, "bf16: mixed, where GPU or CPU can", "float32")
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_attention_heads:

@@ -134,7 +134,6 @@ class TeacherExperiment(EncoderExperiment):
         learnt = [p for p in encoder.parameters() if p.requires_grad]
         known = {*encoder.parameters()}
         head = [p for p in network.parameters() if p not in known]
-        groups: list[dict[str, Any]] = [{"params": learnt, "lr": use.lr_encoder}, {"params": head, "lr": use.lr_head}]
-        groups = [group for group in groups if group["params"]]
+        groups = [{"params": learnt, "lr": use.lr_encoder}, {"params": head, "lr": use.lr_head}]
         optimizer = torch.optim.AdamW(groups, betas=use.betas, weight_decay=use.weight_decay)
         return network, self._optimise(name, network, CrossEntropy(), self.dataset(name), optimizer=optimizer), []
