@@ -206,7 +206,7 @@ def test_mlkd_is_trained_as_its_settings_say(declared):
 def test_the_encoder_and_the_head_of_a_teacher_learn_at_rates_of_their_own(declared):
     same = TEACHER.weight_decay, TEACHER.betas
     assert rates(declared[1].fits["a"]) == [
-        (torch.optim.AdamW, TEACHER.lr_encoder, *same, {"wav2vec2"}),
+        (torch.optim.AdamW, TEACHER.lr_encoder, *same, {"encoder"}),
         (torch.optim.AdamW, TEACHER.lr_head, *same, {"projector", "classifier"}),
     ]
 

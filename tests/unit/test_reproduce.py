@@ -175,7 +175,7 @@ def test_a_run_knows_its_parameters_needs_and_records(request_of, notebooks, cor
     assert runs["03"].needs == tuple(f"{name}__fold-2__seed-3" for name in NAMES[:2])
     assert runs["09"].needs == (plan.FIRST, *(f"{name}__fold-2__seed-3" for name in NAMES)) and runs["09"].last
     names = {name.removesuffix("__fold-2__seed-3") for name in runs["04"].records}
-    assert names == {f"dkdfmh__cnn-{name}" for name in ("teacher", "alone", "kd", "dkd", "wav2vec2")} | {
+    assert names == {f"dkdfmh__cnn-{name}" for name in ("teacher", "alone", "kd", "dkd", "whisper")} | {
         f"dkdfmh__cnn-{name}+P1" for name in ("teacher", "alone", "kd", "dkd")
     }
     assert all("+P1" not in name for name in runs["05"].records) and len(runs["05"].records) > 10
