@@ -129,6 +129,9 @@ class AudioCache:
         stored = self.dataset.data.column("samples")[self._places[utterance]].as_buffer()
         return np.frombuffer(stored, "<i2")[: self.longest] * np.float32(2**-15)
 
+    def seconds(self, utterance: str) -> float:
+        return len(self[utterance]) / SAMPLE_RATE
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over utterance, label, speaker, split and samples of all that is kept; the same on every machine."""

@@ -169,6 +169,7 @@ def test_cache_returns_what_was_decoded(tmp_path):
     for utterance, samples in files.items():
         assert cache[utterance].dtype == np.float32
         np.testing.assert_array_equal(cache[utterance], samples / 2**15)
+        assert cache.seconds(utterance) == len(samples) / SAMPLE_RATE
     with pytest.raises(KeyError):
         cache["u999"]
 
