@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import soundfile
 from scipy.signal import resample_poly
 
@@ -107,7 +108,7 @@ class AudioCache:
     `cache[utterance]` is float32 (samples,) in [-1, 1) at 16 kHz. `excluded` (utterance, reason) lists what could not
     be used. `sha256` gives the digest of each utterance's samples. `dataset` is the memory-mapped table itself:
     utterance, samples (16-bit, little-endian, as bytes), sha256, reason why it cannot be used, clipped. longest:
-    samples after which an utterance is cut.
+    samples after which an utterance is cut. Raises ValueError where stored samples have changed.
     """
 
     def __init__(self, folder: Path, manifest: pd.DataFrame):
@@ -121,13 +122,20 @@ class AudioCache:
         self.utterances = kept.utterance.to_list()
         self.sha256 = dict(zip(kept.utterance, kept.sha256, strict=True))
         self._places = dict(zip(kept.utterance, kept.index, strict=True))
+        if damaged := [u for u in self.utterances if _sha256(self._stored(u)) != self.sha256[u]]:
+            raise ValueError(f"the cached audio in {folder} is damaged ({some(damaged)}): delete that folder")
 
     def __len__(self) -> int:
         return len(self.utterances)
 
     def __getitem__(self, utterance: str) -> np.ndarray:
-        stored = self.dataset.data.column("samples")[self._places[utterance]].as_buffer()
-        return np.frombuffer(stored, "<i2")[: self.longest] * np.float32(2**-15)
+        return np.frombuffer(self._stored(utterance), "<i2")[: self.longest] * np.float32(2**-15)
+
+    def _stored(self, utterance: str) -> pa.Buffer:
+        return self.dataset.data.column("samples")[self._places[utterance]].as_buffer()
+
+    def seconds(self, utterance: str) -> float:
+        return len(self[utterance]) / SAMPLE_RATE
 
     @cached_property
     def fingerprint(self) -> str:
@@ -211,7 +219,11 @@ def _stored(path: str) -> tuple[bytes, str, str, bool]:
     except AudioError as error:
         return b"", "", error.reason, False
     stored = np.rint(samples * 2**15).clip(-(2**15), 2**15 - 1).astype("<i2")
-    return stored.tobytes(), hashlib.sha256(stored).hexdigest(), "", bool(peak > 1)
+    return stored.tobytes(), _sha256(stored), "", bool(peak > 1)
+
+
+def _sha256(samples: np.ndarray | pa.Buffer) -> str:
+    return hashlib.sha256(samples).hexdigest()
 
 
 def _check(corpus: Corpus, excluded: list[tuple[str, str]]) -> None:

@@ -169,6 +169,7 @@ def test_cache_returns_what_was_decoded(tmp_path):
     for utterance, samples in files.items():
         assert cache[utterance].dtype == np.float32
         np.testing.assert_array_equal(cache[utterance], samples / 2**15)
+        assert cache.seconds(utterance) == len(samples) / SAMPLE_RATE
     with pytest.raises(KeyError):
         cache["u999"]
 
@@ -219,6 +220,16 @@ def test_opened_cache_is_memory_mapped_and_small_to_send(tmp_path):
     sent = pickle.dumps(cache)
     assert len(sent) < stored / 100
     np.testing.assert_array_equal(pickle.loads(sent)["u3"], cache["u3"])
+
+
+def test_samples_that_changed_on_the_disk_are_not_trained_on(tmp_path):
+    corpus = write_corpus(tmp_path / "c", {f"u{k}": integers(k, 9000) for k in range(3)})
+    path = Path(cache_audio(corpus).dataset.cache_files[0]["filename"])
+    content, samples = bytearray(path.read_bytes()), integers(1, 9000).astype("<i2").tobytes()
+    content[content.index(samples) + 5000] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"the cached audio in {path.parent} is damaged \(u1\): delete that folder"):
+        cache_audio(corpus)
 
 
 def test_the_cache_folder_holds_nothing_else_and_the_home_nothing_at_all(tmp_path):
