@@ -28,11 +28,11 @@ LOADS = """
 import json, sys
 from ser_kd_utils.methods.teacher.encoders import build_teacher
 from ser_kd_utils.methods.teacher.settings import TeacherSettings
-from waveform import TEACHER
 from safetensors.torch import save_file
 for name, commit, kept in json.loads(sys.argv[1]):
     try:
-        model = build_teacher(TeacherSettings.of("tiny", checkpoint=name, revision=commit, model_type="wav2vec2"), "abcd")
+        settings = TeacherSettings.of("tiny", checkpoint=name, revision=commit, model_type="wav2vec2")
+        model = build_teacher(settings, "abcd")
         save_file({key: value.contiguous() for key, value in model.wav2vec2.state_dict().items()}, kept)
         print("loaded")
     except (ValueError, FileNotFoundError) as error:
