@@ -158,7 +158,8 @@ def test_all_variants_start_from_the_same_weights_and_hear_the_teachers_front(ex
     with torch.no_grad():
         first = encoders.first_layers(teacher, experiment.settings.feature_layer).eval()
         wanted = first.encoder(**given).last_hidden_state
-    torch.testing.assert_close(experiment.new_network("mc-full").frame_features(wave)[0], wanted)
+    heard = wave.shape[1] // encoders.HOP  # the network's window ends in silence
+    torch.testing.assert_close(experiment.new_network("mc-full").frame_features(wave)[0], wanted[:, :heard])
 
 
 def test_the_loss_is_the_sum_of_its_weighted_parts(experiment):

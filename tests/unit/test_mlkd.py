@@ -126,7 +126,8 @@ def declared(tones, speech, tmp_path_factory):
 
 def rates(fit) -> list[tuple]:
     """The optimizer, and each of its groups with the parts of the network in it."""
-    part = {id(weight): name.split(".")[0] for name, weight in fit.model.named_parameters()}
+    named = fit.model.named_parameters()  # Whisper's table of positions is fixed
+    part = {id(weight): name.split(".")[0] for name, weight in named if weight.requires_grad}
     groups = [{part.pop(id(weight)) for weight in group["params"]} for group in fit.optimizer.param_groups]
     assert not part  # every weight is learnt
     return [
