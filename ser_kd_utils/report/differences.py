@@ -298,7 +298,6 @@ def ledger(evidence: Mapping[str, Mapping[str, Mapping[str, Table]]]) -> Table:
     """A line for each claim on each corpus of a profile and, where two of them have a test over folds, one for both.
 
     evidence: all tables by profile, corpus and name; of recorded speech only, since synthetic speech supports no claim.
-    A verdict that its method has withdrawn stands as withdrawn and is not pooled.
     """
     words = (
         "differences of UA: mean over folds, seeds averaged within each; 95 % interval: corrected t-test over folds; "
@@ -326,8 +325,8 @@ def ledger(evidence: Mapping[str, Mapping[str, Mapping[str, Table]]]) -> Table:
 def _pooled(tables: Iterable[Claims]) -> list[Tested]:
     """Those claims of a method that several corpora have tested over folds."""
     pools: dict[str, list[Tested]] = {}
-    for each, line in (pair for table in tables for pair in zip(table.family.claimed, table.lines, strict=True)):
-        if np.isfinite(each.effect.error) and line["verdict"].text != "withdrawn":
+    for each in (each for table in tables for each in table.family.claimed):
+        if np.isfinite(each.effect.error):
             pools.setdefault(each.use.claim, []).append(each)
     found = []
     for use, premises, _, samples, tested, *_ in (zip(*pool, strict=True) for pool in pools.values() if len(pool) > 1):
