@@ -570,6 +570,14 @@ def test_a_claim_about_distillation_presumes_the_better_teacher(tmp_path, teache
     assert (line["verdict"].text, line["premise"].text) == (verdict, premise)
 
 
+def test_a_premise_rests_on_the_runs_that_both_have(tmp_path):
+    runs = [record(tmp_path, "a", 0, 1, 0, **dev(0.7, train_noise=[]))]
+    runs += [record(tmp_path, "toy", 6, 1, seed, **dev(score, train_noise=[])) for seed, score in ((0, 0.6), (1, 0.9))]
+    assert Family(runs, ()).premise(("a", "toy")) == (True, "(a) - (toy) on dev: +10.0 points")
+    none = [runs[0], *(run for run in runs if run.info["seed"] == 1)]
+    assert not Family(none, ()).premise(("a", "toy"))[0]
+
+
 def test_the_null_sets_seeds_of_one_variant_against_each_other(tmp_path):
     wrong = {0: (3, 3, 3), 1: (0, 1, 0), 2: (3, 2, 3)}
     runs = [record(tmp_path, "e", miss, f, seed) for seed, misses in wrong.items() for f, miss in enumerate(misses, 1)]
