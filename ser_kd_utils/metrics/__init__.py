@@ -76,14 +76,8 @@ def _metric(sums: np.ndarray, classes: int, metric: str) -> np.ndarray:
     hits, actual, guessed = np.einsum("...ii->...i", confusion), confusion.sum(-1), confusion.sum(-2)
     if metric == "WA":
         return hits.sum(-1) / actual.sum(-1)
-    if metric == "UA":
-        return _share(hits, actual).sum(-1) / (actual > 0).sum(-1)
-    f1 = _share(2 * hits, actual + guessed)
+    with np.errstate(invalid="ignore"):  # nan for a class that does not occur
+        recall, f1 = hits / actual, 2 * hits / (actual + guessed)
     if metric == "WF1":
-        return (f1 * actual).sum(-1) / actual.sum(-1)
-    return f1.sum(-1) / (actual + guessed > 0).sum(-1)
-
-
-def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """part / whole, 0 where there is nothing."""
-    return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
+        return np.nansum(f1 * actual, -1) / actual.sum(-1)
+    return np.nanmean(recall if metric == "UA" else f1, -1)

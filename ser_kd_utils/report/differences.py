@@ -211,8 +211,8 @@ class Family:
         words = f"{Comparison(*gate).words} on dev"
         if kinds[0] != kinds[1] or not kinds[0]:
             return True, f"{words}: not on the same kind of speech"
-        teacher, student = pd.DataFrame.align(*map(_dev_scores, sides))
-        points = 100 * (teacher - student).stack().mean()
+        teacher, student = map(_dev_scores, sides)
+        points = 100 * (teacher - student).mean()  # over the folds and seeds that both have
         return bool(points > 0), f"{words}: {points:+.1f} points"
 
     def null(self, name: str, known: Iterable[str], condition: str) -> Table:
@@ -263,10 +263,10 @@ def _corrected(family: Iterable[Tested]) -> list[Tested]:
     return [each._replace(corrected=corrected) for each, corrected in zip(found, p, strict=True)]
 
 
-def _dev_scores(runs: Sequence[Run]) -> pd.DataFrame:
-    """Dev UA at the chosen epoch, (folds, seeds)."""
+def _dev_scores(runs: Sequence[Run]) -> pd.Series:
+    """Dev UA at the chosen epoch by fold and seed."""
     infos = ((run.info, run.history["dev_UA"]) for run in runs)
-    return pd.Series({(info["fold"], info["seed"]): dev[info["best_epoch"]] for info, dev in infos}).unstack()
+    return pd.Series({(info["fold"], info["seed"]): dev[info["best_epoch"]] for info, dev in infos})
 
 
 def _points(*values: float) -> list[float]:
@@ -283,11 +283,6 @@ def _cell(samples: Sequence[Sample], value: float | str, ends: Sequence[float] =
         use = replace(use, beside=(replace(other, beside=()),))
     runs = tuple(dict.fromkeys(run for sample in samples for run in sample.runs))
     return BLANK if pd.isna(value) else Cell(value, str(value), *ends, runs, use if len(samples) == 2 else None)
-
-
-def difference_of(line: Line) -> Cell:
-    """The cell with the difference in points."""
-    return next(cell for cell in line.values() if cell.selection and cell.selection.difference)
 
 
 # --- the claims of all methods on all corpora

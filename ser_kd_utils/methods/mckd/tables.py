@@ -60,14 +60,12 @@ def _main(runs: Sequence[Run], names: Iterable[str]) -> list[Line]:
 
     The published scores are those of another corpus unless this is IEMOCAP or MELD, and second-hand.
     """
+    columns = report.MODEL | {metric: Score("clean", metric=metric) for metric in METRICS} | {"UA noisy": Score()}
     lines = []
-    for name in names:
-        (sample,) = report.together(runs, Selection((name,)))
-        size = word(f"{sample.info['parameters'] / 1e6:.2f}M")
-        line = {"row": report.label(sample), "model": report.told("title")(sample), "parameters": size}
-        line |= {metric: Score("clean", metric=metric)(sample) for metric in METRICS} | {"UA noisy": Score()(sample)}
-        line |= {"published": word(_published() if name == FULL else ""), "folds x seeds": report.design(sample)}
-        lines.append(line | {"command": word(report.command(sample.runs))})
+    for sample in (sample for name in names for sample in report.together(runs, Selection((name,)))):
+        line = {title: column(sample) for title, column in columns.items()} | {"published": BLANK}
+        line |= {"published": word(_published())} if sample.info["variant"] == FULL else {}
+        lines.append(line | {"folds x seeds": report.design(sample), "command": word(report.command(sample.runs))})
     return [*lines, _floor(sample.at("clean").table, lines[-1])] if lines else []
 
 
