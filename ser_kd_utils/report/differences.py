@@ -15,7 +15,7 @@ correction for the method's claims and, of a claim about distillation, a teacher
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ from ser_kd_utils.metrics import effects, holm
 from ser_kd_utils.metrics.effects import LEAST_SEEDS, Effect
 from ser_kd_utils.records import Run
 from ser_kd_utils.report import tables as report
-from ser_kd_utils.report.tables import BLANK, Cell, Line, Sample, Selection, Table, word
+from ser_kd_utils.report.tables import BLANK, Cell, Column, Line, PointEstimate, Sample, Selection, Table, word
 
 INTERVAL, OVER_UTTERANCES, CORRECTED = "95 % interval", "95 % over utterances", "p (Holm)"
 OVER_FOLDS = [INTERVAL, "p", CORRECTED, "smallest detectable"]  # what one fold cannot fill
@@ -156,44 +156,47 @@ class Family:
         return [each._replace(corrected=p[each.use.key]) for each in found]
 
     def differences(
-        self, name: str, keys: tuple[str, ...], declared: Iterable[Comparison], points: str,
-        cells: Callable[[Comparison, Sample, Sample], Line], readings: Sequence[str],
+        self, name: str, declared: Iterable[Comparison], points: str, readings: Sequence[str],
+        columns: Mapping[str, tuple[int, Column]],
     ) -> Table:  # fmt: skip
-        """A line for each comparison: the given cells, made from all speech of the two, the difference in points, and
-        the reading: one of two where the first is better and where the second is, or undecided."""
+        """A line for each comparison: the columns, the difference in points and the reading.
+
+        readings: the words for a first that is better and for a second that is, else undecided. columns: each of the
+        first (0) or the second (1) in all speech; the first column names the line. Without any, the two are named.
+        """
         words = dict(zip(("supported", "contradicted"), readings, strict=True))
 
         def lines() -> Iterator[Line]:
             for each in self.tested(declared):
                 reading = words.get(effects.verdict(each.effect, each.corrected), "undecided")
                 reading += ": one fold" * (len(each.effect.by_fold) == 1)
-                line = cells(each.use, *each.whole) | each.line(points)
-                yield line | {"reading": _cell(each.samples, reading)}
+                line = {title: column(each.whole[side]) for title, (side, column) in columns.items()}
+                line = line or {"rows": word(each.use.words), "speech": word(each.use.condition)}
+                yield line | each.line(points) | {"reading": _cell(each.samples, reading)}
 
-        return Differences(name, keys, lines)
+        return Differences(name, (*columns,)[:1] or ("rows", "speech"), lines)
 
     def comparisons(self, name: str, declared: Iterable[Comparison]) -> Table:
-        def cells(use: Comparison, *_: Sample) -> Line:
-            return {"rows": word(use.words), "speech": word(use.condition)}
+        return self.differences(name, declared, "UA, points", ("first is better", "second is better"), {})
 
-        readings = ("first is better", "second is better")
-        return self.differences(name, ("rows", "speech"), declared, "UA, points", cells, readings)
+    def with_baselines(self, kind: str, known: Collection[str], condition: str) -> list[Comparison]:
+        """The recorded variants of a kind, each with its baseline; known: their order."""
+        baselines = {run.info["variant"]: run.info["baseline"] for run in self.runs}
+        return [Comparison(each, baselines[each], condition) for each in report.recorded(self.runs, kind, known)]
 
-    def components(self, name: str, known: Iterable[str], condition: str) -> Table:
+    def components(self, name: str, known: Collection[str], condition: str) -> Table:
         """Variants with one component changed, each against its baseline; UA in percent.
 
         known: their order; condition: the speech in which the difference is tested.
         """
-        baselines = {run.info["variant"]: run.info["baseline"] for run in self.runs}
-        names = report.recorded(self.runs, "component", known)
-
-        def cells(use: Comparison, own: Sample, other: Sample) -> Line:
-            line = {key: report.told(told)(own) for key, told in (("row", "title"), ("question", "question"))}
-            line["against"] = report.label(other)
-            return line | {f"UA {part}": own.at(part).score() for part in ("clean", "noisy")}
-
-        declared = [Comparison(variant, baselines[variant], condition) for variant in names]
-        return self.differences(name, ("row",), declared, "difference, points", cells, ("better", "worse"))
+        columns = {
+            "row": (0, report.told("title")),
+            "question": (0, report.told("question")),
+            "against": (1, report.label),
+        }
+        columns |= {f"UA {part}": (0, PointEstimate(part)) for part in ("clean", "noisy")}
+        declared = self.with_baselines("component", known, condition)
+        return self.differences(name, declared, "difference, points", ("better", "worse"), columns)
 
     def verdicts(self, name: str) -> Table:
         """Each claim of which both variants are recorded, with its test, premise and verdict."""

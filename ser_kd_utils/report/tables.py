@@ -18,7 +18,7 @@ averaged over seeds first. It says how much the choice of utterances matters.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial, reduce
 from typing import Any
@@ -228,11 +228,10 @@ def aligned(runs: Sequence[Run], names: Iterable[str]) -> dict[str, Sample]:
     return dict(zip(found, samples, strict=False))  # nothing in common, no sample
 
 
-def recorded(runs: Sequence[Run], kind: str, known: Iterable[str] = ()) -> list[str]:
+def recorded(runs: Sequence[Run], kind: str, known: Collection[str]) -> list[str]:
     """The variants of this kind that are recorded: known ones in their order, then what the code trains no longer."""
-    order = {name: place for place, name in enumerate(known)}
     found = {run.info["variant"] for run in runs if run.info["kind"] == kind}
-    return sorted(found, key=lambda name: (order.get(name, len(order)), name))
+    return [name for name in known if name in found] + sorted(found - {*known})
 
 
 # --- columns: each makes a cell of a sample
@@ -251,6 +250,9 @@ class Score:
 
     def __call__(self, sample: Sample) -> Cell:
         return sample.at(self.condition, self.snr_db).score(self.metric, self.with_interval)
+
+
+PointEstimate = partial(Score, with_interval=False)
 
 
 def label(sample: Sample) -> Cell:
@@ -314,10 +316,9 @@ def scores(
 
 def in_noise(name: str, runs: Sequence[Run], names: Iterable[str]) -> Table:
     """UA in percent, clean and by SNR (mean of the noise types), of these variants on what those recorded share."""
-    plain = partial(Score, with_interval=False)
-    by_snr = {f"UA {snr:.0f} dB": plain(snr_db=snr) for snr in snrs(runs)}
-    columns = {"row": label, "model": told("title"), "UA clean": plain("clean"), **by_snr, "UA noisy": plain()}
-    return scores(name, lambda: aligned(runs, names), columns | {"folds x seeds": design})
+    by_snr = {f"UA {snr:.0f} dB": PointEstimate(snr_db=snr) for snr in snrs(runs)}
+    columns = {"row": label, "model": told("title"), "UA clean": PointEstimate("clean"), **by_snr}
+    return scores(name, lambda: aligned(runs, names), columns | {"UA noisy": PointEstimate(), "folds x seeds": design})
 
 
 # --- what is said of the records, and what is published
@@ -328,9 +329,9 @@ def about(runs: Sequence[Run]) -> str:
     info = runs[0].info
     speech = "synthetic speech: says nothing about people" if info["protocol"]["synthetic"] else "recorded speech"
     low, high = info["settings"]["noise"]["train_snr_db"]
-    below = ", ".join(f"{snr:g}" for snr in snrs(runs) if snr < low)
+    below = [f"{snr:g}" for snr in snrs(runs) if snr < low]
     noisy = f"noisy: {low:g} to {high:g} dB, the range of training"
-    noisy += f" ({below} dB was not trained on)" if below else ""
+    noisy += f" ({', '.join(below)} dB was not trained on)" * bool(below)
     protocols = "; ".join(sorted({f"{mark_of(run)} {protocol_of(run)}".strip() for run in runs}))
     return f"{info['corpus']}, profile {info['profile']}, {speech}; {noisy}; protocol: {protocols}"
 

@@ -41,10 +41,9 @@ COMPARISONS = (*CLAIMS, Comparison(FULL, "mc-supcon", "clean"), Comparison(FULL,
 
 
 def tables(runs: Sequence[Run]) -> list[Table]:
-    teachers = [run for run in runs if run.info["method"] == "teacher"]
-    runs = [run for run in runs if run.info["method"] == "mckd"]
+    family = Family([run for run in runs if run.info["method"] in ("teacher", "mckd")], CLAIMS)
+    runs = [run for run in family.runs if run.info["method"] == "mckd"]
     known = variants(settings_of(runs[0].info["profile"])) if runs else {}
-    family = Family([*runs, *teachers], CLAIMS)
     return [
         Table("mckd", ("row",), lambda: _main(runs, report.recorded(runs, "main", known))),
         family.verdicts("mckd_claims"),

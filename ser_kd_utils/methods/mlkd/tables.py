@@ -14,7 +14,7 @@ from ser_kd_utils.methods.mlkd.variants import variants
 from ser_kd_utils.records import Run
 from ser_kd_utils.report import tables as report
 from ser_kd_utils.report.differences import Comparison, Family
-from ser_kd_utils.report.tables import Line, Sample, Score, Selection, Table, word
+from ser_kd_utils.report.tables import Cell, Line, PointEstimate, Sample, Score, Selection, Table, word
 
 GATE = ("a", "c")
 BY_SNR = Comparison("e", "c", claim="levels give more in little noise than in much", gate=GATE, snrs=(20.0, 0.0))
@@ -90,7 +90,7 @@ def reference(corpus: str) -> pd.DataFrame:
     return table.assign(variant=table["method"].replace("MLKD", "e"))[table["dataset"] == corpus.upper()]
 
 
-def _published_ua(sample: Sample) -> report.Cell:
+def _published_ua(sample: Sample) -> Cell:
     """MLKD's value over all noise (lines without an SNR) with its source; blank where the paper has none."""
     places = reference(sample.info["corpus"]).query("variant == 'e' and metric == 'UA' and condition != 'clean'")
     found = places[places["snr_db"].isna() & (sample.info["variant"] == "e")]
@@ -160,28 +160,23 @@ def _gains(family: Family, known: Sequence[str]) -> Table:
 
     UA noisy in percent; where each fold's training went without a noise type, in that type only.
     """
-    infos = {run.info["variant"]: run.info for run in family.runs}
-    names = report.recorded(family.runs, "situation", known)
-    declared = [Comparison("e", "c"), *(Comparison(name, infos[name]["baseline"]) for name in names)]
-
-    def cells(use: Comparison, distilled: Sample, control: Sample) -> Line:
-        words = infos[use.better]["situation"] or "as in the main table"
-        words += ", scored in it" * bool(infos[use.better]["held_out_noise"])
-        scored = {"control UA noisy": control.at("noisy").score(), "distilled UA noisy": distilled.at("noisy").score()}
-        return {"situation": word(words)} | scored
-
+    declared = [Comparison("e", "c"), *family.with_baselines("situation", known, "noisy")]
+    columns = {"situation": (0, _situation), "control UA noisy": (1, PointEstimate())}
+    columns["distilled UA noisy"] = 0, PointEstimate()
     readings = ("distilled is better", "control is better")
-    return family.differences("mlkd_gains", ("situation",), declared, "gain, points", cells, readings)
+    return family.differences("mlkd_gains", declared, "gain, points", readings, columns)
+
+
+def _situation(sample: Sample) -> Cell:
+    words = sample.info["situation"] or "as in the main table"
+    return word(words + ", scored in it" * bool(sample.info["held_out_noise"]))
 
 
 def _unseen(family: Family) -> Table:
     """UA in percent in the noise type that each fold left out, for models that heard it in training and that did not,
     at the SNRs of training; cost: what not having heard it takes."""
-
-    def cells(use: Comparison, heard: Sample, unseen: Sample) -> Line:
-        line = {"row": report.label(heard), "model": report.told("title")(heard)}
-        return line | {"UA heard": heard.at("noisy").score(), "UA not heard": unseen.at("noisy").score()}
-
+    columns = {"row": (0, report.label), "model": (0, report.told("title"))}
+    columns |= {"UA heard": (0, PointEstimate()), "UA not heard": (1, PointEstimate())}
     declared = [Comparison(name, f"{name}-unseen") for name in "ce"]
     readings = ("hearing it is better", "not hearing it is better")
-    return family.differences("mlkd_unseen_noise", ("row",), declared, "cost, points", cells, readings)
+    return family.differences("mlkd_unseen_noise", declared, "cost, points", readings, columns)
