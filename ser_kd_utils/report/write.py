@@ -26,7 +26,7 @@ def write(table: Table, folder: Path) -> None:
         return
     target, frame = folder / "tables", table.frame
     target.mkdir(parents=True, exist_ok=True)
-    (target / f"{table.name}.csv").write_text(table.csv(), encoding="utf-8")
+    (target / f"{table.name}.csv").write_text(table.frame.to_csv(index=False), encoding="utf-8")
     shared = [name for name in ("folds x seeds", "command") if name in frame and frame[name].nunique() == 1]
     below = f"*Protocol.* {card(table.runs)}"
     below += f" Command: `{frame['command'].iloc[0]}`" if "command" in shared else ""
@@ -111,9 +111,8 @@ def update_readme(check: bool = False) -> int:
 
     old = README.read_text(encoding="utf-8")
     new = re.sub(r"<!-- table (\S+): (.+?) -->\n.*?<!-- end -->", fill, old, flags=re.DOTALL)
-    if new != old and check:
-        print("The README's tables differ from results/: run `ser-kd readme`.")
-        return 1
-    if new != old:
+    if not check:
         README.write_text(new, encoding="utf-8")
-    return 0
+    elif new != old:
+        print("The README's tables differ from results/: run `ser-kd readme`.")
+    return int(check and new != old)
