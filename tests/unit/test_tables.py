@@ -454,19 +454,6 @@ def test_the_card_and_the_caption_mark_what_is_optimistic_and_name_both_protocol
     assert tables.about([*two, one]).endswith(marks)
 
 
-def test_readme_markers_are_filled_and_a_stale_table_is_seen(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(write, "EVIDENCE", tmp_path / "results")
-    monkeypatch.setattr(write, "README", tmp_path / "README.md")
-    (tmp_path / "results" / "x").mkdir(parents=True)
-    (tmp_path / "results" / "x" / "t.csv").write_text('a,b,c\n(e),no,"[1, 2]"\n')
-    write.README.write_text("before\n<!-- table x/t.csv: a, c -->\nold\n<!-- end -->\nafter\n")
-    assert write.update_readme(check=True) == 1 and "old" in write.README.read_text()
-    assert write.update_readme() == 0
-    filled = "| a | c |\n|:---|:---|\n| (e) | [1, 2] |"
-    assert write.README.read_text() == f"before\n<!-- table x/t.csv: a, c -->\n{filled}\n<!-- end -->\nafter\n"
-    assert write.update_readme(check=True) == 0
-
-
 PART = {"kind": "component", "baseline": "e"}
 
 
