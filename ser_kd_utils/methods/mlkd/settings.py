@@ -20,7 +20,7 @@ class MLKDSettings(Settings):
     teacher_layers: tuple[Count, ...] = setting(
         CODE, "RobustDistiller (of 12 layers); empty: none", (1, 2, 3), (4, 8, 12), (2, 3, 4)
     )
-    gamma: Weight = setting(ASSUMED, "weight of the feature loss beside cross-entropy; whisper: of 1 and 5", 1.0)
+    gamma: Weight = setting(ASSUMED, "weight of the feature loss beside cross-entropy; whisper: of 0.3, 1 and 5", 1.0)
     l1_weight: Weight = setting(CODE, "of the feature loss, DistilHuBERT", 1.0)
     cosine_weight: Weight = setting(CODE, "lambda of DistilHuBERT", 1.0)
     logit_weight: Weight = setting(ASSUMED, "weight of distillation from the teacher's logits", 0.0)
@@ -36,7 +36,7 @@ class MLKDSettings(Settings):
     gammas: tuple[Weight, ...] = setting(ASSUMED, "compared in notebook 03", (0.1, 1.0, 10.0))
     depths: tuple[Count, ...] = setting(ASSUMED, "student layers of notebook 03", (1, 2, 3), (1, 2, 4), (1, 2, 4))
     cnn_gradient: Weight = setting(CODE, "scales the gradient into the CNN (DistilHuBERT)", 0.1)
-    epochs: Count = setting(ASSUMED, "students start from the teacher's weights; whisper: of 8 and 16", 16, 30, 12)
+    epochs: Count = setting(ASSUMED, "students start from the teacher's weights; whisper: of 8, 12 and 16", 16, 30, 12)
     batch_size: Count = setting(CODE, "DistilHuBERT (24)", 8, 24)
     lr: Positive = setting(
         ASSUMED, "AdamW, all weights of students and of the teacher-size baseline; whisper: of 1e-4, 3e-4 and 1e-3 "

@@ -31,6 +31,7 @@ CLAIMS = (
     Comparison("e", "d", claim="several levels help more than the last one", gate=GATE),
     Comparison("e", "b", claim="the small student with levels beats the full size without", gate=GATE),
     Comparison("e", "b", claim="it is less than 2 points worse than the full size without", gate=GATE, margin=2),
+    Comparison("logits", "c", claim="teacher levels and logits together help a student in noise", gate=GATE),
     Comparison("e", "noisy-teacher", claim="targets from clean speech are better than from noisy speech", gate=GATE),
     Comparison("e", "untuned-teacher", claim="the targets must come from a teacher that knows emotion", gate=GATE),
     Comparison("e", "two-stage", claim="teacher and labels together are better than one after the other", gate=GATE),
