@@ -76,15 +76,14 @@ OPTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "time-limit": (math.inf, "stop in time; the same command goes on", {"type": float, "metavar": "MINUTES"}),
     "run-limit": (math.inf, "a notebook that takes longer has failed", {"type": float, "metavar": "MINUTES"}),
     "force": (False, "run again what is already recorded", {"action": "store_true"}),
-    "dry-run": (False, "print what `ser-kd status` prints, and stop", {"action": "store_true"}),
     "fold": (1, "the one that is tested (default: 1)", {"type": int, "metavar": "N"}),
     "seed": (0, "of everything random (default: 0)", {"type": int, "metavar": "N"}),
     "protocol": ("", "another protocol of the method, such as DKDFMH's P1", {}),
     "to": ("", "the folder it goes to", {"metavar": "DIR"}),
     "url": ("", "another address of the same archive", {}),
     "json": (False, "print JSON", {"action": "store_true"}),
+    "dry-run": (False, "print what `ser-kd status` prints, and stop", {"action": "store_true"}),
     "page": ("", "write the comparison as a page, too", {"metavar": "FILE"}),
-    "check": (False, "only say whether the README is up to date", {"action": "store_true"}),
 }  # fmt: skip
 """Default, help and more of each option, and in capitals of what has its place in the command."""
 
@@ -100,7 +99,6 @@ COMMANDS = {
     "explain": ("reproduce.explain:explain", "from a number to its records", ("TABLE", "ROW", "COLUMN", *RESULTS)),
     "publish": ("reproduce.publish:publish", "copy your records to the committed evidence", (*RESULTS, "to")),
     "compare": ("reproduce.compare:compare", "set results beside the evidence", ("FOLDER", *RESULTS, "json", "page")),
-    "readme": ("report.write:update_readme", "put the tables of results/ between the README's markers", ("check",)),
 }
 """What it calls, help and options of each command."""
 

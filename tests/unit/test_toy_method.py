@@ -164,7 +164,7 @@ def test_it_is_planned_trained_tabulated_and_explained(toy, tones, capsys):
     assert "done         10_toy__fold-1__seed-0" in capsys.readouterr().out
     made = tables_of([*runs.values()])
     assert [line["row"].text for line in made["toy"].lines] == ["toy-blind", "toy"]
-    assert (folder / "tables" / "toy.csv").read_text() == made["toy"].csv()
+    assert (folder / "tables" / "toy.csv").read_text() == made["toy"].frame.to_csv(index=False)
     named = [str(folder / "tables" / "toy.csv"), "toy", "UA clean"]
     assert main(["explain", *named]) == 0
     told = capsys.readouterr().out

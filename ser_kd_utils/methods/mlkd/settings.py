@@ -20,7 +20,7 @@ class MLKDSettings(Settings):
     teacher_layers: tuple[Count, ...] = setting(
         CODE, "RobustDistiller (of 12 layers); empty: none", (1, 2, 3), (4, 8, 12), (2, 3, 4)
     )
-    gamma: Weight = setting(ASSUMED, "weight of the feature loss beside cross-entropy; whisper: of 1 and 5", 1.0)
+    gamma: Weight = setting(ASSUMED, "weight of the feature loss beside cross-entropy; whisper: of 0.3, 1 and 5", 1.0)
     l1_weight: Weight = setting(CODE, "of the feature loss, DistilHuBERT", 1.0)
     cosine_weight: Weight = setting(CODE, "lambda of DistilHuBERT", 1.0)
     logit_weight: Weight = setting(ASSUMED, "weight of distillation from the teacher's logits", 0.0)
