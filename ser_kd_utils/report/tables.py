@@ -161,14 +161,6 @@ class Sample:
             table = table[kinds & snrs]
         return Sample(table, self.runs, selection)
 
-    def score(self, metric: str = "UA", with_interval: bool = False) -> Cell:
-        """`metric` in percent."""
-        selection = replace(self.selection, metric=metric)
-        found = interval(self.table, metric) if with_interval else [score(self.table, metric)]
-        value, *ends = (round(100 * part, 1) for part in found)
-        text = f"{value} {ends}" if ends else str(value)
-        return Cell(value, text, *ends, runs=self.runs, selection=selection)
-
 
 def mark_of(run: Run) -> str:
     """P1 or P2 where a method has two protocols, else empty."""
@@ -249,7 +241,11 @@ class Score:
     with_interval: bool = True
 
     def __call__(self, sample: Sample) -> Cell:
-        return sample.at(self.condition, self.snr_db).score(self.metric, self.with_interval)
+        part = sample.at(self.condition, self.snr_db)
+        found = interval(part.table, self.metric) if self.with_interval else [score(part.table, self.metric)]
+        value, *ends = (round(100 * each, 1) for each in found)
+        selection = replace(part.selection, metric=self.metric)
+        return Cell(value, f"{value} {ends}" if ends else str(value), *ends, runs=part.runs, selection=selection)
 
 
 PointEstimate = partial(Score, with_interval=False)

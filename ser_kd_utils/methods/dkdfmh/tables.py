@@ -21,6 +21,7 @@ from ser_kd_utils.report.differences import Comparison, Differences, Family, Tes
 from ser_kd_utils.report.tables import BLANK, Line, Sample, Score, Selection, Table, word
 
 FULL = "cnn-dkd"
+WA, UA = Score("clean", metric="WA"), Score("clean")
 IN_NOISE = ("cnn-alone", FULL, "cnn-alone-noisy", "cnn-dkd-noisy")
 HELPS = "it helps more than classical distillation"
 GATE, OTHER_GATE, NOISY_GATE = ("cnn-teacher", "cnn-alone"), ("a", "cnn-alone"), ("cnn-teacher", "cnn-alone-noisy")
@@ -103,17 +104,16 @@ def _main(runs: Sequence[Run], known: Mapping) -> Iterator[Line]:
     """The main variants, WA and UA in percent: P1 at the epochs with the best test WA and the best test UA, as a paper
     of that protocol reports, P2 at the epoch with the best dev UA. The published scores are those of IEMOCAP."""
     titles = ("WA P1", "UA P1", "folds x seeds P1", "WA P2", "UA P2", "UA noisy P2", "folds x seeds P2")
-    wa, ua = Score("clean", metric="WA"), Score("clean")
     for name in report.recorded(runs, "main", known):
         own = [run for run in runs if run.info["variant"] == name]
         size = word(f"{own[-1].info['parameters'] / 1e3:.1f}k")
         line = {"row": word(name, own), "model": word(own[-1].info["title"]), "parameters": size}
         line |= dict.fromkeys(titles, BLANK)
         if found := _samples(own, name, "P1"):
-            cells = wa(found["test-WA"]), ua(found["test-UA"]), report.design(found["test-UA"])
+            cells = WA(found["test-WA"]), UA(found["test-UA"]), report.design(found["test-UA"])
             line |= zip(titles[:3], cells, strict=True)
         for sample in report.together(own, Selection((name,), protocol="P2")):
-            line |= zip(titles[3:], (wa(sample), ua(sample), Score()(sample), report.design(sample)), strict=True)
+            line |= zip(titles[3:], (WA(sample), UA(sample), Score()(sample), report.design(sample)), strict=True)
         line["published WA / UA"] = word(_published() if name == FULL else "")
         yield line | {"command": word(report.command(own))}
 
@@ -155,9 +155,8 @@ def _optimism(runs: Sequence[Run], variant: str) -> Iterator[Line]:
         rungs[number] = (sample.selection.protocol, "best dev epoch, tested by both", sample, sample, against)
     for number, (protocol, evaluation, for_wa, for_ua, against) in sorted(rungs.items()):
         line = {"rung": word(number, for_ua.runs), "split": word(protocol)}
-        line |= {"evaluation": word(f"{words[protocol]}, {evaluation}"), "WA": for_wa.score("WA", with_interval=True)}
-        line |= {"UA": for_ua.score(with_interval=True), "utterances": word(for_ua.table["utterance"].nunique())}
-        line |= {"folds x seeds": report.design(for_ua)}
+        line |= {"evaluation": word(f"{words[protocol]}, {evaluation}"), "WA": WA(for_wa), "UA": UA(for_ua)}
+        line |= {"utterances": word(for_ua.table["utterance"].nunique()), "folds x seeds": report.design(for_ua)}
         if against:
             sides = [for_ua, rungs[against][3]]
             step = Tested(Comparison(variant, variant), (True, ""), [], sides, effect_of(*sides)).line("step, points")

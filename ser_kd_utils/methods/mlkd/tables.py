@@ -110,7 +110,7 @@ def _conditions(samples: Mapping[str, Sample]) -> Iterator[tuple[Line, tuple[str
 
 def _by_condition(samples: Mapping[str, Sample], metric: str) -> list[Line]:
     return [
-        cells | {report.label(each).text: each.at(*place).score(metric) for each in samples.values()}
+        cells | {report.label(each).text: PointEstimate(*place, metric)(each) for each in samples.values()}
         for cells, place in _conditions(samples)
     ]
 
@@ -128,7 +128,7 @@ def _beside_published(samples: Mapping[str, Sample]) -> Iterator[Line]:
             table = reference(sample.info["corpus"]).dropna(subset="value").fillna({"snr_db": np.inf}).set_index(place)
             if table.index.has_duplicates:
                 raise ValueError("results/reference/mlkd_results.csv has two values for one place: keep one of them.")
-            ours = {metric: sample.at(kind, snr).score(metric) for metric in ("WA", "UA")}
+            ours = {metric: PointEstimate(kind, snr, metric)(sample) for metric in ("WA", "UA")}
             theirs = {each: table["value"].get((each, kind, np.inf if snr is None else snr, name)) for each in ours}
             less = {each: value and round(ours[each].value - value, 1) for each, value in theirs.items()}
             line = cells | {"row": report.label(sample), "method": report.told("title")(sample)} | ours
@@ -152,7 +152,7 @@ def _by_fold(samples: Mapping[str, Sample]) -> Iterator[Line]:
         line = {"row": report.label(sample)}
         for fold, part in sample.table.groupby("fold"):
             runs = tuple(run for run in sample.runs if run.info["fold"] == fold)
-            line[str(fold)] = replace(sample, table=part, runs=runs).at("noisy").score()
+            line[str(fold)] = PointEstimate()(replace(sample, table=part, runs=runs))
         yield line
 
 
