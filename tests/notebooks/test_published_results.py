@@ -25,7 +25,7 @@ def folder(request) -> Path:
 
 
 def test_results_are_committed_for_the_demo_and_for_recorded_speech():
-    assert {folder.name for folder in FOLDERS} >= {"demo-tiny", "emodb-tiny"}
+    assert {folder.name for folder in FOLDERS} >= {"demo-tiny", "emodb-tiny", "emodb-whisper"}
 
 
 def test_a_readers_own_runs_are_not_tracked():
@@ -45,9 +45,7 @@ def test_every_table_is_what_the_records_say(folder, tmp_path):
     for table in tables_of(read_runs(folder)).values():
         write.write(table, tmp_path)
     stored, made = ({path.name: path.read_bytes() for path in place.glob("tables/*")} for place in (folder, tmp_path))
-    if folder.name == "emodb-tiny":  # MCKD's verdicts there are withdrawn, of students that are trained again
-        stored, made = ({k: v for k, v in each.items() if not k.startswith("mckd")} for each in (stored, made))
-    assert len(stored) > 45 and stored == made
+    assert len(stored) > 30 and stored == made
 
 
 def test_every_table_and_figure_stands_in_the_report(folder):
