@@ -63,7 +63,7 @@ WORDS = {"ang": "Anger", "hap": "Happiness", "exc": "Excited", "neu": "Neutral",
 
 
 def ensure_demo(root: Path) -> Path:
-    """The demo corpus's folder inside `root`, made on first use (10 s on two idle cores).
+    """The demo corpus's folder inside `root`, made on first use (20 s on two idle cores).
 
     Of two processes that call this at once, one makes it and the other waits.
     Warns if the corpus is not the one this version was tested with (another Praat, another platform, a damaged file).
