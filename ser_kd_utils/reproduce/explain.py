@@ -74,8 +74,9 @@ def explain(options: Namespace) -> int:
 def _choose(kind: str, asked: str, choices: Collection[str]) -> str:
     """The choice of this name, with or without its parentheses, else those of which it is a part, if that is one."""
     names, wanted = {choice: choice.lower().strip("()") for choice in choices}, asked.lower().strip("()")
-    exact = [choice for choice, name in names.items() if wanted in (name, *re.split(r"\W*, \W*", name))]
-    found = exact or [choice for choice in choices if asked.lower() in choice.lower()]
+    exact = [choice for choice, name in names.items() if wanted == name]
+    whole = [choice for choice, name in names.items() if wanted in re.split(r"\W*, \W*", name)]
+    found = exact or whole or [choice for choice in choices if asked.lower() in choice.lower()]
     if len(found) != 1:
         trouble = "More than one" if found else "No"
         raise ValueError("\n  ".join([f"{trouble} {kind} {asked!r}: choose among", *(found or choices)]))
