@@ -40,12 +40,6 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(numbers))
 
 
-def _workers(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of runs at a time: pass 1 or more")
-    return int(text)
-
-
 CORPORA = (
     "demo", "iemocap", "iemocap-dev-speakers", "iemocap-improvised", "meld", "meld-4", "emodb", "ravdess", "manifest",
 )  # fmt: skip
@@ -71,7 +65,7 @@ OPTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "seeds": ((0,), "0,1,2 or 0-4 (default: 0)", {"type": _numbers, "metavar": "LIST"}),
     "only": ("", "notebook numbers, such as 01,09 (default: all)", {"metavar": "LIST"}),
     "ablations": ("", "variants by name, or none (default: all; the demo: one a method)", {"metavar": "LIST"}),
-    "workers": (0, "so many runs at a time here (default: one a core, or a GPU)", {"type": _workers, "metavar": "N"}),
+    "workers": (0, "so many runs at a time here (default: one a core, or a GPU)", {"type": int, "metavar": "N"}),
     "scheduler": ("", "spread the runs over a running Dask cluster", {"metavar": "ADDRESS"}),
     "time-limit": (math.inf, "stop in time; the same command goes on", {"type": float, "metavar": "MINUTES"}),
     "run-limit": (math.inf, "a notebook that takes longer has failed", {"type": float, "metavar": "MINUTES"}),
