@@ -70,7 +70,6 @@ OPTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "time-limit": (math.inf, "stop in time; the same command goes on", {"type": float, "metavar": "MINUTES"}),
     "run-limit": (math.inf, "a notebook that takes longer has failed", {"type": float, "metavar": "MINUTES"}),
     "force": (False, "run again what is already recorded", {"action": "store_true"}),
-    "dry-run": (False, "print what `ser-kd status` prints, and stop", {"action": "store_true"}),
     "fold": (1, "the one that is tested (default: 1)", {"type": int, "metavar": "N"}),
     "seed": (0, "of everything random (default: 0)", {"type": int, "metavar": "N"}),
     "protocol": ("", "another protocol of the method, such as DKDFMH's P1", {}),
@@ -85,7 +84,7 @@ OPTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
 RESULTS = ("corpus", "name", "profile", "results", "set")
 DATA = (*RESULTS, "data-root", "noise-dir", "speech-dir")
 PLAN = (*DATA, "folds", "seeds", "only", "ablations")
-RUN = (*PLAN, "workers", "scheduler", "time-limit", "run-limit", "force", "dry-run")
+RUN = (*PLAN, "workers", "scheduler", "time-limit", "run-limit", "force")
 COMMANDS = {
     "reproduce": ("reproduce.schedule:reproduce", "run the notebooks and write records, tables and figures", RUN),
     "status": ("reproduce.status:status", "say what is done, running, stale or published, and what is left", PLAN),
@@ -103,7 +102,7 @@ def parser() -> argparse.ArgumentParser:
     """Of the whole command line; raises ValueError for what it does not take."""
     top = _Parser(prog="ser-kd", description="Reproduce knowledge distillation for speech emotion recognition.")
     top.add_argument("--version", action="version", version=f"ser-kd {__version__}")
-    commands = top.add_subparsers(dest="command", metavar="COMMAND")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (_, description, options) in COMMANDS.items():
         command = commands.add_parser(name, help=description, description=description)
         for option in options:
@@ -116,12 +115,8 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code: 0, 2 for what cannot be done as asked, or what the command says."""
     warnings.showwarning = lambda message, *_: print(f"ser-kd: {message}", file=sys.stderr)  # without a line of code
-    top = parser()
     try:
-        options = top.parse_args(arguments)
-        if not options.command:
-            top.print_help()
-            return 0
+        options = parser().parse_args((sys.argv[1:] if arguments is None else arguments) or ["--help"])
         call = resolve_name(f"ser_kd_utils.{COMMANDS[vars(options).pop('command')][0]}")
         if "corpus" in options:
             options.overrides, options.name = ", ".join(options.overrides), _name(options)

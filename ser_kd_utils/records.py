@@ -40,24 +40,22 @@ EVIDENCE = PACKAGE.parent / "results"
 """Committed evidence, one folder for each corpus and profile."""
 
 
-def results_root(folder: str = "") -> Path:
-    """The folder given, else $SER_KD_RESULTS, else results/local of the clone, or results/ where one stands."""
-    here = EVIDENCE / "local" if IN_CLONE else Path("results")
-    return Path(folder or os.environ.get("SER_KD_RESULTS") or here)
-
-
 def results_folder(folder: str, corpus: str, profile: str, overrides: str = "") -> Path:
-    """<corpus>-<profile> below the results root, for a reader's own runs; changed settings are part of the name."""
+    """Where a reader's own runs lie: <corpus>-<profile>, and changed settings, below the folder given.
+
+    Without one, below $SER_KD_RESULTS, else results/local of the clone, or results/ where one stands.
+    """
     name = re.sub(r"[^\w.,=+-]+", "_", "+".join(part for part in (f"{corpus}-{profile}", overrides) if part))
     if len(name.encode()) > 150:  # file systems take 255 bytes
         name = f"{name[:60]}-{digest([corpus, profile, overrides])[:16]}"
-    return results_root(folder) / name
+    here = EVIDENCE / "local" if IN_CLONE else Path("results")
+    return Path(folder or os.environ.get("SER_KD_RESULTS") or here) / name
 
 
 def folders(options: Any) -> tuple[Path, Path]:
     """Of a command's corpus, profile and settings: the folder of a reader's own runs, and that of the evidence."""
     own = results_folder(options.results, options.name or options.corpus, options.profile, options.overrides)
-    return own.expanduser().resolve(), EVIDENCE / own.name
+    return own.expanduser().absolute(), EVIDENCE / own.name
 
 
 def run_id(method: str, variant: str, fold: int | str, seed: int | str, protocol: str = "") -> str:
@@ -133,9 +131,7 @@ class Run:
             raise self._damage("The record") from None
 
     def _damage(self, what: str) -> ValueError:
-        return ValueError(
-            f"{what} of {self.id} is damaged: restore its files, or delete runs/{self.id} to run it again."
-        )
+        return ValueError(f"{what} of {self.id} is damaged: restore it, or delete runs/{self.id} to run it again.")
 
     @cached_property
     def history(self) -> pd.DataFrame:

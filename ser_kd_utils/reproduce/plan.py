@@ -14,7 +14,7 @@ from ser_kd_utils.data.corpora import Corpus, load_corpus, split, unlabelled
 from ser_kd_utils.files import PACKAGE, digest
 from ser_kd_utils.methods import METHODS, settings_of, variants_of
 from ser_kd_utils.methods.base import Method, Notebook, Variant, choose
-from ser_kd_utils.records import folders, results_root, run_id
+from ser_kd_utils.records import folders, run_id
 from ser_kd_utils.reproduce.run import PLACES, NotebookRun, code_cells, provenance_of
 
 NOTEBOOKS = PACKAGE.parent / "notebooks"
@@ -32,7 +32,8 @@ def plan(options: Namespace) -> list[NotebookRun]:
     parameter that a notebook does not declare; FileNotFoundError for data or notebooks that are not there; OSError
     where nothing can be written to the results folder.
     """
-    given = vars(options) | {"results": str(results_root(options.results))}
+    folder = folders(options)[0]
+    given = vars(options) | {"results": str(folder.parent)}
     given |= {name: str(Path(given[name]).expanduser().resolve()) for name in PLACES if given[name]}
     settings = settings_of(options.profile, options.overrides)
     corpus = load_corpus(options.corpus, given["data_root"] or None)
@@ -43,7 +44,6 @@ def plan(options: Namespace) -> list[NotebookRun]:
         audio = cache_audio(corpus)
         for part in parts:
             refuse_shared_samples(part, audio)
-    folder = folders(options)[0]
     _check_writable(folder)
     inputs = _inputs(corpus, given, settings["noise"].train_types)
     trained = _trained(settings, options, corpus.synthetic)
@@ -100,12 +100,10 @@ def _inputs(corpus: Corpus, given: Mapping[str, Any], train_types: Sequence[str]
     Sound files count by size and time of change: a copy elsewhere runs the notebooks again, but no training, since
     records are found by the sound itself. Raises ValueError for a noise to train on that there is not.
     """
-    noise, types = "generated", ()
-    if given["noise_dir"] or train_types:
-        from ser_kd_utils.data.noise import TYPES_GENERATED, NoiseBank
+    from ser_kd_utils.data.noise import TYPES_GENERATED, NoiseBank
 
-        bank = NoiseBank.from_folder(given["noise_dir"]) if given["noise_dir"] else None
-        noise, types = (bank.fingerprint, bank.types) if bank else (noise, TYPES_GENERATED)
+    bank = NoiseBank.from_folder(given["noise_dir"]) if given["noise_dir"] else None
+    noise, types = (bank.fingerprint, bank.types) if bank else ("generated", TYPES_GENERATED)
     if unknown := [kind for kind in train_types if kind not in types]:
         raise ValueError(f"noise.train_types: no noise {', '.join(unknown)}; choose among {', '.join(types)}.")
     speech = [unlabelled(given["speech_dir"])] if given["speech_dir"] else []

@@ -21,7 +21,6 @@ from ser_kd_utils.files import PACKAGE, digest, only_one, unfinished
 from ser_kd_utils.reproduce import compare, counted
 from ser_kd_utils.reproduce.plan import plan
 from ser_kd_utils.reproduce.run import BLOCKED, FAILED, NotebookRun, Outcome, execute, one_line, say
-from ser_kd_utils.reproduce.status import status
 
 PROGRESS = "ser-kd"
 """Dask's topic of what workers say."""
@@ -34,8 +33,6 @@ Place = tuple[Executor, Callable[[NotebookRun], Outcome], int]
 
 def reproduce(options: Namespace) -> int:
     """Run the plan. Returns 0 when all is done, 1 when a run failed, 3 when the time limit came first."""
-    if options.dry_run:
-        return status(options)
     started, runs = time.time(), plan(options)
     folder = runs[0].folder
     print(f"{counted(len(runs), 'notebook run')}, results in {folder}", flush=True)
@@ -47,9 +44,6 @@ def reproduce(options: Namespace) -> int:
     counts = Counter(outcome.status for outcome in ended.values())
     told = ", ".join(f"{count} {status}" for status, count in counts.items())
     print(f"{told}, in {(time.time() - started) / 60:.1f} min.")
-    for name, outcome in ended.items():
-        if outcome.status == FAILED:
-            print(f"FAILED {name}: {outcome.error}")
     if (records.EVIDENCE / folder.name).is_dir():
         try:
             print(f"\n{textwrap.fill(compare.compared(folder).summary, 80)}")

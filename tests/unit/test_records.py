@@ -322,12 +322,16 @@ def test_a_record_is_small(folder):
 
 def test_results_go_where_the_argument_or_the_environment_says(monkeypatch, tmp_path):
     monkeypatch.setenv("SER_KD_RESULTS", str(tmp_path / "env"))
-    assert records.results_root(str(tmp_path / "asked")) == tmp_path / "asked"
-    assert records.results_root() == tmp_path / "env"
+
+    def root(folder: str = "") -> Path:
+        return records.results_folder(folder, "demo", "tiny").parent
+
+    assert root(str(tmp_path / "asked")) == tmp_path / "asked"
+    assert root() == tmp_path / "env"
     monkeypatch.delenv("SER_KD_RESULTS")
-    assert records.results_root() == records.PACKAGE.parent / "results" / "local"
+    assert root() == records.PACKAGE.parent / "results" / "local"
     monkeypatch.setattr(records, "IN_CLONE", False)
-    assert records.results_root() == Path("results")
+    assert root() == Path("results")
 
 
 def test_a_commands_own_runs_and_evidence_have_one_name(monkeypatch, tmp_path):
