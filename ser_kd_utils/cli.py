@@ -30,12 +30,9 @@ def did_you_mean(wrong: str, choices: Iterable[str]) -> str:
 
 def _numbers(text: str) -> tuple[int, ...]:
     """`1,3-5` -> (1, 3, 4, 5)."""
-    try:
-        ends = [part.partition("-")[::2] for part in text.split(",")]
-        numbers = [number for first, last in ends for number in range(int(first), int(last or first) + 1)]
-    except ValueError:
-        numbers = []
-    if not numbers:
+    ends = [re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip()) for part in text.split(",")]
+    numbers = [number for end in ends if end for number in range(int(end[1]), int(end[2] or end[1]) + 1)]
+    if not (all(ends) and numbers):
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as 1,2 or 1-5")
     return tuple(dict.fromkeys(numbers))
 
@@ -87,7 +84,7 @@ PLAN = (*DATA, "folds", "seeds", "only", "ablations")
 RUN = (*PLAN, "workers", "scheduler", "time-limit", "run-limit", "force")
 COMMANDS = {
     "reproduce": ("reproduce.schedule:reproduce", "run the notebooks and write records, tables and figures", RUN),
-    "status": ("reproduce.status:status", "say what is done, running, stale or published, and what is left", PLAN),
+    "status": ("reproduce.plan:status", "say what is done, running, stale or published, and what is left", PLAN),
     "train": ("cli:train", "train variants, alone or by torchrun", ("VARIANT", *DATA, "fold", "seed", "protocol")),
     "download": ("data.download:download", "fetch an open corpus, or say how to get another", ("NAME", "to", "url")),
     "explain": ("reproduce.explain:explain", "from a number to its records", ("TABLE", "ROW", "COLUMN", *RESULTS)),
@@ -119,7 +116,11 @@ def main(arguments: list[str] | None = None) -> int:
         options = parser().parse_args((sys.argv[1:] if arguments is None else arguments) or ["--help"])
         call = resolve_name(f"ser_kd_utils.{COMMANDS[vars(options).pop('command')][0]}")
         if "corpus" in options:
-            options.overrides, options.name = ", ".join(options.overrides), _name(options)
+            options.overrides, own = ", ".join(options.overrides), options.corpus == "manifest"
+            options.name = options.name or Path(getattr(options, "data_root", "")).stem * own
+            if options.name in CORPORA or (options.name and not own):
+                said = f"a name is for --corpus manifest, and none of {', '.join(CORPORA)}"
+                raise ValueError(f"--name {options.name}: {said}")
         code = call(options) if "corpus" in options else call(**vars(options))
         sys.stdout.flush()
         return code
@@ -132,15 +133,6 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("ser-kd: interrupted; the same command goes on from what was recorded.", file=sys.stderr, flush=True)
         os._exit(130)  # kernels end with this process, for which threads may still wait
-
-
-def _name(options: argparse.Namespace) -> str:
-    """Of the results of a user's own corpus; "" for the others, which are called as the corpus."""
-    own = options.corpus == "manifest"
-    name = options.name or (Path(getattr(options, "data_root", "")).stem if own else "")
-    if name in CORPORA or (name and not own):
-        raise ValueError(f"--name {name}: a name is for --corpus manifest, and none of {', '.join(CORPORA)}")
-    return name
 
 
 def train(options: argparse.Namespace) -> int:

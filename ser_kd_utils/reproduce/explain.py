@@ -59,15 +59,14 @@ def explain(options: Namespace) -> int:
     print("  made again from the records:", "NOT EQUAL" if any(differs.values()) else "equal")
     if options.column:
         _tell_what_counts(asked[0], cells[asked[0]])
-    behind = [run for cell in cells.values() for run in cell.runs]
-    behind = behind or [run for cell in lines[key].values() for run in cell.runs]  # of a blank cell, the line's
+    behind = list(dict.fromkeys(run for cell in cells.values() for run in cell.runs))
     names = {run.info["fingerprint"]: f"{run.id.partition('__fold')[0]}, same fold and seed" for run in runs}
     for kind in dict.fromkeys((run.info["variant"], mark_of(run)) for run in behind):
-        _describe([run for run in dict.fromkeys(behind) if (run.info["variant"], mark_of(run)) == kind], names)
+        _describe([run for run in behind if (run.info["variant"], mark_of(run)) == kind], names)
     if behind:
         print("", "protocol", _filled(card(behind)), "", "command", _command(behind), sep="\n")
     else:
-        print("\nNo run is behind this row.")
+        print("\nNo run is behind this.")
     return int(any(differs.values()))
 
 
@@ -89,8 +88,7 @@ def _place(path: Path) -> str:
 
 
 def _filled(text: str) -> str:
-    style = {"initial_indent": "  ", "subsequent_indent": "  ", "break_on_hyphens": False, "break_long_words": False}
-    return textwrap.fill(text, 78, **style)
+    return textwrap.indent(textwrap.fill(text, 76, break_on_hyphens=False, break_long_words=False), "  ")
 
 
 def _named(*names: str) -> str:
@@ -137,8 +135,7 @@ def _settings(info: Mapping[str, Any]) -> str:
     usual = json.loads(json.dumps({group: dataclasses.asdict(use) for group, use in settings.items()}))
     used = [(group, name, value) for group, own in info["settings"].items() for name, value in own.items()]
     other = [f"{name} = {value}" for group, name, value in used if usual.get(group, {}).get(name) != value]
-    told = f"settings: {', '.join([*other, 'the rest '])}" if other else "settings "
-    return f"{told}as in profile {info['profile']}"
+    return f"settings as in profile {info['profile']}" + f", but {', '.join(other)}" * bool(other)
 
 
 def _command(behind: Sequence[Run]) -> str:

@@ -17,7 +17,7 @@ from tempfile import NamedTemporaryFile
 from typing import Any
 
 from ser_kd_utils import records
-from ser_kd_utils.files import PACKAGE, digest, only_one, unfinished
+from ser_kd_utils.files import PACKAGE, digest, unfinished
 from ser_kd_utils.reproduce import compare, counted
 from ser_kd_utils.reproduce.plan import plan
 from ser_kd_utils.reproduce.run import BLOCKED, FAILED, NotebookRun, Outcome, execute, one_line, say
@@ -81,8 +81,7 @@ def run_all(place: Place, runs: Sequence[NotebookRun]) -> dict[str, Outcome]:
 
 def _outcome(future: Future[Outcome]) -> Outcome:
     if future.cancelled():
-        message = "the Dask scheduler is gone; what was recorded stays, and the same command with another goes on."
-        raise ConnectionError(message)
+        raise ConnectionError("the Dask scheduler is gone; what was recorded stays, and the same command goes on.")
     if error := future.exception():  # no receipt could be written or, of Dask, each worker that tried it died
         return Outcome(FAILED, error=one_line(f"{type(error).__name__}: {error}").partition(". ")[0])
     return future.result()
@@ -154,11 +153,8 @@ def this_code() -> str:
 
 
 def _check_worker(token: Path, code: str, dask_worker: Any) -> None:
-    """That it sees the results folder, can lock in it, and runs this same code: what is assumed of all workers."""
+    """That it sees the results folder and runs this same code: what is assumed of all workers."""
     if not token.exists():
-        where = f"worker {dask_worker.address} does not see {token.parents[1]}"
-        raise ValueError(f"{where}: the results folder must be on a file system shared by all workers")
+        raise ValueError(f"worker {dask_worker.address} does not see {token.parents[1]}, which all workers must share")
     if this_code() != code:
         raise ValueError(f"worker {dask_worker.address} has another version of this package or its libraries")
-    with only_one(token.parents[1], "shared"):  # raises where the file system has no locks
-        pass

@@ -148,9 +148,7 @@ def test_a_worker_that_does_not_see_the_results_is_refused(suite, scheduler):
     address, _ = scheduler([], before=("unshare", "-m", "sh", "-c", hidden, "sh"))
     done = suite.run("--only", "01", "--scheduler", address)
     assert done.returncode == 2
-    assert re.search(
-        r"ser-kd: worker tcp://\S+ does not see \S+: the results folder must be on a file sys", done.stderr
-    )
+    assert re.search(r"ser-kd: worker tcp://\S+ does not see \S+, which all workers must share", done.stderr)
     assert suite.executed == []
 
 

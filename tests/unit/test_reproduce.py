@@ -419,12 +419,12 @@ def test_time_limit_stops_and_the_same_command_goes_on(run, notebooks, receipts,
 def test_a_parameter_the_notebook_does_not_declare_is_refused(run, notebooks, capsys):
     write_notebook(notebooks / "01_teacher_finetuning.ipynb", "1", first=parameters(plan.READING))
     assert run("--folds", "1") == 2
-    assert "01_teacher_finetuning has no parameter data_root: str, which it is to get" in capsys.readouterr().err
+    assert "01_teacher_finetuning has no parameter data_root: str, which it gets" in capsys.readouterr().err
     other = parameters(plan.EACH).replace("fold: int", "fold: str")
     write_notebook(notebooks / "01_teacher_finetuning.ipynb", "1", first=other)
     assert run("--folds", "1") == 2
     error = capsys.readouterr().err
-    assert "has no parameter fold: int, which it is to get" in error and "fold: str" in error
+    assert "has no parameter fold: int, which it gets" in error and "fold: str" in error
 
 
 @pytest.mark.parametrize("what", ["reproduce", "status"])
