@@ -73,7 +73,6 @@ OPTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "to": ("", "the folder it goes to", {"metavar": "DIR"}),
     "url": ("", "another address of the same archive", {}),
     "json": (False, "print JSON", {"action": "store_true"}),
-    "dry-run": (False, "print what `ser-kd status` prints, and stop", {"action": "store_true"}),
     "page": ("", "write the comparison as a page, too", {"metavar": "FILE"}),
 }  # fmt: skip
 """Default, help and more of each option, and in capitals of what has its place in the command."""
