@@ -549,7 +549,7 @@ def test_the_command_alone_prints_its_help(capsys):
         main([])
     assert ended.value.code == 0
     listed = re.findall(r"^    (\w+)", capsys.readouterr().out, re.MULTILINE)
-    assert listed == ["reproduce", "status", "train", "download", "explain", "publish", "compare", "readme"]
+    assert listed == ["reproduce", "status", "train", "download", "explain", "publish", "compare"]
 
 
 @pytest.mark.parametrize(
