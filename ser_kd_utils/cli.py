@@ -40,8 +40,9 @@ def _numbers(text: str) -> tuple[int, ...]:
 CORPORA = (
     "demo", "iemocap", "iemocap-dev-speakers", "iemocap-improvised", "meld", "meld-4", "emodb", "ravdess", "manifest",
 )  # fmt: skip
+# What every experiment takes.
 SHARED = ("corpus", "name", "profile", "fold", "seed", "data_root", "noise_dir", "results", "overrides")
-"""What every experiment takes."""
+# Default, help and more of each option, and in capitals of what has its place in the command.
 OPTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "VARIANT": (None, "such as a, e, gamma-10, cnn-dkd, mc-full", {"nargs": "+"}),
     "NAME": (None, "emodb, ravdess; access explained: iemocap, meld, noisex-92", {}),
@@ -75,12 +76,12 @@ OPTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "json": (False, "print JSON", {"action": "store_true"}),
     "page": ("", "write the comparison as a page, too", {"metavar": "FILE"}),
 }  # fmt: skip
-"""Default, help and more of each option, and in capitals of what has its place in the command."""
 
 RESULTS = ("corpus", "name", "profile", "results", "set")
 DATA = (*RESULTS, "data-root", "noise-dir", "speech-dir")
 PLAN = (*DATA, "folds", "seeds", "only", "ablations")
 RUN = (*PLAN, "workers", "scheduler", "time-limit", "run-limit", "force")
+# What it calls, help and options of each command.
 COMMANDS = {
     "reproduce": ("reproduce.schedule:reproduce", "run the notebooks and write records, tables and figures", RUN),
     "status": ("reproduce.plan:status", "say what is done, running, stale or published, and what is left", PLAN),
@@ -90,7 +91,6 @@ COMMANDS = {
     "publish": ("reproduce.publish:publish", "copy your records to the committed evidence", (*RESULTS, "to")),
     "compare": ("reproduce.compare:compare", "set results beside the evidence", ("FOLDER", *RESULTS, "json", "page")),
 }
-"""What it calls, help and options of each command."""
 
 
 def parser() -> argparse.ArgumentParser:
