@@ -49,7 +49,7 @@ class TeacherSettings(Settings):
         ASSUMED, "frozen: a weighted sum of the encoder's layers and the head learn (SUPERB)", "full"
     )
     label_fraction: Fraction = setting(ASSUMED, "of each class whose labels the teacher is told", 1.0)
-    epochs: Count = setting(CODE, "SpeechBrain IEMOCAP recipe (30)", 14, 30, 8)
+    epochs: Count = setting(CODE, "SpeechBrain IEMOCAP recipe (30)", 10, 30, 8)
     batch_size: Count = setting(ASSUMED, "utterances a step", 8, 24)
     lr_encoder: Positive = setting(CODE, "SpeechBrain IEMOCAP recipe (1e-5)", 1e-3, 1e-5, 1e-4)
     lr_head: Positive = setting(CODE, "SpeechBrain IEMOCAP recipe (1e-4)", 1e-3, 1e-4)
