@@ -128,7 +128,8 @@ def rates(fit) -> list[tuple]:
     """The optimizer, and each of its groups with the parts of the network in it."""
     named = fit.model.named_parameters()  # Whisper's table of positions is fixed
     part = {id(weight): name.split(".")[0] for name, weight in named if weight.requires_grad}
-    groups = [{part.pop(id(weight)) for weight in group["params"]} for group in fit.optimizer.param_groups]
+    learnt = ([each for each in group["params"] if each.requires_grad] for group in fit.optimizer.param_groups)
+    groups = [{part.pop(id(weight)) for weight in some} for some in learnt]
     assert not part  # every weight is learnt
     return [
         (type(fit.optimizer), group["lr"], group["weight_decay"], group["betas"], parts)
