@@ -29,8 +29,26 @@ LONGEST = (
     "tests/faults/test_killed.py",
     "tests/faults/test_disk.py",
     "tests/faults/test_cluster.py",
+    "tests/faults/test_notebooks_fail.py",
+    "tests/real_data/test_paper_profile.py",
+    "notebooks/03_mlkd_ablations.ipynb",
+    "notebooks/05_decoupled_ablations.ipynb",
+    "notebooks/07_curriculum_meta_ablations.ipynb",
 )
-SLOW = ("notebooks", "tests/notebooks", "tests/faults", "tests/real_data")
+LAST = "notebooks/09_paper_tables.ipynb"  # lists what all others have recorded
+SLOW = (
+    "notebooks",
+    "tests/notebooks",
+    "tests/faults",
+    "tests/real_data",
+    "tests/unit/test_compare.py",
+    "tests/unit/test_demo.py",
+    "tests/unit/test_explain.py",
+    "tests/unit/test_ledger.py",
+    "tests/unit/test_mckd.py",
+    "tests/unit/test_reproduce.py",
+    "tests/unit/test_toy_method.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -38,7 +56,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item, place in places.items():
         if place.startswith(SLOW):
             item.add_marker(pytest.mark.slow)
-    items.sort(key=lambda item: LONGEST.index(places[item]) if places[item] in LONGEST else len(LONGEST))
+    order = {place: number for number, place in enumerate(LONGEST)} | {LAST: len(LONGEST) + 1}
+    items.sort(key=lambda item: order.get(places[item], len(LONGEST)))
 
 
 @pytest.fixture(scope="session")
