@@ -13,6 +13,7 @@ import pytest
 import soundfile
 import torch
 
+from ser_kd_utils.cli import main
 from ser_kd_utils.cli import parser as commands
 from ser_kd_utils.data.noise import NoiseBank
 from ser_kd_utils.methods import METHODS
@@ -353,6 +354,18 @@ def test_a_training_killed_before_its_record_leaves_the_old_weights(experiment, 
     monkeypatch.undo()
     assert own.run("a").complete(own.fingerprint("a"))
     assert all(torch.equal(value, before[name]) for name, value in own.teacher().state_dict().items())
+
+
+def test_train_reads_what_is_recorded_and_prints_its_scores(trained, no_training, capsys):
+    experiment, runs, _ = trained
+    places = ["--data-root", experiment.options["data_root"], "--results", experiment.options["results"]]
+    few = ["--set", "mlkd.epochs=1", "--set", "teacher.epochs=1"]
+    assert main(["train", "a", "e", "--corpus", "manifest", *places, *few]) == 0
+    for name, line in zip("ae", capsys.readouterr().out.splitlines(), strict=True):
+        best = runs[name].predictions.query("checkpoint == 'best' and not snr_db < 0")
+        right = best.assign(right=best["prediction"] == best["label"], noisy=best["condition"] != "clean")
+        clean, noisy = 100 * right.groupby(["noisy", "label"])["right"].mean().groupby("noisy").mean()
+        assert line == f"{name}: UA clean {clean:.1f}, noisy {noisy:.1f}; epoch 1 of 1, {runs[name].folder}"
 
 
 def test_best_and_last_epoch_are_told_apart(experiment, trained):
