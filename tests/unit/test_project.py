@@ -29,7 +29,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 def test_an_installed_package_has_its_data_files():
     data = [path for path in PACKAGE.rglob("*.*") if path.suffix not in (".py", ".pyc")]
     declared = PYPROJECT["tool"]["setuptools"]["package-data"]["*"]
-    assert {"cards.toml", "demo.toml"} <= {path.name for path in data}
+    assert {"cards.toml", "claims.csv", "demo.toml"} <= {path.name for path in data}
     assert [path for path in data if not any(path.match(pattern) for pattern in declared)] == []
 
 
