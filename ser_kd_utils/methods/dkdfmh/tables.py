@@ -153,16 +153,3 @@ def _optimism(runs: Sequence[Run], variant: str) -> Iterator[Line]:
             step = Tested(Comparison(variant, variant), (True, ""), [], sides, effect_of(*sides)).line("step, points")
             line |= {"against": word(f"rung {against}")} | dict([*step.items()][:3])  # the difference and its intervals
         yield line
-
-
-def confusion_tables(runs: Sequence[Run]) -> tuple[dict[str, pd.DataFrame], pd.DataFrame]:
-    """Clean predictions of the distilled students, and of the one alone, on the same folds and seeds.
-
-    TCKD and NCKD alone are among them where they were recorded as often as the whole; none without all three students.
-    """
-    p2 = honest(runs)
-    count = {name: sum(run.info["variant"] == name for run in p2) for name in ("cnn-alone", "cnn-kd", FULL)}
-    parts = [name for name in ("cnn-tckd", "cnn-nckd") if sum(run.info["variant"] == name for run in p2) >= count[FULL]]
-    found = report.aligned(p2, [*count, *parts]) if all(count.values()) else {}
-    clean = {name: sample.at("clean").table for name, sample in found.items()}
-    return clean, clean.pop("cnn-alone", pd.DataFrame())
