@@ -64,7 +64,7 @@ class Split:
 
 
 def fold_count(corpus: Corpus, protocol: str | None = None) -> int:
-    """Number of folds of a protocol (default: the corpus's first)."""
+    """Number of folds of a protocol (default: the corpus's first). ValueError if the corpus has no such protocol."""
     protocol = _protocol(corpus, protocol)
     if protocol in SPEAKER_INDEPENDENT:
         return int(_groups(corpus, protocol).max())

@@ -89,12 +89,6 @@ class Corpus:
         }
         return pd.DataFrame(items.items(), columns=["item", "value"])
 
-    def fold_count(self, protocol: str | None = None) -> int:
-        """Number of folds of `protocol` (default: the first). ValueError if the corpus has no such protocol."""
-        from ser_kd_utils.data.corpora.folds import fold_count  # which needs PARTS from here
-
-        return fold_count(self, protocol)
-
     def without(self, excluded: pd.DataFrame) -> "Corpus":
         """The same corpus less the utterances of `excluded` (columns utterance, reason)."""
         kept = self.manifest[~self.manifest.utterance.isin(excluded.utterance)].reset_index(drop=True)
