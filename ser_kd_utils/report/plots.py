@@ -35,20 +35,6 @@ def use_style() -> None:
     plt.rcParams.update({"figure.constrained_layout.use": True, "text.parse_math": False})
 
 
-def learning_curves(histories: Mapping[str, pd.DataFrame], variants: Mapping[str, Any], styles: Styles) -> Figure:
-    """Training loss and dev UA by epoch of each variant's run; columns `loss` and `dev_UA`, index epoch."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
-    for name, history in histories.items():
-        colour, _, line = styles[name]
-        style = {"color": colour, "linestyle": line, "label": f"{variants[name].label} {variants[name].title}"}
-        left.plot(history.index, history["loss"], **style)
-        right.plot(history.index, 100 * history["dev_UA"], **style)
-    left.set(xlabel="epoch", ylabel="training loss")
-    right.set(xlabel="epoch", ylabel="dev UA (%)")
-    right.legend(fontsize="small")
-    return figure
-
-
 def _untrained(table: pd.DataFrame) -> list[float]:
     """The SNRs outside the range heard in training."""
     return sorted(table.loc[~table["in_range"], "snr_db"].unique())

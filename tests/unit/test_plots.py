@@ -175,14 +175,6 @@ def test_ablations_are_dots_with_their_intervals_in_the_order_given():
     assert axis.get_xlabel() == "UA noisy less that of (e), points"
 
 
-def test_learning_curves_have_the_looks_of_their_variants():
-    history = pd.DataFrame({"loss": [2.0, 1.0], "dev_UA": [0.25, 0.5]}, index=[1, 2])
-    left, right = plots.learning_curves({"c": history, "e": history / 2}, VARIANTS, STYLES).axes
-    assert left.lines[0].get_ydata().tolist() == [2, 1] and right.lines[1].get_ydata().tolist() == [12.5, 25]
-    assert [(line.get_color(), line.get_linestyle()) for line in right.lines] == [("#E69F00", "-"), ("#D55E00", "--")]
-    assert ticks(right.legend_.get_texts()) == ["(c) student, noisy", "(e) student + levels"]
-
-
 def test_dollar_signs_in_the_names_of_classes_and_noise_are_no_mathematics(tables, tmp_path):
     plots.use_style()
     renamed = {"angry": "$an_{gry$", "sad": "s$a$d"}

@@ -64,11 +64,3 @@ def _published() -> str:
     table = report.published_values("taffc2025_results").dropna(subset="value")
     scores = (table["metric"] + table["value"].map(" {:.1f}".format)).groupby(table["dataset"]).agg(" / ".join)
     return "; ".join(scores.index + " " + scores) + " (second-hand)"
-
-
-def temperatures(runs: Sequence[Run]) -> pd.DataFrame:
-    """Temperatures of student and teacher by variant and epoch, (variant, epoch) x (tau_student, tau_teacher), mean of
-    the runs."""
-    names = ["tau_student", "tau_teacher"]
-    found = [run.history[names].assign(variant=run.info["variant"]) for run in runs if names[0] in run.history]
-    return pd.concat(found).groupby(["variant", "epoch"], sort=False).mean() if found else pd.DataFrame(columns=names)
