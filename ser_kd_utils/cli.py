@@ -74,6 +74,7 @@ OPTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "to": ("", "the folder it goes to", {"metavar": "DIR"}),
     "url": ("", "another address of the same archive", {}),
     "json": (False, "print JSON", {"action": "store_true"}),
+    "page": ("", "write the comparison as a page, too", {"metavar": "FILE"}),
 }  # fmt: skip
 
 RESULTS = ("corpus", "name", "profile", "results", "set")
@@ -88,7 +89,7 @@ COMMANDS = {
     "download": ("data.download:download", "fetch an open corpus, or say how to get another", ("NAME", "to", "url")),
     "explain": ("reproduce.explain:explain", "from a number to its records", ("TABLE", "ROW", "COLUMN", *RESULTS)),
     "publish": ("reproduce.publish:publish", "copy your records to the committed evidence", (*RESULTS, "to")),
-    "compare": ("reproduce.compare:compare", "set results beside the evidence", ("FOLDER", *RESULTS, "json")),
+    "compare": ("reproduce.compare:compare", "set results beside the evidence", ("FOLDER", *RESULTS, "json", "page")),
 }
 
 

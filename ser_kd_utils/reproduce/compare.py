@@ -51,8 +51,9 @@ class Comparison:
 def compare(options: Namespace) -> int:
     """Print how a folder compares with the evidence; returns 1 where a number is outside or a verdict changed, else 0.
 
-    options: folder, "" for the local one of corpus, name, profile, results and overrides; json: print one JSON object.
-    Raises FileNotFoundError where there are no records or none of them is committed; ValueError for damaged records.
+    options: folder, "" for the local one of corpus, name, profile, results and overrides; json: print one JSON object;
+    page: "" or the path of a Markdown page, beside which a picture is written. Raises FileNotFoundError where there are
+    no records or none of them is committed; ValueError for damaged records.
     """
     found = compared(Path(options.folder) if options.folder else folders(options)[0])
     if options.json:
@@ -61,6 +62,8 @@ def compare(options: Namespace) -> int:
     else:
         failed = found.cells.loc[found.cells["status"].isin(["outside", "changed"]), COLUMNS].to_numpy()
         print(found.machines.to_string(), "", *map(" | ".join, failed), "", textwrap.fill(found.summary, 80), sep="\n")
+    if options.page:
+        _write_page(found, Path(options.page))
     return int(found.counts["outside"] + found.counts["changed"] > 0)
 
 
@@ -113,3 +116,19 @@ def _ends(cell: Cell) -> tuple[float | None, float | None]:
     if cell.low is None and cell.selection and not cell.selection.difference:
         return tuple(100 * end for end in interval(*cell.selection.predictions(cell.runs), cell.selection.metric)[1:])
     return cell.low, cell.high
+
+
+def _write_page(found: Comparison, path: Path) -> None:
+    """All that is not equal, below a picture of all that has an interval."""
+    import seaborn as sns
+
+    cells = found.cells
+    others = cells.loc[~cells["status"].isin(["equal", "same"]), COLUMNS].sort_values("status", kind="stable")
+    parts = [f"# {found.name} and the committed evidence", found.summary, f"![committed and here]({path.stem}.png)"]
+    parts += [found.machines.to_markdown(), others.to_markdown(index=False)]
+    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    plotted = cells[cells["status"].isin(STATES[:3])].dropna(subset=["committed low", "here low"])
+    look = {"hue": "status", "hue_order": STATES[:3], "palette": "colorblind", "height": 6}
+    grid = sns.relplot(plotted.infer_objects(), x="committed value", y="here value", **look)
+    grid.ax.axline((0, 0), slope=1, color="0.5", linewidth=0.8)
+    grid.savefig(path.with_suffix(".png"), dpi=150)

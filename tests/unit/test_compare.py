@@ -6,6 +6,7 @@ import json
 import shutil
 from argparse import Namespace
 
+import matplotlib.image
 import pytest
 from test_publish import record, tables_of
 
@@ -25,7 +26,7 @@ def place(tmp_path, monkeypatch):
         record(tmp_path / "first", "a", fold, share=0.5), record(tmp_path / "first", "e", fold, share=0.8)
     options = Namespace(corpus="demo", name="", profile="tiny", results=str(tmp_path / "first"), overrides="", to="")
     publishing.publish(options)
-    about = {"results": str(tmp_path / "local"), "folder": "", "json": False}
+    about = {"results": str(tmp_path / "local"), "folder": "", "json": False, "page": ""}
     return Namespace(**vars(options) | about)
 
 
@@ -117,6 +118,16 @@ def test_json_is_one_object_with_counts_and_cells(place, tmp_path, capsys):
     assert cell["status"] == "outside" and cell["committed value"] == 80.0 and cell["here value"] == 25.0
     assert cell["here low"] < 25 < cell["here high"] < cell["committed low"]
     assert str(tmp_path) not in json.dumps(found)
+
+
+def test_the_page_shows_what_is_not_equal_and_a_picture(place, tmp_path):
+    reproduced(place, tmp_path, e=0.25)
+    place.page = str(tmp_path / "page.md")
+    compare(place)
+    text = (tmp_path / "page.md").read_text(encoding="utf-8")
+    assert "![committed and here](page.png)" in text and "2 outside" in text.replace("\n", " ")
+    assert text.count("| outside ") >= 2 and str(tmp_path) not in text
+    assert matplotlib.image.imread(tmp_path / "page.png").std() > 0
 
 
 def test_what_cannot_be_compared_says_so(place, tmp_path):

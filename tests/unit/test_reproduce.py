@@ -618,12 +618,12 @@ def test_publish_and_compare_get_their_options(what, module, monkeypatch):
     stand_in = types.ModuleType(module)
     setattr(stand_in, what, lambda options: given.append(vars(options)) or 7)
     monkeypatch.setitem(sys.modules, f"ser_kd_utils.reproduce.{module}", stand_in)
-    own = ["--to", "there"] if what == "publish" else ["here", "--json"]
+    own = ["--to", "there"] if what == "publish" else ["here", "--json", "--page", "page.md"]
     about = ["--corpus", "manifest", "--name", "mine", "--set", "mlkd.epochs=2", "--set", "teacher.epochs=4"]
     assert main([what, *own, *about]) == 7
     shared = {"corpus": "manifest", "name": "mine", "profile": "tiny", "results": ""}
     shared |= {"overrides": "mlkd.epochs=2, teacher.epochs=4"}
-    more = {"to": "there"} if what == "publish" else {"folder": "here", "json": True}
+    more = {"to": "there"} if what == "publish" else {"folder": "here", "json": True, "page": "page.md"}
     assert given == [shared | more]
 
 
