@@ -13,8 +13,7 @@ import pooch
 import requests
 
 from ser_kd_utils.data.corpora import load_corpus
-from ser_kd_utils.data.corpora.iemocap import IEMOCAP
-from ser_kd_utils.data.corpora.meld import MELD
+from ser_kd_utils.data.corpora.manifest import CARDS
 from ser_kd_utils.files import cache_root, replaced, sha256
 
 ZENODO = "https://zenodo.org/records"
@@ -24,17 +23,11 @@ ARCHIVES = {
     "ravdess": (f"{ZENODO}/1188976/files/Audio_Speech_Actors_01-24.zip", "md5:bc696df654c87fed845eb13823edef8a"),
 }
 
-# access, licence, what the folder holds then, the option that takes it
+# of what is not fetched: the option that takes its folder
 ON_REQUEST = {
-    "iemocap": (IEMOCAP.access, IEMOCAP.licence, IEMOCAP.layout, "--corpus iemocap --data-root DIR"),
-    "meld": (MELD.access, MELD.licence, MELD.layout, "--corpus meld --data-root DIR (or meld-4)"),
-    "noisex-92": (
-        "made by TNO and the Speech Research Unit (Varga & Steeneken, Speech Communication 12, 1993), once on CD-ROM; "
-        "a copy in MATLAB files, to be saved as WAV: spib.linse.ufsc.br/noise.html",
-        "none stated with the copies: ask its makers",
-        "at least five files named as NOISEX-92's, such as babble.wav, f16.wav, factory1.wav, hfchannel.wav, volvo.wav",
-        "--noise-dir DIR",
-    ),
+    "iemocap": "--corpus iemocap --data-root DIR",
+    "meld": "--corpus meld --data-root DIR (or meld-4)",
+    "noisex-92": "--noise-dir DIR",
 }
 
 
@@ -46,9 +39,8 @@ def download(name: str, to: str = "", url: str = "") -> int:
     or in the archive).
     """
     if name in ON_REQUEST:
-        access, licence, layout, option = ON_REQUEST[name]
-        print(f"{name} is not fetched.\naccess: {access}\nlicence: {licence}\nlayout: {layout}")
-        print(f"Then: ser-kd reproduce {option}")
+        told = (f"{item}: {CARDS[name][item]}" for item in ("access", "licence", "layout"))
+        print(f"{name} is not fetched.", *told, f"Then: ser-kd reproduce {ON_REQUEST[name]}", sep="\n")
         return 0
     if name not in ARCHIVES:
         known = f"fetched: {', '.join(ARCHIVES)}; access explained: {', '.join(ON_REQUEST)}"

@@ -66,7 +66,6 @@ class Method:
     """
 
     name: str
-    title: str
     package: str
     notebooks: tuple[Notebook, ...]
     settings: str

@@ -1,6 +1,6 @@
 """Tables of differences: comparisons, components, claims with their verdicts, and what chance alone looks like.
 
-    CLAIMS = [Comparison("toy-kd", "toy-alone", "noisy", claim="distillation helps in noise", gate=("a", "toy-alone"))]
+    CLAIMS = read_claims(Path(__file__).with_name("claims.csv"))
 
     def tables(runs):
         family = Family(runs, CLAIMS)
@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -68,6 +69,23 @@ class Comparison:
     def key(self) -> tuple[Any, ...]:
         """What is tested, either way round."""
         return frozenset((self.better, self.worse)), self.condition, self.margin, self.snrs
+
+
+def read_claims(path: Path, **names: str) -> list[Comparison]:
+    """The claims of a method from its claims.csv: the fields of Comparison, with the gate as teacher and student.
+
+    What does not apply is blank; two SNRs stand side by side; `{name}` stands for the variant given as `name`.
+    """
+    table = pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records")
+    return [
+        Comparison(
+            *(line[key].format(**names) for key in ("better", "worse", "condition", "claim")),
+            gate=(line["teacher"], line["student"]) if line["teacher"] else None,
+            margin=float(line["margin"] or 0),
+            snrs=tuple(map(float, line["snrs"].split())),
+        )
+        for line in table
+    ]
 
 
 class Tested(NamedTuple):

@@ -23,7 +23,6 @@ PROTOCOL_STYLES = {
     "P1": ("#D55E00", "o", "P1, random split"),
     "P2": ("#0072B2", "s", "P2, the corpus's own split"),
 }
-CLASS_MARKERS = "os^DvPX*"
 Styles = Mapping[str, tuple[str, str, str]]
 
 
@@ -32,26 +31,8 @@ def use_style() -> None:
     pd.set_option("display.max_colwidth", None)
     sns.set_theme(context="notebook", style="whitegrid", font_scale=0.9, palette="colorblind")
     plt.rcParams.update({"figure.dpi": 66, "savefig.dpi": 150, "savefig.bbox": "tight", "axes.titleweight": "bold"})
-    plt.rcParams["figure.constrained_layout.use"] = True
-
-
-def _plain(text: str) -> str:
-    """For matplotlib, which would typeset what stands between two dollar signs as mathematics."""
-    return str(text).replace("$", r"\$")
-
-
-def learning_curves(histories: Mapping[str, pd.DataFrame], variants: Mapping[str, Any], styles: Styles) -> Figure:
-    """Training loss and dev UA by epoch of each variant's run; columns `loss` and `dev_UA`, index epoch."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
-    for name, history in histories.items():
-        colour, _, line = styles[name]
-        style = {"color": colour, "linestyle": line, "label": f"{variants[name].label} {variants[name].title}"}
-        left.plot(history.index, history["loss"], **style)
-        right.plot(history.index, 100 * history["dev_UA"], **style)
-    left.set(xlabel="epoch", ylabel="training loss")
-    right.set(xlabel="epoch", ylabel="dev UA (%)")
-    right.legend(fontsize="small")
-    return figure
+    # the name of a class or a noise may hold dollar signs, which are no mathematics
+    plt.rcParams.update({"figure.constrained_layout.use": True, "text.parse_math": False})
 
 
 def _untrained(table: pd.DataFrame) -> list[float]:
@@ -71,7 +52,7 @@ def snr_curves(
     """
     anyone = next(iter(predictions.values()))
     kinds = sorted(set(anyone["condition"]) - {"clean"})
-    panels = {_plain(kind): [kind] for kind in kinds} if per_type else {"mean of the noise types": kinds}
+    panels = {kind: [kind] for kind in kinds} if per_type else {"mean of the noise types": kinds}
     levels = [*sorted(anyone["snr_db"].dropna().unique()), np.inf]
     untrained = _untrained(anyone) if any(variants[name].noisy for name in predictions) else []
     size = (3.0 * len(panels), 3.8) if per_type else (6.4, 4.6)
@@ -120,10 +101,9 @@ def _heat_maps(
     limit = top or max(1, *(table.abs().max(axis=None) for table in tables.values()))  # under a point is pale
     look |= {"vmin": 0 if top else -limit, "vmax": limit, "cmap": "Blues" if top else "RdBu"}
     for axis, (name, table) in zip(axes.flat, tables.items(), strict=True):
-        names = {"xticklabels": [*map(_plain, table.columns)], "yticklabels": [*map(_plain, table.index)]}
         numbers = table.round(int(form[-2])) + 0.0  # no "-0"
-        sns.heatmap(table, annot=numbers, fmt=form, cbar=False, ax=axis, **names, **look)
-        axis.set_title(_plain(name))
+        sns.heatmap(table, annot=numbers, fmt=form, cbar=False, xticklabels=True, yticklabels=True, ax=axis, **look)
+        axis.set_title(name)
         axis.tick_params(axis="y", rotation=0)
         axis.grid(False)
         axis.label_outer()
@@ -185,29 +165,6 @@ def gain_map(first: pd.DataFrame, second: pd.DataFrame) -> Figure:
     return figure
 
 
-def similarity_map(tables: Mapping[str, pd.DataFrame]) -> Figure:
-    """One panel per named table of `representations.similarity`, on one scale from 0 to 1."""
-    return _heat_maps(tables, len(tables), ".2f", top=1, bar="CKA")
-
-
-def embedding_map(points: Mapping[str, np.ndarray], labels: Sequence[str], columns: int) -> Figure:
-    """One panel per named map, (utterances, 2), its points by class; labels: the class of each utterance.
-
-    columns: panels side by side. Those of one row share their axes, as one network's conditions do
-    (`representations.plane`); another network's map is another row, and has axes of its own.
-    """
-    rows, classes = -(-len(points) // columns), np.asarray(labels)
-    style = {"squeeze": False, "sharex": "row", "sharey": "row"}
-    figure, axes = plt.subplots(rows, columns, figsize=(1.2 + 3.2 * columns, 0.2 + 3.1 * rows), **style)
-    dots = {"markersize": 5.5, "alpha": 0.8, "markeredgecolor": "black", "markeredgewidth": 0.4}
-    for axis, (name, places) in zip(axes.flat, points.items(), strict=True):
-        for label, marker, colour in zip(sorted(set(labels)), CLASS_MARKERS, sns.color_palette(), strict=False):
-            axis.plot(*places[classes == label].T, marker, color=colour, label=_plain(label), **dots)
-        axis.set(title=_plain(name), xticks=[], yticks=[])
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center")
-    return figure
-
-
 def ablation_points(table: Table, axis_label: str) -> Figure:
     """A dot with its 95 % interval for each line of a table of differences, in its order; axis_label: of what."""
     found = [[cell for cell in line.values() if cell.selection and cell.selection.difference] for line in table.lines]
@@ -237,7 +194,7 @@ def _dots(names: Sequence[str], panels: Mapping[str, Sequence[Cell]]) -> Figure:
                 axis.errorbar(value, [*own], xerr=errors, **style)
         axis.grid(axis="y", visible=False)
         axis.set(xlabel=label, ylim=(len(names) - 0.4, -0.6))
-    axes[0, 0].set_yticks(range(len(names)), map(_plain, names))
+    axes[0, 0].set_yticks(range(len(names)), names)
     return figure
 
 

@@ -12,7 +12,7 @@ from tempfile import TemporaryFile
 from typing import Any
 
 from ser_kd_utils.data.audio import cache_audio, refuse_shared_samples
-from ser_kd_utils.data.corpora import Corpus, load_corpus, split, unlabelled
+from ser_kd_utils.data.corpora import Corpus, fold_count, load_corpus, split, unlabelled
 from ser_kd_utils.files import PACKAGE, digest, unfinished
 from ser_kd_utils.methods import METHODS, settings_of, variants_of
 from ser_kd_utils.methods.base import Method, Notebook, Variant, choose
@@ -39,7 +39,7 @@ def plan(options: Namespace) -> list[NotebookRun]:
     given |= {name: str(Path(given[name]).expanduser().resolve()) for name in PLACES if given[name]}
     settings = settings_of(options.profile, options.overrides)
     corpus = load_corpus(options.corpus, given["data_root"] or None)
-    every = tuple(range(1, corpus.fold_count() + 1))
+    every = tuple(range(1, fold_count(corpus) + 1))
     folds = options.folds or (every[:1] if corpus.synthetic else every)
     parts = [split(corpus, None, fold, 0) for fold in folds]
     if corpus.name == "manifest":  # of the others the sound is known

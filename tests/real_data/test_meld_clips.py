@@ -12,7 +12,7 @@ import pytest
 from ser_kd_utils.cli import main
 from ser_kd_utils.data.audio import cache_audio
 from ser_kd_utils.data.corpora import load_corpus, split
-from ser_kd_utils.data.corpora.meld import SEVEN_CLASSES
+from ser_kd_utils.data.corpora.meld import MELD
 from ser_kd_utils.methods import METHODS, settings_of
 from ser_kd_utils.records import read_runs
 
@@ -89,7 +89,7 @@ def test_reproduce_from_clips_to_tables(root, tmp_path, capsys):
     labels, trained = (pd.read_csv(root / f"{part}_sent_emo.csv")["Emotion"] for part in ("test", "train"))
     for run in runs:
         card = run.info["protocol"]
-        assert card["protocol"] == "official" and run.info["labels"] == list(SEVEN_CLASSES)
+        assert card["protocol"] == "official" and run.info["labels"] == list(MELD.labels)
         assert card["sizes"]["train"] + card["sizes"]["quiz"] == len(trained) - 4
         assert card["sizes"]["test"] == len(labels)
         clean = run.predictions.query("condition == 'clean' and checkpoint == 'best'")

@@ -418,12 +418,6 @@ def test_a_step_is_followed_to_both_protocols(one, two):
     assert (set(best["checkpoint"]), set(chosen["checkpoint"])) == ({"best"}, {"test-UA"})
 
 
-def test_confusions_wait_for_all_three_students(rows):
-    assert dkd.confusion_tables([run for run in rows if run.info["variant"] in ("cnn-alone", "cnn-teacher")])[0] == {}
-    tables_of, base = dkd.confusion_tables(rows)
-    assert list(tables_of) == ["cnn-kd", "cnn-dkd", "cnn-tckd", "cnn-nckd"] and len(base) == 24
-
-
 # --- figures
 
 

@@ -168,7 +168,7 @@ def test_what_a_killed_process_left_is_not_in_the_way(little, tmp_path):
 
 
 def test_failure_leaves_nothing_behind(monkeypatch, tmp_path):
-    monkeypatch.setitem(demo.VOICES, 6, {})
+    monkeypatch.setitem(demo.VOICES, "6", {})
     monkeypatch.setattr(demo, "__file__", str(tmp_path / "session.py"))
     (tmp_path / "session.py").write_text("import sys; sys.exit('no voice' if sys.argv[2] == '6' else 0)")
     with pytest.raises(subprocess.CalledProcessError, match="session.py.*'6'"):

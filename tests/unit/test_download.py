@@ -17,6 +17,7 @@ from scipy.io import wavfile
 
 from ser_kd_utils.cli import main
 from ser_kd_utils.data import download as downloading
+from ser_kd_utils.data.corpora.manifest import CARDS
 from ser_kd_utils.data.download import ARCHIVES, ON_REQUEST
 from ser_kd_utils.data.noise import NOISEX92_STUDY
 from ser_kd_utils.files import cache_root
@@ -278,7 +279,7 @@ def test_what_is_not_open_is_explained(name, capsys):
 
 
 def test_the_noises_that_are_named_are_those_of_the_study():
-    assert all(f"{kind}.wav" in ON_REQUEST["noisex-92"][2] for kind in NOISEX92_STUDY)
+    assert all(f"{kind}.wav" in CARDS["noisex-92"]["layout"] for kind in NOISEX92_STUDY)
 
 
 def test_an_unknown_name_is_one_line_with_those_there_are(capsys):

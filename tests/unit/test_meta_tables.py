@@ -132,17 +132,6 @@ def test_rows_in_noise_stand_together_on_the_folds_they_share(runs, tmp_path):
     assert table["UA 10 dB"].tolist() == [75.0, 100.0, 100.0, 75.0] and set(table["folds x seeds"]) == {"3 x 1"}
 
 
-def test_temperatures_are_the_mean_of_the_runs_by_epoch(tmp_path):
-    history = [
-        [{"epoch": epoch, "tau_student": base + epoch, "tau_teacher": 1.0} for epoch in (1, 2)] for base in (1, 3)
-    ]
-    runs = [record(tmp_path, "mc-full", 0, fold, history=lines) for fold, lines in enumerate(history, 1)]
-    runs.append(record(tmp_path, "mc-alone", 0, history=[{"epoch": 1, "loss": 1.0}]))
-    table = mckd.temperatures(runs)
-    assert table["tau_student"].to_dict() == {("mc-full", 1): 3.0, ("mc-full", 2): 4.0}
-    assert mckd.temperatures(runs[-1:]).empty
-
-
 @pytest.mark.parametrize("name", ["mckd", "mckd_claims", "mckd_comparisons", "mckd_ablations", "mckd_noise"])
 def test_without_records_a_table_is_empty(name):
     assert made([], name).empty

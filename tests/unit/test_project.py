@@ -21,8 +21,17 @@ import ser_kd_utils
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = Path(ser_kd_utils.__file__).parent
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = PYPROJECT["project"]
 SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+
+def test_an_installed_package_has_its_data_files():
+    data = [path for path in PACKAGE.rglob("*.*") if path.suffix not in (".py", ".pyc")]
+    declared = PYPROJECT["tool"]["setuptools"]["package-data"]["*"]
+    assert {"cards.toml", "claims.csv", "demo.toml"} <= {path.name for path in data}
+    assert [path for path in data if not any(path.match(pattern) for pattern in declared)] == []
+
 
 # --- dependencies
 

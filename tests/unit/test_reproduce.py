@@ -536,7 +536,7 @@ def toy(notebooks, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(room.parent)
     main_notebook = Notebook("10_toy", kinds=("main",), needs=(NAMES[0],))
     more = Notebook("11_toy", ("component",), needs=(NAMES[0], "10_toy"), parameters=("ablations",))
-    method = Method("toy", "Toy", "toy_room", (main_notebook, more), "ToySettings", "ToyExperiment")
+    method = Method("toy", "toy_room", (main_notebook, more), "ToySettings", "ToyExperiment")
     monkeypatch.setitem(METHODS, "toy", method)
     write_notebook(notebooks / "10_toy.ipynb", RUN.format("toy", "toy"))
     names = (*plan.EACH, "ablations")

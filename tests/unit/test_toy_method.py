@@ -21,7 +21,7 @@ ROOM = {
 from ser_kd_utils.methods.base import Method, Notebook
 
 METHOD = Method(
-    name="toy", title="Toy", package=__name__, settings="ToySettings", experiment="ToyExperiment",
+    name="toy", package=__name__, settings="ToySettings", experiment="ToyExperiment",
     notebooks=(Notebook("10_toy", kinds=("main",)),), styles={"toy": ("#000000", "o", "-")},
 )
 ''',

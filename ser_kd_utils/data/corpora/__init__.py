@@ -9,25 +9,17 @@ import pandas as pd
 from ser_kd_utils.data.corpora import manifest as tables
 from ser_kd_utils.data.corpora.demo import ensure_demo
 from ser_kd_utils.data.corpora.emodb import EMODB
-from ser_kd_utils.data.corpora.folds import Split, split
+from ser_kd_utils.data.corpora.folds import Split, fold_count, split
 from ser_kd_utils.data.corpora.iemocap import DEV_SPEAKERS, IEMOCAP, IMPROVISED
-from ser_kd_utils.data.corpora.manifest import COLUMNS, MANIFEST, Corpus, exclusions
+from ser_kd_utils.data.corpora.manifest import COLUMNS, MANIFEST, Corpus, card, exclusions
 from ser_kd_utils.data.corpora.meld import MELD, MELD_4
 from ser_kd_utils.data.corpora.ravdess import RAVDESS
 from ser_kd_utils.files import cache_root
 
-__all__ = ["COLUMNS", "CORPORA", "Corpus", "Split", "load_corpus", "split", "unlabelled"]
+__all__ = ["COLUMNS", "CORPORA", "Corpus", "Split", "fold_count", "load_corpus", "split", "unlabelled"]
 
 # Written in IEMOCAP's layout by demo.py, so that the demo runs through the same reader as the licensed corpus.
-_DEMO = replace(
-    IEMOCAP,
-    name="demo",
-    licence="made on this machine by this package; same licence",
-    access="open: made in the cache folder on first use",
-    citation="Synthetic speech made with Praat (Boersma & Weenink); its numbers say nothing about human speech.",
-    counts={},
-    synthetic=True,
-)
+_DEMO = replace(IEMOCAP, **card("demo"))
 _ALL = (_DEMO, IEMOCAP, DEV_SPEAKERS, IMPROVISED, MELD, MELD_4, EMODB, RAVDESS, MANIFEST)
 _KNOWN = {each.name: each for each in _ALL}
 CORPORA = tuple(_KNOWN)

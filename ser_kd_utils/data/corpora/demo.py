@@ -12,8 +12,8 @@ The corpus is synthetic: it shows that the suite works, and says nothing about p
 import hashlib
 import subprocess
 import sys
+import tomllib
 import warnings
-from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -22,44 +22,10 @@ import numpy as np
 
 CHECKSUM = "8f827c5fbd152fd6b0f85483a7a4a6dd6faa99fce09c7654fb080404d5a06834"
 RATE = 16_000
-# Utterances per voice, about as in IEMOCAP (ang 20, hap + exc 30, neu 31, sad 20 %); readers drop the last two.
-COUNTS = {"ang": 12, "hap": 14, "exc": 6, "neu": 20, "sad": 12, "fru": 2, "xxx": 2}
-SENTENCES = (
-    "The letter is on the table.", "They come back on Sunday.", "I will call you tomorrow.",
-    "We leave at half past seven.", "She put it in the kitchen.", "My brother has the keys.",
-    "It was under the window.", "He told me about the job.", "You can see it from here.",
-    "The train is at the station.", "That is where we used to live.", "There are two more of them.",
-)  # fmt: skip
-
-# What an emotion does to a voice on average; an utterance draws around it (SPREAD).
-# shift: mean F0, semitones from the speaker's own; width of the F0 excursions and tempo: natural log of a factor;
-# level: dB; tilt: of the spectrum above 300 Hz, dB per octave; final: F0 movement over the last 40 %, semitones;
-# affect: valence, activation and dominance, 1 to 5, as the raters say
-Prosody = namedtuple("Prosody", "shift width tempo level tilt final affect")
-PROSODY = {
-    "ang": Prosody(3.0, 0.35, 0.16, 4.0, 3.2, -5.0, (2, 4, 4)),
-    "hap": Prosody(6.0, 0.60, 0.04, 2.0, 1.1, 5.0, (4, 3, 3)),
-    "exc": Prosody(7.0, 0.70, 0.10, 4.0, 1.4, 5.0, (5, 4, 3)),
-    "neu": Prosody(0.0, 0.00, 0.00, 0.0, 0.0, -1.0, (3, 2, 3)),
-    "sad": Prosody(-2.5, -0.60, -0.18, -4.0, -3.2, -1.0, (2, 2, 2)),
-    "fru": Prosody(1.5, 0.20, 0.05, 2.0, 1.2, -2.0, (2, 3, 3)),
-    "xxx": Prosody(1.0, 0.10, 0.00, 0.0, 0.0, 0.0, (3, 3, 3)),
-}
-SPREAD = {"shift": 1.2, "width": 0.20, "tempo": 0.08, "level": 3.0, "tilt": 0.7, "final": 1.2}  # standard deviations
-
-
-# A speaker: an espeak voice of Praat, its language, median F0 in Hz, formant factor and tempo factor.
-Voice = namedtuple("Voice", "language name f0 formants tempo")
-US, GB = "English (America)", "English (Great Britain)"
-VOICES = {  # session: its female and its male speaker
-    1: {"F": Voice(US, "Female1", 195, 1.00, 1.00), "M": Voice(US, "Male1", 105, 1.00, 1.00)},
-    2: {"F": Voice(GB, "Female2", 215, 1.02, 1.06), "M": Voice(GB, "Andy", 122, 1.02, 0.95)},
-    3: {"F": Voice(US, "Female3", 180, 0.98, 0.94), "M": Voice(US, "Max", 98, 0.98, 1.05)},
-    4: {"F": Voice(GB, "Auntie", 205, 0.99, 1.03), "M": Voice(GB, "Gene2", 114, 1.03, 0.98)},
-    5: {"F": Voice(US, "Female5", 225, 1.03, 0.98), "M": Voice(US, "Lee", 128, 0.97, 1.02)},
-}
-# the raters' words for the codes
-WORDS = {"ang": "Anger", "hap": "Happiness", "exc": "Excited", "neu": "Neutral", "sad": "Sadness", "fru": "Frustration"}
+# What is said by whom, and what an emotion does to a voice.
+_TOLD = tomllib.loads(Path(__file__).with_name("demo.toml").read_text(encoding="utf-8"))
+COUNTS, SENTENCES, WORDS = _TOLD["counts"], _TOLD["sentences"], _TOLD["words"]
+PROSODY, SPREAD, VOICES = _TOLD["prosody"], _TOLD["spread"], _TOLD["voices"]
 
 
 def ensure_demo(root: Path) -> Path:
@@ -87,7 +53,7 @@ def checksum(folder: Path) -> str:
 
 def _make(folder: Path) -> None:
     # A fresh process for each session: a voice carries state from one utterance to the next.
-    commands = [[sys.executable, "-P", __file__, str(folder), str(number)] for number in VOICES]
+    commands = [[sys.executable, "-P", __file__, str(folder), number] for number in VOICES]
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(partial(subprocess.run, check=True), commands))  # a failure is raised here
 
@@ -100,7 +66,8 @@ def make_session(folder: Path, number: int) -> None:
     run(f"random_initializeWithSeedUnsafelyButPredictably ({number})")  # PSOLA draws where it takes voiceless stretches
     rng = np.random.default_rng([2003, number])
     room = {"gain": rng.normal(0, 2.0), "tilt": rng.normal(0, 0.2), "floor": rng.uniform(-66, -58)}
-    synthesizers = {sex: call("Create SpeechSynthesizer", v.language, v.name) for sex, v in VOICES[number].items()}
+    voices = VOICES[str(number)]
+    synthesizers = {sex: call("Create SpeechSynthesizer", v["language"], v["name"]) for sex, v in voices.items()}
     labels = {sex: rng.permutation([k for k, n in COUNTS.items() for _ in range(n)]) for sex in "FM"}
     base = folder / f"Session{number}"
     for index, scene in enumerate(("impro01", "impro02", "script01_1", "script02_1")):
@@ -111,7 +78,7 @@ def make_session(folder: Path, number: int) -> None:
         for turn, (female, male) in enumerate(zip(*(np.array_split(labels[s], 4)[index] for s in "FM"), strict=True)):
             for sex, label in (("F", female), ("M", male)):
                 name = f"{dialog}_{sex}{turn:03d}"
-                samples = speak(synthesizers[sex], VOICES[number][sex], str(label), room, rng)
+                samples = speak(synthesizers[sex], voices[sex], str(label), room, rng)
                 soundfile.write(wavs / f"{name}.wav", samples, RATE, subtype="PCM_16")
                 end = clock + len(samples) / RATE
                 blocks.append(evaluation(name, str(label), clock, end, rng))
@@ -122,26 +89,26 @@ def make_session(folder: Path, number: int) -> None:
         (notes / f"{dialog}.txt").write_text(text, newline="\n")
 
 
-def speak(synthesizer, voice: Voice, label: str, room: dict[str, float], rng: np.random.Generator) -> np.ndarray:
+def speak(synthesizer, voice: dict, label: str, room: dict[str, float], rng: np.random.Generator) -> np.ndarray:
     """One utterance, float64 (samples,) at 16 kHz, 0.9 to 1.8 s."""
     from parselmouth.praat import call
 
-    drawn = {name: rng.normal(getattr(PROSODY[label], name), spread) for name, spread in SPREAD.items()}
+    drawn = {name: rng.normal(PROSODY[label][name], spread) for name, spread in SPREAD.items()}
     (sound,) = call(synthesizer, "To Sound", SENTENCES[rng.integers(len(SENTENCES))], "no")
     loud = np.nonzero(np.abs(sound.values[0]) > 0.01 * np.abs(sound.values).max())[0] / sound.sampling_frequency
     sound = call(sound, "Extract part", loud[0], loud[-1], "rectangular", 1, "no")
     # Played faster by the formant factor, then stretched back by PSOLA, which leaves the formants where they are.
-    call(sound, "Override sampling frequency", sound.sampling_frequency * voice.formants)
+    call(sound, "Override sampling frequency", sound.sampling_frequency * voice["formants"])
     length = call(sound, "Get total duration")
     pads = rng.uniform(0.04, 0.12, 2)
-    target = length * voice.formants / (1.25 * voice.tempo * np.exp(drawn["tempo"]))
+    target = length * voice["formants"] / (1.25 * voice["tempo"] * np.exp(drawn["tempo"]))
     target = np.clip(target, 0.9 - pads.sum() + 0.01, 1.79 - pads.sum())
     manipulation = call(sound, "To Manipulation", 0.01, 60, 400)
     tier = call(manipulation, "Extract pitch tier")
     own = call(tier, "Get mean (points)", 0, 0)
     excursion = f"min (5, max (-5, 12 * log2 (self / {own}))) * {1.5 * np.exp(drawn['width'])}"
     final = f"{drawn['final']} * max (0, (x / {length} - 0.6) / 0.4)"
-    call(tier, "Formula", f"min (550, max (60, {voice.f0} * 2 ^ (({excursion} + {drawn['shift']} + {final}) / 12)))")
+    call(tier, "Formula", f"min (550, max (60, {voice['f0']} * 2 ^ (({excursion} + {drawn['shift']} + {final}) / 12)))")
     stretch = call("Create DurationTier", "tempo", 0, length)
     call(stretch, "Add point", 0, target / length)
     call([tier, manipulation], "Replace pitch tier")
@@ -167,7 +134,7 @@ def evaluation(name: str, label: str, start: float, end: float, rng: np.random.G
     agreeing = 0 if label == "xxx" else rng.integers(2, 4)
     others = rng.permutation([rating for code, rating in WORDS.items() if code != label])
     votes = [WORDS.get(label)] * agreeing + list(others[: 3 - agreeing])
-    scores = np.clip(np.array(PROSODY[label].affect) + rng.integers(-1, 2, (2, 3)), 1, 5)
+    scores = np.clip(np.array(PROSODY[label]["affect"]) + rng.integers(-1, 2, (2, 3)), 1, 5)
     mean = ", ".join(f"{v:.4f}" for v in scores.mean(0))
     lines = [f"[{start:.4f} - {end:.4f}]\t{name}\t{label}\t[{mean}]"]
     lines += [f"C-E{i}:\t{vote};\t()" for i, vote in enumerate(votes, 2)]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from ser_kd_utils.data.corpora.manifest import PARTS
+from ser_kd_utils.data.corpora.manifest import CARDS, PARTS
 
 if TYPE_CHECKING:
     from ser_kd_utils.data.corpora import Corpus
@@ -21,15 +21,7 @@ MIN_TO_TRAIN = 2  # utterances of a class: one to learn from, one more where a m
 RANDOM_FOLDS = 5
 RANDOM_DEV = 8  # dev is one in 8 of what is not tested
 
-RULES = {
-    "leave-one-session-out": "test: one session; dev: the next session (after the last the first); train: the others",
-    "session-dev-speakers": "test: one session; dev: the woman of the next session and the man of the one after (after "
-    "the last the first); train: the others, so that all sessions but the tested one are heard in training",
-    "speaker-groups": "test: one group of speakers; dev: the next group (after the last the first); train: the others",
-    "official": "train, dev and test as the corpus itself names them",
-    "random": "test: a fifth of the utterances, whoever speaks; dev: an eighth of the rest; train: the others; "
-    "stratified by class, shuffled with the seed",
-}
+RULES = CARDS["rules"]  # of each protocol, in words
 SPEAKER_INDEPENDENT = ("leave-one-session-out", "session-dev-speakers", "speaker-groups")
 
 
@@ -64,7 +56,7 @@ class Split:
 
 
 def fold_count(corpus: Corpus, protocol: str | None = None) -> int:
-    """Number of folds of a protocol (default: the corpus's first)."""
+    """Number of folds of a protocol (default: the corpus's first). ValueError if the corpus has no such protocol."""
     protocol = _protocol(corpus, protocol)
     if protocol in SPEAKER_INDEPENDENT:
         return int(_groups(corpus, protocol).max())

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ser_kd_utils.data.corpora.manifest import FOUR_CLASSES, Corpus, first_of
+from ser_kd_utils.data.corpora.manifest import Corpus, card, first_of
 
 LABELS = {"ang": "angry", "hap": "happy", "exc": "happy", "neu": "neutral", "sad": "sad"}
 EXCITED = {"ang": "angry", "exc": "excited", "neu": "neutral", "sad": "sad"}
@@ -45,27 +45,6 @@ def read(root: Path, labels: Mapping[str, str] = LABELS, dialogs: str = "Ses*") 
     return pd.DataFrame(rows, columns=columns)
 
 
-IEMOCAP = Corpus(
-    name="iemocap",
-    layout="Session1 to Session5, each with dialog/EmoEvaluation/*.txt and sentences/wav/*/*.wav",
-    recognises=lambda root: bool(_tables(root)),
-    read=read,
-    licence="USC SAIL release agreement: research only, no redistribution",
-    access="restricted: apply at sail.usc.edu/iemocap",
-    citation="Busso et al., IEMOCAP: interactive emotional dyadic motion capture database, "
-    "Language Resources and Evaluation 42, 2008",
-    labels=FOUR_CLASSES,
-    protocols=("leave-one-session-out", "random"),
-    counts={"angry": 1103, "happy": 1636, "neutral": 1708, "sad": 1084},
-)
-
-DEV_SPEAKERS = replace(IEMOCAP, name="iemocap-dev-speakers", protocols=("session-dev-speakers", "random"))
-
-IMPROVISED = replace(
-    IEMOCAP,
-    name="iemocap-improvised",
-    read=partial(read, labels=EXCITED, dialogs="Ses*_impro*"),
-    citation=f"{IEMOCAP.citation}; part and classes: Xu, Zhang and Zhang, Head Fusion, IEEE Access 9, 2021",
-    labels=tuple(EXCITED.values()),
-    counts={"angry": 289, "excited": 663, "neutral": 1099, "sad": 608},
-)
+IEMOCAP = Corpus(**card("iemocap"), recognises=lambda root: bool(_tables(root)), read=read)
+DEV_SPEAKERS = replace(IEMOCAP, **card("iemocap-dev-speakers"))
+IMPROVISED = replace(IEMOCAP, **card("iemocap-improvised"), read=partial(read, labels=EXCITED, dialogs="Ses*_impro*"))

@@ -5,12 +5,14 @@ Also which files below a folder are sound, by the same rules for speech and for 
 
 import os
 import re
+import tomllib
 import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,13 +20,16 @@ import pandas as pd
 COLUMNS = ("utterance", "path", "label", "speaker", "gender", "session", "style", "split", "seconds")
 REQUIRED = COLUMNS[:4]
 PARTS = ("train", "dev", "test")
-FOUR_CLASSES = ("angry", "happy", "neutral", "sad")
 TABLES = {".csv": (",", "CSV table in UTF-8 with commas"), ".tsv": ("\t", "TSV table in UTF-8 with tabs")}
 MISSING = ("", "nan", "none", "null", "n/a", "na")  # as programs write what is not there
 SOUND_SUFFIXES = (
     ".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".mp4",
     ".aac", ".aif", ".aiff", ".aifc", ".au", ".webm", ".wma",
 )  # fmt: skip
+
+
+# What is known of each corpus, in words and numbers.
+CARDS = tomllib.loads(Path(__file__).with_name("cards.toml").read_text(encoding="utf-8"))
 
 
 def exclusions(pairs: Iterable[tuple[str, str]] = ()) -> pd.DataFrame:
@@ -84,17 +89,17 @@ class Corpus:
         }
         return pd.DataFrame(items.items(), columns=["item", "value"])
 
-    def fold_count(self, protocol: str | None = None) -> int:
-        """Number of folds of `protocol` (default: the first). ValueError if the corpus has no such protocol."""
-        from ser_kd_utils.data.corpora.folds import fold_count  # which needs PARTS from here
-
-        return fold_count(self, protocol)
-
     def without(self, excluded: pd.DataFrame) -> "Corpus":
         """The same corpus less the utterances of `excluded` (columns utterance, reason)."""
         kept = self.manifest[~self.manifest.utterance.isin(excluded.utterance)].reset_index(drop=True)
         extended = pd.concat([self.excluded, excluded[["utterance", "reason"]]], ignore_index=True)
         return replace(self, manifest=kept, excluded=extended)
+
+
+def card(name: str) -> dict[str, Any]:
+    """What cards.toml tells of a corpus, as Corpus takes it; the classes are those whose counts are published."""
+    told = {key: tuple(value) if isinstance(value, list) else value for key, value in CARDS[name].items()}
+    return told | {"name": name} | ({"labels": tuple(told["counts"])} if told.get("counts") else {})
 
 
 def some(names: Iterable[str], most: int = 3) -> str:
@@ -230,11 +235,5 @@ def require_utf8(path: Path) -> Path:
 
 
 MANIFEST = Corpus(
-    name="manifest",
-    layout=f"a CSV or TSV file with the columns {', '.join(REQUIRED)} and, where known, {', '.join(COLUMNS[4:])}",
-    recognises=lambda root: root.is_file() and root.suffix.lower() in TABLES,
-    read=read,
-    licence="not stated: the user's own data",
-    access="local: the files that the table names",
-    citation="not stated",
+    **card("manifest"), recognises=lambda root: root.is_file() and root.suffix.lower() in TABLES, read=read
 )

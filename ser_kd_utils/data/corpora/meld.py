@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from ser_kd_utils.data.corpora.manifest import PARTS, Corpus, first_of
+from ser_kd_utils.data.corpora.manifest import PARTS, Corpus, card, first_of
 
-SEVEN_CLASSES = ("neutral", "joy", "sadness", "anger", "surprise", "fear", "disgust")
 CLIP_FOLDERS = {"train": "train_splits", "dev": "dev_splits_complete", "test": "output_repeated_splits_test"}
 CLIPS = "dia*_utt*.mp4"
 NEEDED = ["Speaker", "Emotion", "Dialogue_ID", "Utterance_ID", "StartTime", "EndTime"]
@@ -55,20 +54,8 @@ def _read_split(root: Path, split: str) -> pd.DataFrame:
 
 
 MELD = Corpus(
-    name="meld",
-    layout="train_sent_emo.csv, dev_sent_emo.csv, test_sent_emo.csv and the folders "
-    f"{', '.join(CLIP_FOLDERS.values())} (of train.tar.gz, dev.tar.gz, test.tar.gz) with {CLIPS}",
+    **card("meld"),
     recognises=lambda root: any(first_of(root, *_places(split, f"{split}_sent_emo.csv")) for split in PARTS),
     read=read,
-    licence="annotations GPL-3.0; the clips are from the series Friends and belong to its owners",
-    access="open download: annotations and the link to MELD.Raw.tar.gz at github.com/declare-lab/MELD",
-    citation="Poria et al., MELD: a multimodal multi-party dataset for emotion recognition in conversations, ACL 2019",
-    labels=SEVEN_CLASSES,
-    protocols=("official", "random"),
-    counts=dict(zip(SEVEN_CLASSES, (6434, 2308, 1002, 1607, 1636, 358, 361), strict=True)),  # published: 6436 neutral
-    bad_audio="exclude",
-    # declare-lab/MELD issues 39 and 52; 22 and 27
-    faults={"train_dia125_utt3": "broken clip in the release", "dev_dia110_utt7": "no clip in the release"},
 )
-
-MELD_4 = replace(MELD, name="meld-4", labels=SEVEN_CLASSES[:4])
+MELD_4 = replace(MELD, name="meld-4", labels=MELD.labels[:4])

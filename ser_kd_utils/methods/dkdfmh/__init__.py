@@ -6,7 +6,6 @@ MAIN = Notebook("04_decoupled_distillation", kinds=("main",), needs=("01_teacher
 ABLATIONS = Notebook("05_decoupled_ablations", ("component", "noise"), (*MAIN.needs, MAIN.name), ("ablations",))
 METHOD = Method(
     name="dkdfmh",
-    title="DKDFMH",
     package=__name__,
     notebooks=(MAIN, ABLATIONS),
     settings="DKDFMHSettings",

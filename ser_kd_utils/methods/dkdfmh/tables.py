@@ -9,6 +9,7 @@ the difference (`_optimism`). Scores are those of clean speech unless a column s
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -17,14 +18,13 @@ from ser_kd_utils.methods import settings_of
 from ser_kd_utils.methods.dkdfmh.variants import grids, of_encoder, variants
 from ser_kd_utils.records import Run
 from ser_kd_utils.report import tables as report
-from ser_kd_utils.report.differences import Comparison, Differences, Family, Tested, effect_of
+from ser_kd_utils.report.differences import Comparison, Differences, Family, Tested, effect_of, read_claims
 from ser_kd_utils.report.tables import BLANK, Line, Sample, Score, Selection, Table, word
 
 FULL = "cnn-dkd"
 WA, UA = Score("clean", metric="WA"), Score("clean")
 IN_NOISE = ("cnn-alone", FULL, "cnn-alone-noisy", "cnn-dkd-noisy")
 HELPS = "it helps more than classical distillation"
-GATE, OTHER_GATE, NOISY_GATE = ("cnn-teacher", "cnn-alone"), ("a", "cnn-alone"), ("cnn-teacher", "cnn-alone-noisy")
 
 
 def claims(settings: Mapping[str, Any], runs: Sequence[Run] = ()) -> tuple[Comparison, ...]:
@@ -35,27 +35,14 @@ def claims(settings: Mapping[str, Any], runs: Sequence[Run] = ()) -> tuple[Compa
     """
     known, own = variants(settings), settings["dkdfmh"]
     named = {own.replace(**known[name].overrides): name for name in sum(grids(known), [])}
-    pairs = {"each as it is set": (FULL, "cnn-kd")}
+    first, as_set, *others = read_claims(Path(__file__).with_name("claims.csv"), encoder=of_encoder(settings))
+    pairs = {}
     for t in own.temperatures:
         pairs[f"at T {t:g}"] = named[own.replace(temperature=t)], named[own.replace(loss="kd", kd_temperature=t)]
     if preferred := _preferred(runs, grids(known)):
         pairs["each as dev speech prefers it"] = preferred
-    return (
-        Comparison(FULL, "cnn-alone", "clean", "decoupled distillation helps the student", GATE),
-        *(Comparison(*pair, "clean", f"{HELPS}, {how}", GATE) for how, pair in pairs.items()),
-        Comparison("cnn-kd", "cnn-alone", "clean", "classical distillation helps the student", GATE),
-        Comparison("cnn-nckd", "cnn-tckd", "clean", "what the teacher says of the other classes carries it", GATE),
-        Comparison(FULL, "cnn-teacher", "clean", "the student beats its teacher", GATE),
-        Comparison(of_encoder(settings), FULL, "clean", "a teacher of another architecture serves better", OTHER_GATE),
-        Comparison(
-            "cnn-dkd-noisy",
-            "cnn-alone-noisy",
-            "noisy",
-            "distillation helps in noise, after training in noise",
-            NOISY_GATE,
-        ),
-        Comparison("cnn-alone-noisy", "cnn-alone", "noisy", "training in noise helps in noise"),
-    )
+    tuned = [Comparison(*pair, "clean", f"{HELPS}, {how}", as_set.gate) for how, pair in pairs.items()]
+    return (first, as_set, *tuned, *others)
 
 
 def _preferred(runs: Sequence[Run], grids: Sequence[list[str]]) -> tuple[str, ...]:
@@ -72,7 +59,11 @@ def tables(runs: Sequence[Run]) -> list[Table]:
     p1, p2 = [run for run in runs if report.mark_of(run) == "P1"], honest(runs)
     settings = settings_of(*[runs[0].info[key] for key in ("profile", "overrides")] if runs else ["tiny"])
     known, claimed = variants(settings), claims(settings, p2)
-    others = (*GATE, "clean"), (of_encoder(settings), "cnn-alone", "clean"), (FULL, "cnn-alone", "noisy")
+    others = (
+        ("cnn-teacher", "cnn-alone", "clean"),
+        (of_encoder(settings), "cnn-alone", "clean"),
+        (FULL, "cnn-alone", "noisy"),
+    )
     compared = {each.key: each for each in (*claimed, *(Comparison(*other) for other in others))}.values()
     family = Family([*p2, *teachers], claimed)
     return [
@@ -162,16 +153,3 @@ def _optimism(runs: Sequence[Run], variant: str) -> Iterator[Line]:
             step = Tested(Comparison(variant, variant), (True, ""), [], sides, effect_of(*sides)).line("step, points")
             line |= {"against": word(f"rung {against}")} | dict([*step.items()][:3])  # the difference and its intervals
         yield line
-
-
-def confusion_tables(runs: Sequence[Run]) -> tuple[dict[str, pd.DataFrame], pd.DataFrame]:
-    """Clean predictions of the distilled students, and of the one alone, on the same folds and seeds.
-
-    TCKD and NCKD alone are among them where they were recorded as often as the whole; none without all three students.
-    """
-    p2 = honest(runs)
-    count = {name: sum(run.info["variant"] == name for run in p2) for name in ("cnn-alone", "cnn-kd", FULL)}
-    parts = [name for name in ("cnn-tckd", "cnn-nckd") if sum(run.info["variant"] == name for run in p2) >= count[FULL]]
-    found = report.aligned(p2, [*count, *parts]) if all(count.values()) else {}
-    clean = {name: sample.at("clean").table for name, sample in found.items()}
-    return clean, clean.pop("cnn-alone", pd.DataFrame())

@@ -8,7 +8,6 @@ ABLATIONS = Notebook(
 )
 METHOD = Method(
     name="mckd",
-    title="MCKD",
     package=__name__,
     notebooks=(MAIN, ABLATIONS),
     settings="MCKDSettings",

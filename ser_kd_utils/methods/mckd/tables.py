@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import pandas as pd
 
@@ -11,32 +12,14 @@ from ser_kd_utils.methods.mckd.variants import variants
 from ser_kd_utils.metrics import score
 from ser_kd_utils.records import Run
 from ser_kd_utils.report import tables as report
-from ser_kd_utils.report.differences import Comparison, Family
+from ser_kd_utils.report.differences import Comparison, Family, read_claims
 from ser_kd_utils.report.tables import BLANK, Line, Score, Selection, Table, word
 
 FULL = "mc-full"
 METRICS = ("WA", "UA", "WF1")
 IN_NOISE = ("mc-alone", FULL, "mc-z-score", "mc-alone-noisy", "mc-kd-noisy", "mc-full-noisy")
-# Gates: the teacher, and the student that knows no more than the labels.
-KD, NOISY = ("a", "mc-supcon"), ("a", "mc-alone-noisy")
 # What the paper claims, or follows from it.
-CLAIMS = (
-    Comparison("mc-supcon", "mc-alone", "clean", "drawing each class together (SupCon) helps"),
-    Comparison("mc-kd", "mc-supcon", "clean", "a teacher helps", KD),
-    Comparison("mc-curriculum", "mc-kd", "clean", "a curriculum of the temperature helps", KD),
-    Comparison("mc-published-start", "mc-kd-start", "clean", "a curriculum beats its published start, kept fixed", KD),
-    Comparison("mc-meta", "mc-kd", "clean", "temperatures learnt on held-out speech help", KD),
-    Comparison("mc-meta", "mc-meta-static", "clean", "learning them beats where they end, kept fixed", KD),
-    Comparison(FULL, "mc-kd", "clean", "both together help more than a fixed temperature", KD),
-    Comparison(FULL, "mc-alone", "clean", "the whole method helps the student", ("a", "mc-alone")),
-    Comparison("mc-taught-teacher", "mc-kd", "clean", "a teacher that learns from the student beats the fixed one", KD),
-    Comparison(FULL, "mc-time-tokens", "clean", "variable tokens beat time tokens"),
-    Comparison(FULL, "mc-log-mel", "clean", "the teacher's features beat log-mel"),
-    Comparison("mc-z-score", FULL, "noisy", "a student without level cues bears noise better"),
-    Comparison("mc-alone-noisy", "mc-alone", "noisy", "training in noise helps in noise"),
-    Comparison("mc-kd-noisy", "mc-alone-noisy", "noisy", "a clean teacher helps in noise, after training in it", NOISY),
-    Comparison("mc-full-noisy", "mc-kd-noisy", "noisy", "so do curriculum and meta-knowledge", NOISY),
-)
+CLAIMS = read_claims(Path(__file__).with_name("claims.csv"))
 COMPARISONS = (*CLAIMS, Comparison(FULL, "mc-supcon", "clean"), Comparison(FULL, "mc-alone", "noisy"))
 
 
@@ -81,11 +64,3 @@ def _published() -> str:
     table = report.published_values("taffc2025_results").dropna(subset="value")
     scores = (table["metric"] + table["value"].map(" {:.1f}".format)).groupby(table["dataset"]).agg(" / ".join)
     return "; ".join(scores.index + " " + scores) + " (second-hand)"
-
-
-def temperatures(runs: Sequence[Run]) -> pd.DataFrame:
-    """Temperatures of student and teacher by variant and epoch, (variant, epoch) x (tau_student, tau_teacher), mean of
-    the runs."""
-    names = ["tau_student", "tau_teacher"]
-    found = [run.history[names].assign(variant=run.info["variant"]) for run in runs if names[0] in run.history]
-    return pd.concat(found).groupby(["variant", "epoch"], sort=False).mean() if found else pd.DataFrame(columns=names)

@@ -11,7 +11,6 @@ ABLATIONS = Notebook(
 )
 METHOD = Method(
     name="mlkd",
-    title="MLKD",
     package=__name__,
     notebooks=(MAIN, ABLATIONS),
     settings="MLKDSettings",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,34 +14,16 @@ from ser_kd_utils.methods import settings_of
 from ser_kd_utils.methods.mlkd.variants import variants
 from ser_kd_utils.records import Run
 from ser_kd_utils.report import tables as report
-from ser_kd_utils.report.differences import Comparison, Family
+from ser_kd_utils.report.differences import Comparison, Family, read_claims
 from ser_kd_utils.report.tables import Cell, Line, PointEstimate, Sample, Score, Selection, Table, word
 
-GATE = ("a", "c")
-BY_SNR = Comparison("e", "c", claim="levels give more in little noise than in much", gate=GATE, snrs=(20.0, 0.0))
-# several layers against one, either against none; (e) near the full size (b); what layers and noisy training do; and
-# what layers give in little noise less what they give in much
-COMPARISONS = [*(Comparison(*pair) for pair in ("ed", "ec", "dc", "eb", "cb", "ba")), BY_SNR]
 # what the paper claims, or distillation at large; the teacher's dev speech is clean and the students' noisy, so their
 # scores are no premise, and the claims say so
-CLAIMS = (
-    Comparison("b", "a", claim="training in noise helps in noise"),
-    Comparison("e", "c", claim="teacher levels help a student in noise", gate=GATE),
-    BY_SNR,
-    Comparison("d", "c", claim="one teacher level helps a student in noise", gate=GATE),
-    Comparison("e", "d", claim="several levels help more than the last one", gate=GATE),
-    Comparison("e", "b", claim="the small student with levels beats the full size without", gate=GATE),
-    Comparison("e", "b", claim="it is less than 2 points worse than the full size without", gate=GATE, margin=2),
-    Comparison("logits", "c", claim="teacher levels and logits together help a student in noise", gate=GATE),
-    Comparison("e", "noisy-teacher", claim="targets from clean speech are better than from noisy speech", gate=GATE),
-    Comparison("e", "untuned-teacher", claim="the targets must come from a teacher that knows emotion", gate=GATE),
-    Comparison("e", "two-stage", claim="teacher and labels together are better than one after the other", gate=GATE),
-    Comparison("e-few-labels", "c-few-labels", claim="levels help when labels are few", gate=GATE),
-    Comparison("e-few-for-both", "c-few-for-both", claim="so they do where the teacher was told no more", gate=GATE),
-    Comparison("e-few-labels", "c-pseudo-labels", claim="levels tell more than the teacher's answers", gate=GATE),
-    Comparison("e-random-start", "c-random-start", claim="levels help a student from random weights", gate=GATE),
-    Comparison("e-unseen", "c-unseen", claim="levels help in a noise that was not heard in training", gate=GATE),
-)
+CLAIMS = read_claims(Path(__file__).with_name("claims.csv"))
+# several layers against one, either against none; (e) near the full size (b); what layers and noisy training do; and
+# what layers give in little noise less what they give in much
+COMPARISONS = [Comparison(*pair) for pair in ("ed", "ec", "dc", "eb", "cb", "ba")]
+COMPARISONS += [each for each in CLAIMS if each.snrs]
 
 
 def tables(runs: Sequence[Run]) -> list[Table]:

@@ -4,7 +4,6 @@ from ser_kd_utils.methods.base import Method, Notebook
 
 METHOD = Method(
     name="teacher",
-    title="Teacher",
     package=__name__,
     notebooks=(Notebook("01_teacher_finetuning", kinds=("main",)),),
     settings="TeacherSettings",
