@@ -91,6 +91,16 @@ COMMANDS = {
     "publish": ("reproduce.publish:publish", "copy your records to the committed evidence", (*RESULTS, "to")),
     "compare": ("reproduce.compare:compare", "set results beside the evidence", ("FOLDER", *RESULTS, "json", "page")),
 }
+# What the help of each command ends with.
+EXAMPLES = """\
+reproduce --corpus emodb --data-root DATA --noise-dir NOISE
+status --corpus emodb --data-root DATA --seeds 0-4
+train a e --fold 2 --seed 1
+download emodb --to DATA
+explain mlkd "(e)" "UA noisy" --corpus emodb
+publish --corpus emodb --to EVIDENCE
+compare --page comparison.md
+"""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -99,7 +109,9 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"ser-kd {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (_, description, options) in COMMANDS.items():
-        command = commands.add_parser(name, help=description, description=description)
+        example = next(line for line in EXAMPLES.splitlines() if line.startswith(name))
+        words = {"help": description, "description": description, "epilog": f"example: ser-kd {example}"}
+        command = commands.add_parser(name, **words)
         for option in options:
             default, text, more = OPTIONS[option]
             flag = option.lower() if option.isupper() else f"--{option}"

@@ -80,8 +80,8 @@ def test_the_formula_of_notebook_02_is_the_packages():
     book = nbformat.read(NOTEBOOKS / "02_noisy_student_distillation.ipynb", as_version=4)
     text = "\n".join(cell.source for cell in book.cells)
     formula = (
-        r"\tfrac{1}{D}\,\lVert g_l(z)_t - h_l(x)_t\rVert_1 \;-\; "
-        r"\lambda \log \sigma\big(\cos(g_l(z)_t,\, h_l(x)_t)\big)"
+        r"\tfrac{1}{D}\,\lVert \hat h_l(s)_t - h_l(x)_t\rVert_1 \;-\; "
+        r"\lambda \log \sigma\big(\cos(\hat h_l(s)_t,\, h_l(x)_t)\big)"
     )
     assert formula in text and "multi_level_loss(predictions, targets, mask" in text
     rng = np.random.default_rng(0)
@@ -105,7 +105,7 @@ def test_the_formulas_of_notebook_03_are_the_packages():
     from ser_kd_utils.training.losses import kd_loss
 
     text = "\n".join(cell.source for cell in nbformat.read(NOTEBOOKS / "03_mlkd_ablations.ipynb", as_version=4).cells)
-    assert r"\tau^2\,\mathrm{KL}\big(\mathrm{softmax}(z_\text{teacher}/\tau)" in text and "kd_loss(no_opinion" in text
+    assert r"T^2\,\mathrm{KL}\big(\mathrm{softmax}(z_\text{teacher}/T)" in text and "kd_loss(no_opinion" in text
     teacher, student = np.random.default_rng(0).normal(size=(2, 3, 4))
     p, q = (np.exp(z / 3) / np.exp(z / 3).sum(1, keepdims=True) for z in (teacher, student))
     wanted = 9 * (p * np.log(p / q)).sum(1).mean()
@@ -121,7 +121,7 @@ def test_the_formulas_of_notebook_04_are_the_packages():
     path = NOTEBOOKS / "04_decoupled_distillation.ipynb"
     text = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells)
     assert r"\mathrm{NCKD} = T^2\,\mathrm{KL}(q_\text{teacher} \,\Vert\, q_\text{student})" in text
-    assert r"$b = [p_t,\, 1 - p_t]$ and $q_i = p_i / (1 - p_t)$" in text and "decoupled_kd(student_says" in text
+    assert r"$b = [p_y,\, 1 - p_y]$ and $q_i = p_i / (1 - p_y)$" in text and "decoupled_kd(student_says" in text
     teacher, student = np.random.default_rng(0).normal(size=(2, 1, 4))
     p, s = (np.exp(z / 3) / np.exp(z / 3).sum() for z in (teacher[0], student[0]))
     b, others = (np.array([x[2], 1 - x[2]]) for x in (p, s)), [0, 1, 3]
@@ -141,8 +141,8 @@ def test_the_formulas_of_notebook_06_are_the_packages():
 
     path = NOTEBOOKS / "06_curriculum_meta_distillation.ipynb"
     text = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells)
-    contrast = r"\log\frac{\exp(z_i \cdot z_p / \tau)}{\sum_{a \in A(i)} \exp(z_i \cdot z_a / \tau)}"
-    assert r"\frac{1}{N}\sum_i \frac{-1}{|P(i)|}\sum_{p \in P(i)} " + contrast in text
+    contrast = r"\log\frac{\exp(e_i \cdot e_j / T_c)}{\sum_{a \ne i} \exp(e_i \cdot e_a / T_c)}"
+    assert r"\frac{1}{B}\sum_i \frac{-1}{|Y(i)|}\sum_{j \in Y(i)} " + contrast in text
     rng, labels, tau = np.random.default_rng(0), [0, 1, 0, 0, 1, 2], 0.3
     given = rng.normal(size=(6, 3))
     z = given / np.linalg.norm(given, axis=1, keepdims=True)
@@ -154,7 +154,9 @@ def test_the_formulas_of_notebook_06_are_the_packages():
         total -= np.mean(own) if own else 0.0
     ours = supervised_contrastive(torch.tensor(given), torch.tensor(labels), tau)
     assert ours.item() == pytest.approx(total / 6, rel=1e-12)
-    distilled = r"\tau_s\tau_t\,\mathrm{KL}\big(\mathrm{softmax}(t/\tau_t)\,\Vert\,\mathrm{softmax}(s/\tau_s)\big)"
+    side = r"\mathrm{softmax}(z_\text{%s}/T_\text{%s})"
+    both = side % ("teacher", "teacher") + r"\,\Vert\," + side % ("student", "student")
+    distilled = r"T_\text{student}T_\text{teacher}\,\mathrm{KL}\big(" + both + r"\big)"
     assert distilled in text
     teacher, student = rng.normal(size=(2, 4))
     p, q = (np.exp(x) / np.exp(x).sum() for x in (teacher / 3, student / 2))

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -644,6 +645,16 @@ def test_help_fits_80_columns(command, capsys, monkeypatch):
     with pytest.raises(SystemExit):
         main([*filter(None, [command]), "--help"])
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_ends_with_an_example_that_can_be_asked_for(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    words = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert words[:3] == ["example:", "ser-kd", command]
+    assert parser().parse_args(words[2:]).command == command
 
 
 def test_help_needs_no_heavy_import():
