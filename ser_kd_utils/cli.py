@@ -85,6 +85,13 @@ OPTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "json": (False, "print JSON", {"action": "store_true"}),
     "page": ("", "write the comparison as a page, too", {"metavar": "FILE"}),
     "check": (False, "only say whether the README is up to date", {"action": "store_true"}),
+    "FILE": (None, "a recording, a folder of them, or - for a WAV on standard input", {"nargs": "+"}),
+    "RUN": (None, "the folder of a run of your own, such as results/local/demo-tiny/runs/<id>", {}),
+    "model": ("", "the network's folder (default: the student that comes with the suite)", {"metavar": "DIR"}),
+    "noise": ("", "mix in noise of this type first, such as babble, white, pink", {"metavar": "KIND"}),
+    "snr": (0.0, "of that noise (default: 0)", {"type": float, "metavar": "DB"}),
+    "plot": ("", "draw what is said over time", {"metavar": "FILE"}),
+    "format": (argparse.SUPPRESS, "predict: table, json or csv; export: onnx, onnx-int8 or hub", {}),
 }  # fmt: skip
 """Default, help and more of each option, and in capitals of what has its place in the command."""
 
@@ -92,6 +99,7 @@ RESULTS = ("corpus", "name", "profile", "results", "set")
 DATA = (*RESULTS, "data-root", "noise-dir", "speech-dir")
 PLAN = (*DATA, "folds", "seeds", "only", "ablations")
 RUN = (*PLAN, "workers", "scheduler", "time-limit", "run-limit", "force", "dry-run")
+PREDICT = ("FILE", "model", "format", "noise", "snr", "noise-dir", "plot")
 COMMANDS = {
     "reproduce": ("reproduce.schedule:reproduce", "run the notebooks and write records, tables and figures", RUN),
     "status": ("reproduce.status:status", "say what is done, running, stale or published, and what is left", PLAN),
@@ -101,6 +109,8 @@ COMMANDS = {
     "publish": ("reproduce.publish:publish", "copy your records to the committed evidence", (*RESULTS, "to")),
     "compare": ("reproduce.compare:compare", "set results beside the evidence", ("FOLDER", *RESULTS, "json", "page")),
     "readme": ("report.write:update_readme", "put the tables of results/ between the README's markers", ("check",)),
+    "predict": ("deploy.predict:predict", "say what a network hears in recordings", PREDICT),
+    "export": ("deploy.export:export", "write a network as ONNX, or for transformers", ("RUN", "to", "format")),
 }
 """What it calls, help and options of each command."""
 

@@ -1,0 +1,45 @@
+"""The model card of an exported network, `card.md` filled from the network's record: no number is typed by hand."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from ser_kd_utils import metrics, records
+from ser_kd_utils.report.write import card as protocol_of
+
+SCORES = ("UA", "WA", "macro_f1")
+
+
+def card(run: records.Run, format: str, module: str) -> ModelCard:
+    """Of a run's network, exported as `format` (of `deploy.export.FORMATS`).
+
+    module: the one to be imported before transformers reads the network, "" where the class is transformers' own.
+    """
+    info, task = run.info, "audio-classification"
+    parts = _parts(records.predictions([run]), info["train_noise"])
+    scores = {name: {score: metrics.interval(part, score) for score in SCORES} for name, part in parts}
+    results = [
+        EvalResult(task, info["corpus"], f"{info['corpus']}, {part}", score, round(ends[0], 4))
+        for part, row in scores.items()
+        for score, ends in row.items()
+    ]
+    library = "transformers" if format == "hub" else "onnx"
+    tags = {"library_name": library, "pipeline_tag": task, "tags": ["speech-emotion-recognition"]}
+    cells = pd.DataFrame(scores).T.map(lambda ends: "{:.1f} ({:.1f} to {:.1f})".format(*(100 * end for end in ends)))
+    return ModelCard.from_template(
+        ModelCardData(model_name=run.id, eval_results=results, **tags),
+        template_path=str(Path(__file__).with_name("card.md")),
+        **{**info, "module": module, "hub": format == "hub", "card": protocol_of([run]), "table": cells.to_markdown()},
+    )
+
+
+def _parts(table: pd.DataFrame, heard: list[str]) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Clean speech, all noise, each type and each SNR of predictions, with their names."""
+    noisy = table[table["condition"] != "clean"]
+    yield from (("clean", table.drop(noisy.index)), ("all noise", noisy))
+    for kind, part in noisy.groupby("condition"):
+        yield f"{kind}{'' if kind in heard else ' (not heard in training)'}", part
+    for snr_db, part in sorted(noisy.groupby("snr_db"), reverse=True):
+        yield f"{snr_db:g} dB", part

@@ -1,0 +1,156 @@
+"""A recorded network for other programs: as an ONNX graph from waves to logits, or as plain transformers reads it."""
+
+import json
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, Wav2Vec2FeatureExtractor
+
+from ser_kd_utils.data.audio import SAMPLE_RATE
+from ser_kd_utils.data.features import HOP
+from ser_kd_utils.deploy.card import card
+from ser_kd_utils.deploy.predict import ABOUT, GRAPH, SHORTEST, Model, refuse_code
+from ser_kd_utils.methods import METHODS
+from ser_kd_utils.methods.teacher.encoders import normalise
+from ser_kd_utils.records import Run
+
+FORMATS = ("onnx", "onnx-int8", "hub")
+WINDOW = 10 * SAMPLE_RATE
+"""Of a network that hears recordings of any length: the most it is given at a time."""
+TOLERANCE = 1e-4
+"""The most by which a logit of the ONNX graph may differ from PyTorch's."""
+INPUTS = f"waves: float32 (1, samples), mono, {SAMPLE_RATE} Hz, at their own level; all else is in the graph"
+
+
+class LogMel(nn.Module):
+    """Whisper's log-mel of waves (batch, samples): (batch, filters, frames), as WhisperFeatureExtractor computes it.
+
+    The Fourier transform is a convolution: onnxruntime takes a tenth of the time of its own STFT, which for 400 points
+    is off by up to 3e-3.
+    """
+
+    def __init__(self, extractor: AutoFeatureExtractor):
+        super().__init__()
+        size, self.hop = extractor.n_fft, extractor.hop_length
+        turns = np.exp(-2j * np.pi * np.outer(np.arange(size // 2 + 1), np.arange(size)) / size)
+        waves = turns * (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(size) / size))  # Hann window
+        self.register_buffer("fourier", torch.tensor(np.concatenate([waves.real, waves.imag]))[:, None].float())
+        self.register_buffer("filters", torch.tensor(extractor.mel_filters.T)[..., None].float())
+
+    def forward(self, waves: Tensor) -> Tensor:
+        padded = F.pad(waves[:, None], [self.fourier.shape[-1] // 2] * 2, mode="reflect")
+        real, imaginary = F.conv1d(padded, self.fourier, stride=self.hop)[..., :-1].square().chunk(2, 1)
+        energy = F.conv1d(real + imaginary, self.filters).clamp(min=1e-10).log10()
+        return (energy.maximum(energy.amax((1, 2), keepdim=True) - 8) + 4) / 4
+
+
+class WaveClassifier(nn.Module):
+    """A saved network with what its feature extractor does: waves (1, samples) at 16 kHz -> logits (1, labels).
+
+    about: what must be known to use it, as `deploy.predict.Model` takes it. Raises ValueError for a folder without
+    weights in safetensors, with a pickle or with code, and for inputs that are neither waves nor Whisper's.
+    """
+
+    def __init__(self, folder: Path):
+        super().__init__()
+        refuse_code(folder)
+        if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+            raise ValueError(f"{folder} holds no network: it needs {GRAPH}, or config.json and weights in safetensors.")
+        for method in METHODS.values():  # tells transformers of the classes that are not its own
+            if find_spec(module := f"{method.package}.model"):
+                import_module(module)
+        safe = {"use_safetensors": True, "trust_remote_code": False}
+        self.network = AutoModelForAudioClassification.from_pretrained(folder, dtype=torch.float32, **safe).eval()
+        self.extractor, config = AutoFeatureExtractor.from_pretrained(folder), self.network.config
+        fixed = config.max_source_positions * HOP if config.model_type == "whisper" else 0
+        if not fixed and type(self.extractor) is not Wav2Vec2FeatureExtractor:
+            raise ValueError(f"{folder}: what {type(self.extractor).__name__} makes of speech is not known here.")
+        if fixed and fixed != self.extractor.n_samples:
+            raise ValueError(f"{folder}: chunk_length must be the network's window, {fixed / SAMPLE_RATE:g} s.")
+        self.log_mel = LogMel(self.extractor) if fixed else None
+        self.about = {
+            "labels": [config.id2label[index] for index in range(config.num_labels)],
+            "window": fixed or HOP * getattr(config, "frames", WINDOW // HOP),
+            "least": fixed or getattr(config, "segment", SHORTEST),
+            "fill": "zeros" if fixed else "repeated",
+        }
+
+    def forward(self, waves: Tensor) -> Tensor:
+        if self.log_mel:
+            waves = self.log_mel(waves)
+        elif self.extractor.do_normalize:
+            waves = normalise(waves, waves.new_full((1,), waves.shape[1], dtype=torch.long))
+        return self.network(waves).logits
+
+
+def load(folder: Path) -> Model:
+    """The network of a folder, run by torch. Raises ValueError as `WaveClassifier`."""
+    classifier = WaveClassifier(folder).requires_grad_(False)
+    return Model(lambda wave: classifier(torch.from_numpy(wave)[None])[0].numpy(), **classifier.about)
+
+
+def export(run: str, to: str, format: str = "onnx") -> int:
+    """Write the network of a run's folder into the new folder `to`, with a model card; format: one of FORMATS.
+
+    onnx: model.onnx, from waves (1, samples) to logits, and model.json; onnx-int8: with 8-bit weights in its linear
+    layers; hub: what transformers reads. Raises ValueError for what cannot be exported.
+    """
+    source, target = Path(run).expanduser(), Path(to).expanduser()
+    if format not in FORMATS:
+        raise ValueError(f"--format {format}: choose one of {', '.join(FORMATS)}.")
+    if not to or target.exists():
+        raise ValueError(f"--to {to or 'is missing'}: pass a folder that is not there yet.")
+    if not (source / "model").is_dir():
+        raise ValueError(f"{source} has no weights (model/): pass the folder of a run of your own, such as runs/<id>.")
+    classifier = WaveClassifier(source / "model")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=target.parent) as scratch:
+        fresh = Path(scratch, "new")
+        if format == "hub":
+            classifier.network.save_pretrained(fresh)
+            classifier.extractor.save_pretrained(fresh)
+        else:
+            fresh.mkdir()
+            write_onnx(classifier, fresh, int8=format == "onnx-int8")
+        module = type(classifier.network).__module__
+        card(Run(source), format, module * (not module.startswith("transformers."))).save(fresh / "README.md")
+        fresh.rename(target)
+    print(f"{target}: {sum(path.stat().st_size for path in target.iterdir()) / 1e6:.1f} MB")
+    return 0
+
+
+def write_onnx(classifier: WaveClassifier, folder: Path, int8: bool = False) -> None:
+    """model.onnx and model.json into a folder. Raises ValueError where the float graph's logits are not PyTorch's."""
+    try:
+        import onnx
+        import onnxscript  # noqa: F401  torch's exporter needs it
+        from onnxruntime import InferenceSession
+        from onnxruntime.quantization import quantize_dynamic
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{error.name} is not installed: pip install 'ser-kd[export]'.") from None
+    window, least = classifier.about["window"], classifier.about["least"]
+    example = torch.sin(torch.arange(window) ** 1.5 / 1e3)[None] / 10  # a tone that rises
+    if hasattr(classifier.network, "frame_features"):  # the exporter cannot know that there is more than one token
+        classifier.network.layers[0].register_forward_pre_hook(lambda _, given: torch._check(given[0].shape[1] > 1))
+    wanted = classifier(example).detach().numpy()  # first, so that the constants which are kept are real ones
+    shapes = {"waves": {1: torch.export.Dim("samples", min=least)}} if least < window else None
+    names = {"input_names": ["waves"], "output_names": ["logits"]}
+    graph = torch.onnx.export(classifier, (example,), dynamo=True, dynamic_shapes=shapes, verbose=False, **names)
+    model = graph.model_proto
+    linear = [node.name for node in model.graph.node if any("aten.linear" in p.value for p in node.metadata_props)]
+    for part in (*model.graph.node, *model.graph.value_info, *model.graph.initializer):
+        part.ClearField("metadata_props")  # where the code lies on this machine
+    onnx.save(model, folder / GRAPH)
+    found = InferenceSession(folder / GRAPH).run(None, {"waves": example.numpy()})[0]
+    if not (difference := np.abs(found - wanted).max()) < TOLERANCE:
+        raise ValueError(f"The graph's logits differ from PyTorch's by {difference:.1g}, more than {TOLERANCE:g}.")
+    if int8:
+        quantize_dynamic(model, folder / GRAPH, nodes_to_quantize=linear, per_channel=True)
+    about = {"inputs": INPUTS, "sampling_rate": SAMPLE_RATE, "model": classifier.about}
+    (folder / ABOUT).write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
