@@ -21,7 +21,7 @@ def card(run: records.Run, format: str, module: str) -> ModelCard:
     parts = _parts(records.predictions([run]), info["train_noise"])
     scores = {name: {score: metrics.interval(part, score) for score in SCORES} for name, part in parts}
     results = [
-        EvalResult(task, info["corpus"], f"{info['corpus']}, {part}", score, round(ends[0], 4))
+        EvalResult(task, info["corpus"], info["corpus"], score, round(ends[0], 4), dataset_config=part)
         for part, row in scores.items()
         for score, ends in row.items()
     ]

@@ -1,6 +1,8 @@
 """A recorded network for other programs: as an ONNX graph from waves to logits, or as plain transformers reads it."""
 
 import json
+import logging
+import warnings
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -66,7 +68,7 @@ class WaveClassifier(nn.Module):
             if find_spec(module := f"{method.package}.model"):
                 import_module(module)
         safe = {"use_safetensors": True, "trust_remote_code": False}
-        self.network = AutoModelForAudioClassification.from_pretrained(folder, dtype=torch.float32, **safe).eval()
+        self.network = AutoModelForAudioClassification.from_pretrained(folder, dtype=torch.float32, **safe)
         self.extractor, config = AutoFeatureExtractor.from_pretrained(folder), self.network.config
         fixed = config.max_source_positions * HOP if config.model_type == "whisper" else 0
         if not fixed and type(self.extractor) is not Wav2Vec2FeatureExtractor:
@@ -80,6 +82,7 @@ class WaveClassifier(nn.Module):
             "least": fixed or getattr(config, "segment", SHORTEST),
             "fill": "zeros" if fixed else "repeated",
         }
+        self.eval()
 
     def forward(self, waves: Tensor) -> Tensor:
         if self.log_mel:
@@ -131,7 +134,7 @@ def write_onnx(classifier: WaveClassifier, folder: Path, int8: bool = False) -> 
         import onnx
         import onnxscript  # noqa: F401  torch's exporter needs it
         from onnxruntime import InferenceSession
-        from onnxruntime.quantization import quantize_dynamic
+        from onnxruntime.quantization import quant_pre_process, quantize_dynamic
     except ModuleNotFoundError as error:
         raise ValueError(f"{error.name} is not installed: pip install 'ser-kd[export]'.") from None
     window, least = classifier.about["window"], classifier.about["least"]
@@ -141,9 +144,11 @@ def write_onnx(classifier: WaveClassifier, folder: Path, int8: bool = False) -> 
     wanted = classifier(example).detach().numpy()  # first, so that the constants which are kept are real ones
     shapes = {"waves": {1: torch.export.Dim("samples", min=least)}} if least < window else None
     names = {"input_names": ["waves"], "output_names": ["logits"]}
-    graph = torch.onnx.export(classifier, (example,), dynamo=True, dynamic_shapes=shapes, verbose=False, **names)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # within torch
+        graph = torch.onnx.export(classifier, (example,), dynamo=True, dynamic_shapes=shapes, verbose=False, **names)
     model = graph.model_proto
-    linear = [node.name for node in model.graph.node if any("aten.linear" in p.value for p in node.metadata_props)]
+    spectra = [node.name for node in model.graph.node if not any("aten.linear" in p.value for p in node.metadata_props)]
     for part in (*model.graph.node, *model.graph.value_info, *model.graph.initializer):
         part.ClearField("metadata_props")  # where the code lies on this machine
     onnx.save(model, folder / GRAPH)
@@ -151,6 +156,7 @@ def write_onnx(classifier: WaveClassifier, folder: Path, int8: bool = False) -> 
     if not (difference := np.abs(found - wanted).max()) < TOLERANCE:
         raise ValueError(f"The graph's logits differ from PyTorch's by {difference:.1g}, more than {TOLERANCE:g}.")
     if int8:
-        quantize_dynamic(model, folder / GRAPH, nodes_to_quantize=linear, per_channel=True)
+        quant_pre_process(model, folder / GRAPH, skip_optimization=True, skip_symbolic_shape=True)
+        quantize_dynamic(folder / GRAPH, folder / GRAPH, ["MatMul"], per_channel=True, nodes_to_exclude=spectra)
     about = {"inputs": INPUTS, "sampling_rate": SAMPLE_RATE, "model": classifier.about}
     (folder / ABOUT).write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
