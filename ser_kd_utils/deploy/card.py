@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
 
 from ser_kd_utils import metrics, records
 from ser_kd_utils.report.write import card as protocol_of
@@ -15,24 +15,23 @@ SCORES = ("UA", "WA", "macro_f1")
 def card(run: records.Run, format: str, module: str) -> ModelCard:
     """Of a run's network, exported as `format` (of `deploy.export.FORMATS`).
 
-    module: the one to be imported before transformers reads the network, "" where the class is transformers' own.
+    module: of the network's class; unless it is transformers' own, it must be imported to read the network.
     """
-    info, task = run.info, "audio-classification"
-    parts = _parts(records.predictions([run]), info["train_noise"])
+    parts = _parts(records.predictions([run]), run.info["train_noise"])
     scores = {name: {score: metrics.interval(part, score) for score in SCORES} for name, part in parts}
-    results = [
-        EvalResult(task, info["corpus"], info["corpus"], score, round(ends[0], 4), dataset_config=part)
-        for part, row in scores.items()
-        for score, ends in row.items()
-    ]
-    library = "transformers" if format == "hub" else "onnx"
-    tags = {"library_name": library, "pipeline_tag": task, "tags": ["speech-emotion-recognition"]}
     cells = pd.DataFrame(scores).T.map(lambda ends: "{:.1f} ({:.1f} to {:.1f})".format(*(100 * end for end in ends)))
-    return ModelCard.from_template(
-        ModelCardData(model_name=run.id, eval_results=results, **tags),
-        template_path=str(Path(__file__).with_name("card.md")),
-        **{**info, "module": module, "hub": format == "hub", "card": protocol_of([run]), "table": cells.to_markdown()},
+    library = "transformers" if format == "hub" else "onnx"
+    about = ModelCardData(
+        library_name=library, pipeline_tag="audio-classification", tags=["speech-emotion-recognition"]
     )
+    found = {
+        **run.info,
+        "module": module,
+        "hub": format == "hub",
+        "card": protocol_of([run]),
+        "table": cells.to_markdown(),
+    }
+    return ModelCard.from_template(about, template_path=str(Path(__file__).with_name("card.md")), **found)
 
 
 def _parts(table: pd.DataFrame, heard: list[str]) -> Iterator[tuple[str, pd.DataFrame]]:

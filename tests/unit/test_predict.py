@@ -1,4 +1,4 @@
-"""`ser-kd predict`: formats, folders, long recordings, standard input, broken files, noise, and what it does not load."""
+"""`ser-kd predict`: formats, folders, long recordings, standard input, broken files, noise, what it does not load."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ def networks(tmp_path_factory):
 @pytest.fixture(scope="module")
 def long(shared_data):
     """7.3 s of speech: two whole windows and a third that ends with it."""
-    return decode(min((shared_data / "librispeech_mini").glob("*.flac")))[: round(7.3 * SAMPLE_RATE)]
+    two = sorted((shared_data / "librispeech_mini").glob("*.flac"))[:2]
+    return np.concatenate([*map(decode, two)])[: round(7.3 * SAMPLE_RATE)]
 
 
 @pytest.fixture
@@ -75,17 +76,17 @@ def said(capsys, *arguments: object, code: int = 0) -> str:
 
 def test_every_format_of_audio_is_one_line(files, networks, long, capsys):
     lines = said(capsys, files, "--model", networks / "onnx").splitlines()
-    assert lines[0].split() == ["label", *LABELS, "seconds", "file"]
-    assert [Path(line.split()[-1]).name for line in lines[1:]] == [
+    assert lines[0].split() == ["file", "label", "seconds", *LABELS]
+    assert [Path(line.split()[0]).name for line in lines[1:]] == [
         *("a.wav", "b.flac", "c.ogg", "d.mp3", "long.wav", "e.m4a", "f.mp4"),
     ]
-    _, p = open_model(networks / "onnx").timeline(long[: 2 * SAMPLE_RATE])
+    whole = open_model(networks / "onnx").timeline(long[: 2 * SAMPLE_RATE]).loc[0]
     for line in lines[1:]:
-        label, *numbers, seconds, file = line.split()
+        file, label, seconds, *numbers = line.split()
         if not file.endswith("long.wav"):
-            assert label == LABELS[p[0].argmax()]
+            assert label == whole["label"]
             np.testing.assert_allclose(
-                np.array(numbers, float), p[0], atol=0.01 if file[-3:] in ("wav", "lac") else 0.2
+                np.array(numbers, float), whole[LABELS].astype(float), atol=0.01 if file[-3:] in ("wav", "lac") else 0.2
             )
             assert 1.9 < float(seconds) < 2.2
 
@@ -96,12 +97,8 @@ def test_graph_and_transformers_say_the_same(files, networks, capsys):
     )
     assert len(one) == 7
     for first, second in zip(one, two, strict=True):
-        assert (first["file"], first["label"], len(first["windows"])) == (
-            second["file"],
-            second["label"],
-            len(second["windows"]),
-        )
-        np.testing.assert_allclose(*([*each["probabilities"].values()] for each in (first, second)), atol=1e-4)
+        assert (first["file"], first["label"]) == (second["file"], second["label"])
+        np.testing.assert_allclose(*([each[label] for label in LABELS] for each in (first, second)), atol=1e-4)
 
 
 def test_a_long_recording_goes_window_by_window(files, networks, long, capsys):
@@ -116,17 +113,17 @@ def test_a_long_recording_goes_window_by_window(files, networks, long, capsys):
         logits = network.logits(wave).astype(float)
         np.testing.assert_allclose(row, np.exp(logits) / np.exp(logits).sum(), atol=1e-3)  # the file has 16 bits
     (whole,) = json.loads(said(capsys, path, "--model", networks / "onnx", "--format", "json"))
-    np.testing.assert_allclose([*whole["probabilities"].values()], p.mean(0), atol=1e-5)
+    np.testing.assert_allclose([whole[label] for label in LABELS], p.mean(0), atol=1e-5)
     assert whole["label"] == LABELS[p.mean(0).argmax()] and whole["seconds"] == pytest.approx(7.3)
 
 
 @pytest.mark.parametrize("samples", [1, 3 * SAMPLE_RATE - 1, 3 * SAMPLE_RATE, 3 * SAMPLE_RATE + 1, 6 * SAMPLE_RATE])
 def test_windows_cover_a_recording_of_any_length(samples):
-    network = module.Model(lambda wave: np.zeros(2), ["a", "b"], 3 * SAMPLE_RATE, SAMPLE_RATE, "repeated")
-    spans, p = network.timeline(np.ones(samples, np.float32))
-    assert spans[0][0] == 0 and spans[-1][1] == samples and p.shape == (len(spans), 2)
-    assert all(nxt[0] <= this[1] for this, nxt in zip(spans, spans[1:], strict=False))
-    assert len(spans) == -(-samples // (3 * SAMPLE_RATE))
+    network = module.Model(lambda wave: np.zeros(2), ["a", "b"], 3 * SAMPLE_RATE)
+    table = network.timeline(np.ones(samples, np.float32))
+    assert table["start"].iloc[0] == 0 and table["end"].iloc[-1] == samples / SAMPLE_RATE
+    assert (table["start"].iloc[1:].to_numpy() <= table["end"].iloc[:-1].to_numpy()).all()
+    assert len(table) == -(-samples // (3 * SAMPLE_RATE))
 
 
 def test_the_timelines_picture(files, networks, capsys):
@@ -158,7 +155,7 @@ def test_noise_is_mixed_as_in_the_suites_tests(files, networks, long, capsys, sh
     asked = (files / "a.wav", "--model", networks / "onnx", "--format", "json")
     noisy = ("--noise", "rain", "--noise-dir", files / "noise", "--snr")
     clean, high, low = (
-        np.array([*json.loads(said(capsys, *asked, *more))[0]["probabilities"].values()])
+        np.array([json.loads(said(capsys, *asked, *more))[0][label] for label in LABELS])
         for more in ((), (*noisy, 80), (*noisy, -5))
     )
     assert np.abs(high - clean).max() < 1e-2 < np.abs(low - clean).max()
@@ -203,7 +200,7 @@ def test_a_network_that_is_not_there_or_not_safe_is_one_sentence(files, networks
 
     monkeypatch.setattr(module, "STUDENT", tmp_path / "student")
     assert refused() == "ser-kd: No network comes with this installation: pass the folder of one with --model DIR."
-    assert "is no folder" in refused("--model", tmp_path / "nowhere")
+    assert "holds no network" in refused("--model", tmp_path / "nowhere")
     assert "choose one of table, json, csv" in refused("--model", networks / "onnx", "--format", "hub")
     unsafe = shutil.copytree(networks / "onnx", tmp_path / "unsafe")
     (unsafe / "weights.pkl").write_bytes(b"")
