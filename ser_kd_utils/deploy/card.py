@@ -9,8 +9,6 @@ from huggingface_hub import ModelCard, ModelCardData
 from ser_kd_utils import metrics, records
 from ser_kd_utils.report.write import card as protocol_of
 
-SCORES = ("UA", "WA", "macro_f1")
-
 
 def card(run: records.Run, format: str, module: str) -> ModelCard:
     """Of a run's network, exported as `format` (of `deploy.export.FORMATS`).
@@ -18,20 +16,14 @@ def card(run: records.Run, format: str, module: str) -> ModelCard:
     module: of the network's class; unless it is transformers' own, it must be imported to read the network.
     """
     parts = _parts(records.predictions([run]), run.info["train_noise"])
-    scores = {name: {score: metrics.interval(part, score) for score in SCORES} for name, part in parts}
+    scores = {
+        name: {score: metrics.interval(part, score) for score in ("UA", "WA", "macro_f1")} for name, part in parts
+    }
     cells = pd.DataFrame(scores).T.map(lambda ends: "{:.1f} ({:.1f} to {:.1f})".format(*(100 * end for end in ends)))
     library = "transformers" if format == "hub" else "onnx"
-    about = ModelCardData(
-        library_name=library, pipeline_tag="audio-classification", tags=["speech-emotion-recognition"]
-    )
-    found = {
-        **run.info,
-        "module": module,
-        "hub": format == "hub",
-        "card": protocol_of([run]),
-        "table": cells.to_markdown(),
-    }
-    return ModelCard.from_template(about, template_path=str(Path(__file__).with_name("card.md")), **found)
+    about = ModelCardData(library_name=library, pipeline_tag="audio-classification", tags=["speech-emotion"])
+    told = {"module": module, "hub": format == "hub", "card": protocol_of([run]), "table": cells.to_markdown()}
+    return ModelCard.from_template(about, str(Path(__file__).with_name("card.md")), **run.info, **told)
 
 
 def _parts(table: pd.DataFrame, heard: list[str]) -> Iterator[tuple[str, pd.DataFrame]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, Wav2Vec2FeatureExtractor
+from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
 
 from ser_kd_utils.data.audio import SAMPLE_RATE
 from ser_kd_utils.data.features import HOP
@@ -21,9 +21,6 @@ from ser_kd_utils.methods.teacher.encoders import normalise
 from ser_kd_utils.records import Run, replaced
 
 FORMATS = ("onnx", "onnx-int8", "hub")
-WINDOW = 10 * SAMPLE_RATE
-"""Of a network that hears recordings of any length: the most it is given at a time."""
-INPUTS = f"waves: float32 (1, samples), mono, {SAMPLE_RATE} Hz, at their own level; all else is in the graph"
 
 
 class LogMel(nn.Module):
@@ -50,8 +47,8 @@ class LogMel(nn.Module):
 class WaveClassifier(nn.Module):
     """A saved network with what its feature extractor does: waves (1, samples) at 16 kHz -> logits (1, labels).
 
-    about: what must be known to use it, as `deploy.predict.Model` takes it. Raises ValueError for a folder without
-    weights in safetensors, with a pickle or with code, and for inputs that are neither waves nor Whisper's.
+    about: its labels, and the most samples that it is given at a time. Raises ValueError for a folder without
+    a network, with a pickle or with code, and for a Whisper whose window is not that of its feature extractor.
     """
 
     def __init__(self, folder: Path):
@@ -60,18 +57,15 @@ class WaveClassifier(nn.Module):
         for method in METHODS.values():  # tells transformers of the classes that are not its own
             if find_spec(module := f"{method.package}.model"):
                 import_module(module)
-        given = {"use_safetensors": True, "dtype": torch.float32}
-        self.network = AutoModelForAudioClassification.from_pretrained(folder, **given)
+        self.network = AutoModelForAudioClassification.from_pretrained(folder, use_safetensors=True, dtype=torch.float)
         self.extractor, config = AutoFeatureExtractor.from_pretrained(folder), self.network.config
         fixed = config.max_source_positions * HOP if config.model_type == "whisper" else 0
-        if not fixed and type(self.extractor) is not Wav2Vec2FeatureExtractor:
-            raise ValueError(f"{folder}: what {type(self.extractor).__name__} makes of speech is not known here.")
         if fixed and fixed != self.extractor.n_samples:
             raise ValueError(f"{folder}: chunk_length must be the network's window, {fixed / SAMPLE_RATE:g} s.")
         self.log_mel = LogMel(self.extractor) if fixed else None
         self.about = {
             "labels": [config.id2label[index] for index in range(config.num_labels)],
-            "window": fixed or HOP * getattr(config, "frames", WINDOW // HOP),
+            "window": fixed or HOP * getattr(config, "frames", 500),  # 10 s for what hears recordings of any length
         }
         self.eval()
 
@@ -98,11 +92,11 @@ def export(run: str, to: str, format: str = "onnx") -> int:
     onnx: model.onnx, from waves (1, samples) to logits, and model.json; onnx-int8: with 8-bit weights in its linear
     layers; hub: what transformers reads. Raises ValueError for what cannot be exported.
     """
-    source, target = Path(run).expanduser(), Path(to).expanduser()
+    source, target = Path(run), Path(to)
     if format not in FORMATS:
         raise ValueError(f"--format {format}: choose one of {', '.join(FORMATS)}.")
-    if not to or target.exists():
-        raise ValueError(f"--to {to or 'is missing'}: pass a folder that is not there yet.")
+    if target.exists():
+        raise ValueError(f"--to {to or 'DIR'}: pass a folder that is not there yet.")
     classifier = WaveClassifier(source / "model")
     with replaced(target, target.with_name(f".unfinished-{target.name}")) as fresh:
         if format == "hub":
@@ -116,7 +110,7 @@ def export(run: str, to: str, format: str = "onnx") -> int:
 
 
 def write_onnx(classifier: WaveClassifier, folder: Path, int8: bool = False) -> None:
-    """model.onnx and model.json into a folder."""
+    """model.onnx and model.json into a folder. Raises ValueError where the extra [export] is not installed."""
     if lacking := [name for name in ("onnx", "onnxscript") if not find_spec(name)]:
         raise ValueError(f"{' and '.join(lacking)} must be there: pip install 'ser-kd[export]'.")
     import onnx
@@ -138,5 +132,5 @@ def write_onnx(classifier: WaveClassifier, folder: Path, int8: bool = False) -> 
     if int8:
         quant_pre_process(model, folder / GRAPH, skip_optimization=True, skip_symbolic_shape=True)
         quantize_dynamic(folder / GRAPH, folder / GRAPH, ["MatMul"], per_channel=True, nodes_to_exclude=spectra)
-    about = json.dumps({**classifier.about, "sampling_rate": SAMPLE_RATE, "inputs": INPUTS}, indent=1)
-    (folder / ABOUT).write_text(about + "\n", encoding="utf-8")
+    about = {"sampling_rate": SAMPLE_RATE, "waves": "float32 (1, samples), mono, as recorded", **classifier.about}
+    (folder / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")

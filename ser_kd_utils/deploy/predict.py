@@ -89,11 +89,10 @@ def predict(
         raise ValueError(f"--format {format}: choose one of {', '.join(FORMATS)}.")
     if not model and not STUDENT.is_dir():
         raise ValueError("No network comes with this installation: pass the folder of one with --model DIR.")
-    network = open_model(Path(model).expanduser() if model else STUDENT)
+    network = open_model(Path(model) if model else STUDENT)
     change = _mixer(noise, snr, noise_dir) if noise else lambda wave, _: wave
-    paths = {name: Path(name).expanduser() for name in file}
-    files = [str(each) for name, path in paths.items() for each in (sound_files(path) if path.is_dir() else [name])]
-    found = {}
+    files = [sound_files(Path(name)) if Path(name).is_dir() else [name] for name in file]
+    found, files = {}, dict.fromkeys(str(each) for some in files for each in some)
     for name in files:
         try:
             found[name] = network.timeline(change(_read(name), Path(name).stem))
@@ -112,21 +111,18 @@ def _formatted(windows: pd.DataFrame, labels: list[str], format: str) -> str:
     how = {"seconds": ("end", "max"), **{label: (label, "mean") for label in labels}}
     files = windows.groupby("file", sort=False).agg(**how).reset_index()
     files.insert(1, "label", files[labels].idxmax(axis=1))
-    return (
-        files.to_json(orient="records", indent=1, force_ascii=False)
-        if format == "json"
-        else files.round(3).to_string(index=False)
-    )
+    if format == "json":
+        return files.to_json(orient="records", indent=1, force_ascii=False)
+    return files.round(3).to_string(index=False)
 
 
 def _read(name: str) -> np.ndarray:
     """float32 (samples,) at 16 kHz. Raises AudioError, also for what is too short or silent."""
     if name == "-":
-        with NamedTemporaryFile(suffix=".wav") as copy:
+        with NamedTemporaryFile(buffering=0) as copy:
             copy.write(sys.stdin.buffer.read())
-            copy.flush()
             return _read(copy.name)
-    wave = decode(Path(name).expanduser())
+    wave = decode(name)
     if len(wave) < SHORTEST or np.abs(wave).max() < SILENCE:
         raise AudioError(name, f"silent, or shorter than {SHORTEST / SAMPLE_RATE:g} s")
     return wave
