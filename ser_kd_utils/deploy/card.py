@@ -22,7 +22,7 @@ def card(run: records.Run, format: str, module: str) -> ModelCard:
     cells = pd.DataFrame(scores).T.map(lambda ends: "{:.1f} ({:.1f} to {:.1f})".format(*(100 * end for end in ends)))
     library = "transformers" if format == "hub" else "onnx"
     about = ModelCardData(library_name=library, pipeline_tag="audio-classification", tags=["speech-emotion"])
-    told = {"module": module, "hub": format == "hub", "card": protocol_of([run]), "table": cells.to_markdown()}
+    told = {"module": module, "format": format, "card": protocol_of([run]), "table": cells.to_markdown()}
     return ModelCard.from_template(about, str(Path(__file__).with_name("card.md")), **run.info, **told)
 
 

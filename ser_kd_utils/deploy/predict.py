@@ -107,12 +107,12 @@ def predict(
 
 def _formatted(windows: pd.DataFrame, labels: list[str], format: str) -> str:
     if format == "csv":
-        return windows.to_csv(index=False).rstrip("\n")
+        return windows.round(6).to_csv(index=False).rstrip("\n")
     how = {"seconds": ("end", "max"), **{label: (label, "mean") for label in labels}}
     files = windows.groupby("file", sort=False).agg(**how).reset_index()
     files.insert(1, "label", files[labels].idxmax(axis=1))
     if format == "json":
-        return files.to_json(orient="records", indent=1, force_ascii=False)
+        return json.dumps(files.to_dict("records"), indent=1, ensure_ascii=False)
     return files.round(3).to_string(index=False)
 
 

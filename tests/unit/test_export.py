@@ -234,7 +234,14 @@ def test_the_model_card_says_what_the_record_says(tmp_path):
 def test_a_class_of_the_suite_is_named_with_the_module_to_import(tmp_path):
     run = recorded("head fusion", tmp_path)
     assert main(["export", str(run.folder), "--to", str(tmp_path / "hub"), "--format", "hub"]) == 0
-    assert "import ser_kd_utils.methods.dkdfmh.model" in (tmp_path / "hub" / "README.md").read_text()
+    card = (tmp_path / "hub" / "README.md").read_text()
+    assert "```python\nimport ser_kd_utils.methods.dkdfmh.model  # the class is not transformers' own\nfrom" in card
+
+
+def test_the_card_of_8_bit_weights_says_that_the_scores_are_others(tmp_path):
+    run = recorded("head fusion", tmp_path)
+    assert main(["export", str(run.folder), "--to", str(tmp_path / "int8"), "--format", "onnx-int8"]) == 0
+    assert "before its weights were rounded to 8 bits" in (tmp_path / "int8" / "README.md").read_text()
 
 
 @pytest.fixture
