@@ -16,9 +16,10 @@ from ser_kd_utils.data.audio import SAMPLE_RATE
 from ser_kd_utils.data.features import HOP
 from ser_kd_utils.deploy.card import card
 from ser_kd_utils.deploy.predict import ABOUT, GRAPH, SHORTEST, Model, refuse_unsafe
+from ser_kd_utils.files import replaced
 from ser_kd_utils.methods import METHODS
 from ser_kd_utils.methods.teacher.encoders import normalise
-from ser_kd_utils.records import Run, replaced
+from ser_kd_utils.records import Run
 
 FORMATS = ("onnx", "onnx-int8", "hub")
 

@@ -56,7 +56,7 @@ WHISPER = {
     "max_source_positions": 150,
     "classifier_proj_size": 16,
 }
-TOKENS = {"frames": 150, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "front": CNN}
+TOKENS = {"frames": 150, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "front": ENCODER}
 NETWORKS = {
     "wav2vec2": (Wav2Vec2ForSequenceClassification, Wav2Vec2Config, ENCODER),
     "hubert": (HubertForSequenceClassification, HubertConfig, ENCODER),
