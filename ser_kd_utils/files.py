@@ -38,17 +38,15 @@ def replaced(folder: Path, scratch: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def make_once(folder: Path, make: Callable[[Path], object], is_whole: Callable[[Path], bool] = Path.exists) -> Path:
-    """The folder, made by `make` in another place where it is not there: whole or absent, whoever is killed.
+def make_once(folder: Path, make: Callable[[Path], object]) -> Path:
+    """The folder, filled by `make` in another place where it is not there: whole or absent, whoever is killed.
 
-    Of two processes that call this at once, one makes it and the other waits. is_whole: says of the folder that it need
-    not be made; one that is there and damaged is replaced.
+    Of two processes that call this at once, one makes it and the other waits.
     """
-    if not is_whole(folder):
+    if not folder.exists():
         with FileLock(folder.with_name(f"{folder.name}.lock")):
-            if not is_whole(folder):
+            if not folder.exists():
                 with replaced(folder, folder.with_name(f".unfinished-{folder.name}")) as fresh:
-                    fresh.rmdir()  # `make` makes it
                     make(fresh)
     return folder
 
@@ -69,17 +67,13 @@ def unfinished(results: Path) -> Path:
     return results / "unfinished"
 
 
-def _lock_of(results: Path, name: str) -> Path:
-    return unfinished(results) / "locks" / f"{name}.lock"
-
-
 @contextmanager
 def only_one(results: Path, name: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Hold the lock `name`, which one process can have, on whatever machine of the same file system.
 
     It goes with the process that holds it. waiting: called once where another process has it.
     """
-    lock = FileLock(_lock_of(results, name))
+    lock = FileLock(unfinished(results) / "locks" / f"{name}.lock")
     try:
         held = lock.acquire(blocking=False)
     except Timeout:
@@ -92,7 +86,7 @@ def only_one(results: Path, name: str, waiting: Callable[[], None] = lambda: Non
 def is_held(results: Path, name: str) -> bool:
     """Whether some process holds the lock."""
     try:
-        with FileLock(_lock_of(results, name), blocking=False):
+        with FileLock(unfinished(results) / "locks" / f"{name}.lock", blocking=False):
             return False
     except Timeout:
         return True

@@ -22,8 +22,8 @@ PUBLISHED = "published"
 CODE = "code of cited work"
 ASSUMED = "assumed"
 
-STRICT = ConfigDict(strict=True, extra="forbid", arbitrary_types_allowed=True)
-"""Of pydantic: a value of another type is an error and is not converted."""
+strict = dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
+"""The decorator of all settings: a value of another type is an error and is not converted."""
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -33,19 +33,16 @@ Decibels = Annotated[float, Field(allow_inf_nan=False)]
 Precision = Literal["float32", "bf16"]
 
 
-SAME: Any = object()
-
-
-def setting(tiny: Any, paper: Any, source: str, note: str, whisper: Any = SAME) -> Any:
+def setting(source: str, note: str, tiny: Any, paper: Any = None, whisper: Any = None) -> Any:
     """A field whose value depends on the profile; `source` is PUBLISHED, CODE or ASSUMED and `note` says from where.
 
-    whisper: where it is not the value of profile tiny, which a CPU can bear as well.
+    paper, whisper: where they are not the value of profile tiny.
     """
-    values = {"tiny": tiny, "whisper": tiny if whisper is SAME else whisper, "paper": paper}
+    values = {"tiny": tiny, "whisper": tiny if whisper is None else whisper, "paper": tiny if paper is None else paper}
     return field(metadata={"values": values, "source": source, "note": note})
 
 
-@dataclass(frozen=True, config=STRICT)
+@strict
 class Settings:
     """Base of all settings: build with `of(profile)`, change single values by keyword."""
 
@@ -99,22 +96,18 @@ class Settings:
         return pd.DataFrame(rows, columns=["setting", "value", "source", "note"]).set_index("setting")
 
 
-@dataclass(frozen=True, config=STRICT)
+@strict
 class NoiseSettings(Settings):
     """Noise in training and test (notebook 00), shared by the methods."""
 
     group = "noise"
 
-    train_snr_db: tuple[Decibels, Decibels] = setting(
-        (0.0, 20.0), (0.0, 20.0), CODE, "drawn uniformly, as RobustDistiller"
-    )
-    train_types: tuple[str, ...] = setting((), (), ASSUMED, "noise types heard in training; empty: all of them")
+    train_snr_db: tuple[Decibels, Decibels] = setting(CODE, "drawn uniformly, as RobustDistiller", (0.0, 20.0))
+    train_types: tuple[str, ...] = setting(ASSUMED, "noise types heard in training; empty: all of them", ())
     test_snr_db: tuple[Decibels, ...] = setting(
-        (20, 15, 10, 5, 0, -5), (20, 15, 10, 5, 0, -5), ASSUMED, "EUSIPCO 2019 IEMOCAP study, and one below training"
+        ASSUMED, "EUSIPCO 2019 IEMOCAP study, and one below training", (20, 15, 10, 5, 0, -5)
     )
-    speech_level: Literal["active", "overall"] = setting(
-        "active", "active", ASSUMED, "speech level over active frames; RobustDistiller: overall"
-    )
+    speech_level: Literal["active", "overall"] = setting(ASSUMED, "active frames; RobustDistiller: overall", "active")
 
     def __post_init__(self) -> None:
         if self.train_snr_db[0] > self.train_snr_db[1]:

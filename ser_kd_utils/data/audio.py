@@ -5,14 +5,11 @@ Levels are left as recorded. The cache holds 16-bit samples: what passes full sc
 
 import hashlib
 import os
-import shutil
 import warnings
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import pandas as pd
@@ -21,18 +18,19 @@ import soundfile
 from scipy.signal import resample_poly
 
 from ser_kd_utils.data.corpora import Corpus, Split
-from ser_kd_utils.data.corpora.manifest import PARTS, exclusions, some
+from ser_kd_utils.data.corpora.manifest import PARTS, some
 from ser_kd_utils.files import cache_root, make_once
 
 SAMPLE_RATE = 16_000
 SILENCE = 10 ** (-80 / 20)  # a file whose samples all stay under -80 dBFS is silent
+MIN_SECONDS, MAX_SECONDS = 0.1, 60.0  # of an utterance
 
 MAX_PEAK = 2.0  # of samples as stored: lossy formats pass full scale a little, samples of another scale by far
 NO_SOUND = {
     b"version https://git-lfs": ": a Git LFS pointer, which `git lfs pull` replaces by the sound",
     b"<": ": a web page, download the file again",
 }
-_LAYOUT = 2  # of the cache; part of its key
+_LAYOUT = 3  # of the cache; part of its key
 _BATCH = 128  # files held in memory while the cache is written
 
 
@@ -109,119 +107,75 @@ class AudioCache:
 
     `cache[utterance]` is float32 (samples,) in [-1, 1) at 16 kHz. `excluded` (utterance, reason) lists what could not
     be used. `sha256` gives the digest of each utterance's samples. `dataset` is the memory-mapped table itself:
-    utterance, sha256, samples (16-bit, little-endian, as bytes). longest: samples after which an utterance is cut.
+    utterance, samples (16-bit, little-endian, as bytes), sha256, reason why it cannot be used, clipped. longest:
+    samples after which an utterance is cut. Raises ValueError where stored samples have changed.
     """
 
-    def __init__(self, folder: Path, manifest: pd.DataFrame, longest: int | None = None):
+    def __init__(self, folder: Path, manifest: pd.DataFrame):
         from datasets import Dataset
 
-        self._arguments, self.longest = (folder, manifest, longest), longest
+        self.manifest, self.longest = manifest, None
         self.dataset = Dataset.from_file(str(folder / "audio.arrow"))
-        self.excluded = pd.read_csv(folder / "excluded.csv", dtype=str, keep_default_na=False)
-        self.sha256: dict[str, str] = {}
-        self._samples = {}
-        for batch in self.dataset.data.to_batches():
-            utterances, digests, samples = batch.columns
-            self.sha256.update(zip(utterances.to_pylist(), digests.to_pylist(), strict=True))
-            _, offsets, content = samples.buffers()  # views of the mapped file: a scalar of Arrow would be a copy
-            ends = np.frombuffer(offsets, np.int32, len(samples) + 1) // 2
-            views = np.split(np.frombuffer(content, "<i2", ends[-1]), ends[1:-1])
-            self._samples.update(zip(utterances.to_pylist(), views, strict=True))
-        self.utterances = list(self._samples)
-
-    def __reduce__(self):  # worker processes map the file again instead of receiving its samples
-        return AudioCache, self._arguments
+        table = self.dataset.remove_columns("samples").to_pandas()
+        kept = table[table.reason == ""]
+        self.excluded = table.loc[table.reason != "", ["utterance", "reason"]].reset_index(drop=True)
+        self.utterances = kept.utterance.to_list()
+        self.sha256 = dict(zip(kept.utterance, kept.sha256, strict=True))
+        self._places = dict(zip(kept.utterance, kept.index, strict=True))
+        if damaged := [u for u in self.utterances if _sha256(self._stored(u)) != self.sha256[u]]:
+            raise ValueError(f"the cached audio in {folder} is damaged ({some(damaged)}): delete that folder")
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return len(self.utterances)
 
     def __getitem__(self, utterance: str) -> np.ndarray:
-        return self._samples[utterance][: self.longest] * np.float32(2**-15)
+        return np.frombuffer(self._stored(utterance), "<i2")[: self.longest] * np.float32(2**-15)
 
-    def cut(self, longest: int) -> Self:
-        """The same, of each utterance the first `longest` samples."""
-        folder, manifest, _ = self._arguments
-        return type(self)(folder, manifest, longest)
+    def _stored(self, utterance: str) -> pa.Buffer:
+        return self.dataset.data.column("samples")[self._places[utterance]].as_buffer()
 
     def seconds(self, utterance: str) -> float:
-        return len(self._samples[utterance]) / SAMPLE_RATE
+        return len(self[utterance]) / SAMPLE_RATE
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over utterance, label, speaker, split and samples of all that is kept; the same on every machine."""
-        rows = self._arguments[1][["utterance", "label", "speaker", "split"]]
+        rows = self.manifest[["utterance", "label", "speaker", "split"]]
         kept = rows[rows.utterance.isin(self.sha256)].assign(sha256=rows.utterance.map(self.sha256))
         lines = sorted("\t".join(map(str, row)) for row in kept.itertuples(index=False))
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def cache_audio(corpus: Corpus, min_seconds: float = 0.1, max_seconds: float = 60.0) -> AudioCache:
-    """Open the decoded audio of `corpus`; decode it first if it is new or damaged, or a file changed (relative
-    path, size, time).
+def cache_audio(corpus: Corpus) -> AudioCache:
+    """Open the decoded audio of `corpus`; decode it first if it is new or a file changed (relative path, size, time).
 
-    Not usable are files that `read` refuses and those that are silent (all under -80 dBFS), shorter than `min_seconds`
-    or longer than `max_seconds`. Where `corpus.bad_audio` is "error" they raise one ValueError and nothing is kept;
+    Not usable are files that `read` refuses and those that are silent (all under -80 dBFS), shorter than MIN_SECONDS
+    or longer than MAX_SECONDS. Where `corpus.bad_audio` is "error" they raise one ValueError and nothing is kept;
     where it is "exclude" they are listed in `excluded`. Warns of files that are clipped when they are decoded.
     """
-    folder = cache_root() / "audio" / f"{corpus.name}-{_key(corpus, min_seconds, max_seconds)}"
-    decode_all = partial(_decode_all, corpus, min_seconds, max_seconds)
-    make_once(folder, decode_all, partial(_is_undamaged, manifest=corpus.manifest))
-    _intact.add(folder)
-    return AudioCache(folder, corpus.manifest)
+    folder = cache_root() / "audio" / f"{corpus.name}-{_key(corpus)}"
+    return AudioCache(make_once(folder, partial(_decode_all, corpus)), corpus.manifest)
 
 
-_intact: set[Path] = set()
-"""Caches that this process has found undamaged, or made: to read hours of sound takes a second."""
-
-
-def _is_undamaged(folder: Path, manifest: pd.DataFrame) -> bool:
-    """Whether all utterances are there or excluded, with the samples that were written."""
-    if folder in _intact:
-        return True
-    with suppress(OSError, ValueError, pa.ArrowException):
-        cache = AudioCache(folder, manifest)
-        digests = {utterance: _sha256(samples) for utterance, samples in cache._samples.items()}
-        if {*digests, *cache.excluded.utterance} == {*manifest.utterance} and digests == cache.sha256:
-            return True
-    if folder.exists():
-        warnings.warn(f"the cached audio {folder.name} was damaged and is decoded again", stacklevel=4)
-    return False
-
-
-def _decode_all(corpus: Corpus, min_seconds: float, max_seconds: float, folder: Path) -> None:
+def _decode_all(corpus: Corpus, folder: Path) -> None:
     from datasets import Dataset, Features, Value, disable_progress_bars
-    from datasets.exceptions import DatasetGenerationError
 
-    excluded, clipped = [], []
-    load = partial(_stored, min_seconds=min_seconds, max_seconds=max_seconds, clipped=clipped)
-
-    def examples() -> Iterator[dict[str, str | bytes]]:
-        with ThreadPoolExecutor() as pool:
-            for start in range(0, len(corpus.manifest), _BATCH):
-                rows = corpus.manifest.iloc[start : start + _BATCH]
-                for utterance, result in zip(rows.utterance, pool.map(load, rows.path), strict=True):
-                    if isinstance(result, str):
-                        excluded.append((utterance, result))
-                    else:
-                        yield {"utterance": utterance, "sha256": _sha256(result), "samples": result.tobytes()}
-        _check(corpus, excluded)
-
-    features = Features(utterance=Value("string"), sha256=Value("string"), samples=Value("binary"))
+    types = {"utterance": "string", "samples": "binary", "sha256": "string", "reason": "string", "clipped": "bool"}
+    features = Features({name: Value(each) for name, each in types.items()})
     disable_progress_bars()  # they would stand in stored notebooks
-    try:
-        work = folder / "work"
-        written = Dataset.from_generator(examples, features, str(work), fingerprint="-", writer_batch_size=_BATCH)
-    except DatasetGenerationError as error:
-        raise error.__cause__ from None  # unusable files, a full disk
-    Path(written.cache_files[0]["filename"]).rename(folder / "audio.arrow")
-    shutil.rmtree(work)
-    exclusions(excluded).to_csv(folder / "excluded.csv", index=False)
-    if clipped:
-        warnings.warn(
-            f"{corpus.name}: {len(clipped)} of {len(corpus.manifest)} files pass full scale and are clipped there, as "
-            f"{min(clipped)}: write them at a lower level to keep them whole",
-            stacklevel=4,
-        )
+    with ThreadPoolExecutor() as pool:
+
+        def decoded(batch: dict[str, list[str]]) -> dict[str, list]:
+            return pd.DataFrame(pool.map(_stored, batch["path"]), columns=[*types][1:]).to_dict("list")
+
+        rows = Dataset.from_pandas(corpus.manifest[["utterance", "path"]], preserve_index=False).map(
+            decoded, batched=True, batch_size=_BATCH, remove_columns="path", features=features, new_fingerprint="-",
+            cache_file_name=str(folder / "audio.arrow"),
+        )  # fmt: skip
+    _check(corpus, [(name, reason) for name, reason in zip(rows["utterance"], rows["reason"], strict=True) if reason])
+    if len(clipped := corpus.manifest.path[rows["clipped"][:]]):
+        which = f"{len(clipped)} of {len(rows)} files pass full scale and are clipped there, as {min(clipped)}"
+        warnings.warn(f"{corpus.name}: {which}: write them at a lower level to keep them whole", stacklevel=4)
 
 
 def refuse_shared_samples(split: Split, audio: AudioCache) -> None:
@@ -229,8 +183,8 @@ def refuse_shared_samples(split: Split, audio: AudioCache) -> None:
     first = {}
     for part in PARTS:
         for utterance in getattr(split, part):
-            digest = audio.sha256.get(utterance, utterance)  # what is excluded has no samples
-            other, where = first.setdefault(digest, (utterance, part))
+            # what is excluded has no samples
+            other, where = first.setdefault(audio.sha256.get(utterance, utterance), (utterance, part))
             if where != part:
                 pair = f"{other} in {where} and {utterance} in {part} are the same samples"
                 message = f"{split.corpus}, {split.protocol}, fold {split.fold}: {pair}"
@@ -240,10 +194,10 @@ def refuse_shared_samples(split: Split, audio: AudioCache) -> None:
                 return
 
 
-def _key(corpus: Corpus, min_seconds: float, max_seconds: float) -> str:
+def _key(corpus: Corpus) -> str:
     paths = [Path(path) for path in corpus.manifest.path]
     root = os.path.commonpath(path.parent for path in paths)
-    digest = hashlib.sha256(repr((_LAYOUT, corpus.bad_audio, min_seconds, max_seconds)).encode())
+    digest = hashlib.sha256(repr((_LAYOUT, corpus.bad_audio, MIN_SECONDS, MAX_SECONDS)).encode())
     for utterance, path in zip(corpus.manifest.utterance, paths, strict=True):
         state = path.stat() if path.exists() else None
         about = (utterance, path.relative_to(root).as_posix(), state and (state.st_size, state.st_mtime_ns))
@@ -251,34 +205,30 @@ def _key(corpus: Corpus, min_seconds: float, max_seconds: float) -> str:
     return digest.hexdigest()[:16]
 
 
-def _sha256(samples: np.ndarray) -> str:
-    return hashlib.sha256(samples).hexdigest()
-
-
-def _stored(path: str, min_seconds: float, max_seconds: float, clipped: list[str]) -> np.ndarray | str:
-    """The int16 samples of a file, or the reason why it cannot be used; adds it to `clipped` where it is."""
+def _stored(path: str) -> tuple[bytes, str, str, bool]:
+    """The int16 samples of a file and their SHA-256, the reason why it cannot be used, whether it is clipped."""
     try:
         samples = decode(path)
+        seconds, peak = len(samples) / SAMPLE_RATE, np.abs(samples).max()
+        if seconds < MIN_SECONDS:
+            raise AudioError(path, f"shorter than {MIN_SECONDS:g} s")
+        if seconds > MAX_SECONDS:
+            raise AudioError(path, f"longer than {MAX_SECONDS:g} s")
+        if peak < SILENCE:
+            raise AudioError(path, "silent")
     except AudioError as error:
-        return error.reason
-    if (seconds := len(samples) / SAMPLE_RATE) < min_seconds:
-        return f"shorter than {min_seconds:g} s"
-    if seconds > max_seconds:
-        return f"longer than {max_seconds:g} s"
-    peak = np.abs(samples).max()
-    if peak < SILENCE:
-        return "silent"
-    if peak > 1:
-        clipped.append(path)
-    return np.rint(samples * 2**15).clip(-(2**15), 2**15 - 1).astype("<i2")
+        return b"", "", error.reason, False
+    stored = np.rint(samples * 2**15).clip(-(2**15), 2**15 - 1).astype("<i2")
+    return stored.tobytes(), _sha256(stored), "", bool(peak > 1)
+
+
+def _sha256(samples: np.ndarray | pa.Buffer) -> str:
+    return hashlib.sha256(samples).hexdigest()
 
 
 def _check(corpus: Corpus, excluded: list[tuple[str, str]]) -> None:
     total = len(corpus.manifest)
     if corpus.bad_audio == "error" and excluded or len(excluded) == total:
         named = some(f"{utterance} ({reason})" for utterance, reason in excluded)
-        own = ", or take their rows out of the table given with --data-root" if corpus.name == "manifest" else ""
-        raise ValueError(
-            f"{corpus.name}: {len(excluded)} of {total} audio files cannot be used: {named}; "
-            f"restore them as their publisher gives them{own}"
-        )
+        remedy = "restore them" + " or take their rows out of the table" * (corpus.name == "manifest")
+        raise ValueError(f"{corpus.name}: {len(excluded)} of {total} audio files cannot be used: {named}; {remedy}")

@@ -3,13 +3,10 @@
 All that is on the way lies in `<folder>.download` beside the corpus; the corpus appears whole, by one rename.
 """
 
-import json
 import shlex
-import shutil
 import warnings
 import zipfile
 import zlib
-from datetime import date
 from pathlib import Path
 
 import pooch
@@ -18,15 +15,13 @@ import requests
 from ser_kd_utils.data.corpora import load_corpus
 from ser_kd_utils.data.corpora.iemocap import IEMOCAP
 from ser_kd_utils.data.corpora.meld import MELD
-from ser_kd_utils.files import cache_root, sha256
+from ser_kd_utils.files import cache_root, replaced, sha256
 
+ZENODO = "https://zenodo.org/records"
 # address of the zip file, and its checksum ("algorithm:hex digits") as the publisher gives it; None: not given
 ARCHIVES = {
     "emodb": ("http://emodb.bilderbar.info/download/download.zip", None),
-    "ravdess": (
-        "https://zenodo.org/records/1188976/files/Audio_Speech_Actors_01-24.zip",
-        "md5:bc696df654c87fed845eb13823edef8a",
-    ),
+    "ravdess": (f"{ZENODO}/1188976/files/Audio_Speech_Actors_01-24.zip", "md5:bc696df654c87fed845eb13823edef8a"),
 }
 
 # access, licence, what the folder holds then, the option that takes it
@@ -51,8 +46,6 @@ def download(name: str, to: str = "", url: str = "") -> int:
     or in the archive).
     """
     if name in ON_REQUEST:
-        if to or url:
-            raise ValueError(f"{name} is not fetched, it takes no --to and no --url: ser-kd download {name}")
         access, licence, layout, option = ON_REQUEST[name]
         print(f"{name} is not fetched.\naccess: {access}\nlicence: {licence}\nlayout: {layout}")
         print(f"Then: ser-kd reproduce {option}")
@@ -65,10 +58,7 @@ def download(name: str, to: str = "", url: str = "") -> int:
         there = home.is_file() or any(home.glob("*"))
         if not there:
             _fetch(name, home, url or ARCHIVES[name][0])
-        try:
-            corpus = load_corpus(name, home)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"{error}; pass with --to a new or an empty folder") from None
+        corpus = load_corpus(name, home)
     print(f"{name} is {'already in' if there else 'in'} {home}.")
     for item, value in corpus.card().itertuples(index=False):
         print(f"{item}: {value}")
@@ -81,22 +71,17 @@ def _fetch(name: str, home: Path, url: str) -> None:
 
     Python's zipfile keeps every member below the folder it unpacks to, whatever the member's name.
     """
-    work, checksum = home.with_name(f"{home.name}.download"), ARCHIVES[name][1]
-    archive, unpacked = work / "archive.zip", work / "unpacked"
-    shutil.rmtree(unpacked, ignore_errors=True)  # of a process that was killed
     pooch.get_logger().setLevel("WARNING")
     print(f"fetching {url}", flush=True)
+    checksum, downloader = ARCHIVES[name][1], pooch.HTTPDownloader()
     try:
-        unzip = pooch.Unzip(extract_dir=unpacked.name)
-        pooch.retrieve(url, checksum, archive.name, work, unzip, pooch.HTTPDownloader())
-        facts = {"url": url, "date": f"{date.today()}", "sha256": sha256(archive), "bytes": archive.stat().st_size}
-        print(f"sha256 {facts['sha256']}; checksum as published: {checksum or 'none given'}")
-        load_corpus(name, unpacked)
-        (unpacked / "download.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-        unpacked.rename(home)
+        with replaced(home, home.with_name(f"{home.name}.download")) as fresh:
+            archive = fresh / "archive.zip"
+            pooch.retrieve(url, checksum, archive.name, fresh, pooch.Unzip(extract_dir="."), downloader)
+            print(f"sha256 {sha256(archive)}; checksum as published: {checksum or 'none given'}")
+            archive.unlink()
+            load_corpus(name, fresh)
     except requests.RequestException as error:
         raise FileNotFoundError(f"{name} did not come from {url}: {error}") from error
     except (ValueError, FileNotFoundError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"what came from {url} is of no use and was removed: {error}") from None
-    finally:
-        shutil.rmtree(work, ignore_errors=True)

@@ -7,6 +7,7 @@ from tempfile import TemporaryFile
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.fft import dct
 from torch import Tensor
 
 from ser_kd_utils.data.audio import SAMPLE_RATE
@@ -67,21 +68,11 @@ def whisper_log_mel(waves: Tensor, filters: int = 80) -> Tensor:
     (Slaney); log10 not more than 8 below the item's own peak; plus 4, by 4. A loud noise so lowers the speech beside
     it: mix first.
     """
-    window, bank = _whisper_bank(filters, waves.dtype, waves.device)
+    window, bank = _mel_bank(400, filters, waves.dtype, waves.device)
     power = torch.stft(waves, 400, 160, window=window, return_complex=True)[..., :-1].abs().square()
     with torch.autocast(waves.device.type, enabled=False):
         energy = (bank.T @ power).clamp(min=1e-10).log10()
         return (energy.maximum(energy.amax((1, 2), keepdim=True) - 8) + 4) / 4
-
-
-@cache
-@torch.inference_mode(False)  # what is kept must serve training, too
-def _whisper_bank(filters: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Window (400,) and mel filters (201, filters)."""
-    from transformers.audio_utils import mel_filter_bank
-
-    bank = mel_filter_bank(201, filters, 0, SAMPLE_RATE / 2, SAMPLE_RATE, norm="slaney", mel_scale="slaney")
-    return torch.hann_window(400, dtype=dtype, device=device), torch.tensor(bank, dtype=dtype, device=device)
 
 
 def mfcc(waves: Tensor) -> Tensor:
@@ -90,7 +81,8 @@ def mfcc(waves: Tensor) -> Tensor:
     Equals librosa.feature.mfcc(y=wave, sr=16000, n_mfcc=26): 2,048 samples under a Hann window every 512, centred, 128
     mel filters (Slaney), dB not more than 80 below the item's own peak, orthonormal DCT-II.
     """
-    window, filters, cosines = _cepstrum(waves.dtype, waves.device)
+    window, filters = _mel_bank(2048, 128, waves.dtype, waves.device)
+    cosines = torch.tensor(dct(np.eye(128), norm="ortho")[:, :26]).to(filters)
     spectra = torch.stft(waves, 2048, 512, window=window, pad_mode="constant", return_complex=True)
     power = spectra.abs().square().mT
     with torch.autocast(waves.device.type, enabled=False):
@@ -100,12 +92,10 @@ def mfcc(waves: Tensor) -> Tensor:
 
 @cache
 @torch.inference_mode(False)  # what is kept must serve training, too
-def _cepstrum(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Window (2048,), mel filters (bins, 128) and cosines (128, 26)."""
-    from scipy.fft import dct
+def _mel_bank(points: int, filters: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """A Hann window (points,) and Slaney's mel filters (points / 2 + 1, filters)."""
     from transformers.audio_utils import mel_filter_bank
 
-    filters = mel_filter_bank(1025, 128, 0, SAMPLE_RATE / 2, SAMPLE_RATE, norm="slaney", mel_scale="slaney")
-    cosines = dct(np.eye(128), norm="ortho")[:, :26]
-    window = torch.hann_window(2048, dtype=dtype, device=device)
-    return window, *(torch.tensor(each, dtype=dtype, device=device) for each in (filters, cosines))
+    half = SAMPLE_RATE / 2
+    bank = mel_filter_bank(points // 2 + 1, filters, 0, half, SAMPLE_RATE, norm="slaney", mel_scale="slaney")
+    return torch.hann_window(points, dtype=dtype, device=device), torch.tensor(bank, dtype=dtype, device=device)

@@ -7,7 +7,7 @@ epoch, whatever the batch, the order or the number of workers.
 import hashlib
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,6 @@ NOISEX92 = (
 )
 NOISEX92_STUDY = ("babble", "f16", "factory1", "hfchannel", "volvo")  # the five types assumed for MLKD
 TYPES_GENERATED = ("babble", "white", "pink", "low-band", "high-band")
-PARTS = ("train", "test")
 
 FRAME = SAMPLE_RATE // 50  # 20 ms
 ACTIVE_RANGE = 10 ** (40 / 10)  # frames within 40 dB of the loudest are speech (STOI, Taal et al. 2011)
@@ -59,38 +58,31 @@ class NoiseBank:
         self.fingerprint = digest.hexdigest()
 
     @classmethod
-    def from_folder(cls, folder: str | Path, types: Sequence[str] | None = None, most: int = 5) -> "NoiseBank":
-        """All usable recordings of `types` in `folder`.
+    def from_folder(cls, folder: str | Path) -> "NoiseBank":
+        """All usable recordings in `folder` of NOISEX92_STUDY if all its five types are there, otherwise of the five
+        types with most seconds (ties: by name).
 
         A file's type is the first folder on its way from `folder`, or else its name up to the first "_", in lower case;
         where five or more file names are those of NOISEX-92 (in any case, with or without punctuation), it is that name
-        and other files are not used. Without `types`: NOISEX92_STUDY if all five are there, otherwise the `most` types
-        with most seconds (ties: by name).
+        and other files are not used.
 
         A recording is left out if it is unreadable, empty, holds NaN, is silent (all under -80 dBFS), is clipped (over
         1 % of its samples, before resampling, at 0.999 of full scale or above), or is under 1 s long once stretches
         of 20 ms or more under -80 dBFS are cut away.
-        Raises FileNotFoundError (no recordings) or ValueError (unknown type; nothing usable).
+        Raises FileNotFoundError (no recordings) or ValueError (nothing usable).
         """
-        folder = Path(folder)
-        labels = _labels(folder)
-        there = set(labels.values())
-        if unknown := sorted(set(types or ()) - there):
-            raise ValueError(
-                f"no noise of type {', '.join(unknown)} in {folder}; there are: {', '.join(sorted(there))}."
-            )
-        recordings, excluded = {}, []
-        for path, kind in labels.items():
-            if not types or kind in types:
-                try:
-                    sounding = _load(path)
-                    recordings.setdefault(kind, []).append(sounding)
-                except AudioError as error:
-                    excluded.append((path.relative_to(folder).as_posix(), kind, error.reason))
-        chosen = set(types or _default_types(recordings, most) or there)
-        if lost := sorted(chosen - set(recordings)):
-            reasons = "; ".join(f"{name}: {reason}" for name, kind, reason in excluded if kind in lost)
-            raise ValueError(f"no usable recording of {', '.join(lost)} in {folder} ({reasons}).")
+        folder, recordings, excluded = Path(folder), {}, []
+        for path, kind in _labels(folder).items():
+            try:
+                sounding = _load(path)
+                recordings.setdefault(kind, []).append(sounding)
+            except AudioError as error:
+                excluded.append((path.relative_to(folder).as_posix(), kind, error.reason))
+        if not recordings:
+            reasons = "; ".join(f"{name}: {reason}" for name, _, reason in excluded)
+            raise ValueError(f"no usable recording in {folder} ({reasons}).")
+        longest = sorted(recordings, key=lambda kind: (-sum(map(len, recordings[kind])), kind))[:5]
+        chosen = NOISEX92_STUDY if recordings.keys() >= {*NOISEX92_STUDY} else longest
         return cls({kind: recordings[kind] for kind in sorted(chosen)}, "folder", excluded)
 
     @classmethod
@@ -129,14 +121,11 @@ class NoiseBank:
         Recording and start are a pure function of kind, part and `key` (as text). A half that is too short is repeated
         from a random start.
         """
-        if kind not in self._recordings or part not in PARTS:
-            raise ValueError(
-                f"no {part!r} part of {kind!r}; types: {', '.join(self.types)}; parts: {', '.join(PARTS)}."
-            )
         rng = keyed_rng(kind, part, *key)
         pieces = self._recordings[kind]
         piece = pieces[rng.integers(len(pieces))]
-        half = piece[: len(piece) // 2] if part == "train" else piece[len(piece) // 2 :]
+        middle = len(piece) // 2
+        half = {"train": piece[:middle], "test": piece[middle:]}[part]
         if len(half) < samples:
             return np.resize(np.roll(half, -rng.integers(len(half))), samples)
         start = rng.integers(len(half) - samples + 1)
@@ -165,23 +154,14 @@ def mix(
     clean, noise: (B, T); clean is zero beyond `lengths` (B,), and stays so. snr_db: scalar or (B,); inf gives clean.
     The level of the speech is its `active_power` or its `overall_power`, that of the noise its overall power. Nothing
     is clipped or rescaled; a silent item is returned as it is. The rest of the batch and padding do not change a bit of
-    an item's result. Raises ValueError: shapes, unknown level, NaN, silent noise.
+    an item's result. Raises ValueError where no gain gives the SNR: silent noise, NaN.
     """
     snr = torch.as_tensor(snr_db, dtype=torch.float64, device="cpu")
-    if clean.ndim != 2 or clean.shape != noise.shape or snr.shape not in ((), clean.shape[:1]):
-        shapes = f"{tuple(clean.shape)}, {tuple(noise.shape)} and {tuple(snr.shape)}"
-        raise ValueError(f"clean, noise and snr_db must be (B, T), (B, T) and () or (B,), not {shapes}.")
-    if speech_level not in LEVELS:
-        raise ValueError(f"unknown level {speech_level!r}; choose one of {', '.join(LEVELS)}.")
-    speech_power, noise_power = LEVELS[speech_level](clean, lengths), overall_power(noise, lengths)
-    if not (speech_power + noise_power).isfinite().all():
-        raise ValueError("NaN or infinite samples in clean or noise.")
-    if not (snr > -torch.inf).all():
-        raise ValueError("snr_db must be a number, or inf for clean speech.")
-    needed = (speech_power > 0) & (snr < torch.inf)
-    if (needed & (noise_power == 0)).any():
-        raise ValueError("silent noise: no gain brings it to an SNR.")
-    gain = torch.where(needed, (speech_power / noise_power * 10 ** (-snr / 10)).sqrt(), 0)
+    speech_power = {"active": active_power, "overall": overall_power}[speech_level](clean, lengths)
+    needed = (speech_power != 0) & (snr != torch.inf)
+    gain = torch.where(needed, (speech_power / overall_power(noise, lengths) * 10 ** (-snr / 10)).sqrt(), 0)
+    if not gain.isfinite().all():
+        raise ValueError("No gain brings the noise to the SNR: it is silent, or speech, noise or SNR are not finite.")
     scaled = noise * gain.to(noise)[:, None]
     if lengths is not None:
         time = torch.arange(noise.shape[1], dtype=torch.int32, device=noise.device)
@@ -207,51 +187,26 @@ def active_power(x: Tensor, lengths: Tensor | None = None) -> Tensor:
     return _total(energy * active) / (samples * active).sum(1).clamp_min(1)
 
 
-LEVELS: dict[str, Callable[..., Tensor]] = {"active": active_power, "overall": overall_power}
-
-
 def _frames(x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
     """Sum of squares of each 20 ms frame, less the item's DC offset, and its number of samples.
 
-    float64 and int64 (B, frames), on the CPU. The last column is what is left of each item after its whole frames;
-    frames beyond an item's length hold 0 samples.
+    float64 and int64 (B, frames), on the CPU, which sums a row in one order whatever stands beside it. The last column
+    is what is left of each item after its whole frames; frames beyond an item's length hold 0 samples.
     """
-    items, longest = x.shape
-    lengths = torch.full((items,), longest, device=x.device) if lengths is None else lengths.to(x.device)
+    x, (items, longest) = x.cpu(), x.shape
+    lengths = torch.full((items,), longest) if lengths is None else lengths.cpu()
     whole, count = lengths // FRAME, longest // FRAME
-    position = whole[:, None] * FRAME + torch.arange(FRAME, device=x.device)
+    position = whole[:, None] * FRAME + torch.arange(FRAME)
     rest = x.gather(1, position.clamp_max(longest - 1)).masked_fill(position >= lengths[:, None], 0)
     frames = x[:, : count * FRAME].unflatten(1, (count, FRAME))
-    inside = torch.arange(count, device=x.device) < whole[:, None]
-    samples = torch.cat([inside * FRAME, (lengths - whole * FRAME)[:, None]], dim=1)
+    samples = torch.cat([(torch.arange(count) < whole[:, None]) * FRAME, (lengths - whole * FRAME)[:, None]], dim=1)
     energy, sums = (
-        torch.cat([of(frames), of(rest[:, None])], dim=1).masked_fill(samples == 0, 0).cpu().double()
-        for of in (_energy, _sum)
+        torch.cat([of(frames), of(rest[:, None])], dim=1).masked_fill(samples == 0, 0).double()
+        for of in (lambda each: torch.linalg.vector_norm(each, dim=-1).square(), lambda each: each.sum(-1))
     )
-    samples = samples.cpu()
     offset = (_total(sums) / samples.sum(1).clamp_min(1))[:, None]
     centred = energy - 2 * offset * sums + samples * offset.square()  # the sum of (x - offset)^2
     return centred.masked_fill(centred <= energy * 2.0**-20, 0), samples  # so much of a constant is rounding
-
-
-def _energy(frames: Tensor) -> Tensor:
-    """Sum of squares over the last axis, in an order that neither the batch nor its padding can change."""
-    if frames.device.type == "cpu":  # takes the rows one by one
-        return torch.linalg.vector_norm(frames, dim=-1).square()
-    return _folded(frames.square())
-
-
-def _sum(frames: Tensor) -> Tensor:
-    """Sum over the last axis, in such an order."""
-    return frames.sum(-1) if frames.device.type == "cpu" else _folded(frames)
-
-
-def _folded(sums: Tensor) -> Tensor:
-    """Sum over the last axis by element-wise additions only: the reductions of some devices depend on the whole."""
-    while sums.shape[-1] % 2 == 0:
-        first, second = sums.chunk(2, dim=-1)
-        sums = first + second
-    return sum(sums.unbind(-1))
 
 
 def _total(values: Tensor) -> Tensor:
@@ -268,18 +223,9 @@ def _labels(folder: Path) -> dict[Path, str]:
     plain = {path: re.sub("[^a-z0-9]", "", path.stem.lower()) for path in paths}
     if len(set(plain.values()) & set(NOISEX92)) >= 5:
         return {path: name for path, name in plain.items() if name in NOISEX92}
-    return {path: _kind(path.relative_to(folder)) for path in paths}
-
-
-def _kind(path: Path) -> str:
-    name = path.parts[0] if path.parent.parts else path.stem.split("_")[0]
-    return unicodedata.normalize("NFC", name).strip().lower()
-
-
-def _default_types(recordings: dict[str, list[np.ndarray]], most: int) -> Sequence[str]:
-    samples = {kind: sum(map(len, pieces)) for kind, pieces in recordings.items()}
-    longest = sorted(samples, key=lambda kind: (-samples[kind], kind))[:most]
-    return NOISEX92_STUDY if samples.keys() >= set(NOISEX92_STUDY) else longest
+    parts = {path: path.relative_to(folder).parts for path in paths}
+    kinds = {path: first if below else path.stem.split("_")[0] for path, (first, *below) in parts.items()}
+    return {path: unicodedata.normalize("NFC", kind).strip().lower() for path, kind in kinds.items()}
 
 
 def _load(path: Path) -> np.ndarray:

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pkgutil import resolve_name
 from typing import Any
 
+from ser_kd_utils.report import label_of
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -34,8 +36,8 @@ class Variant:
 
     @property
     def label(self) -> str:
-        """As tables and figures write it: a letter, alone or with a digit, stands in parentheses."""
-        return f"({self.name})" if len(self.name) <= 2 and self.name.islower() else self.name
+        """As tables and figures write it."""
+        return label_of(self.name)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ independent data.
 WA, UA, macro_f1 and WF1 as in `ser_metrics/ser_metrics.py`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -16,7 +16,6 @@ import pandas as pd
 from ser_kd_utils.files import cache_root
 
 METRICS = ("WA", "UA", "macro_f1", "WF1")
-_BATCH = 250  # resamples at a time: bounds the memory
 
 
 @cache
@@ -40,8 +39,11 @@ def interval(
 ) -> tuple[float, float, float]:
     """Value of `metric` and the ends of its percentile bootstrap interval over utterances (Efron & Tibshirani 1993)."""
     (pairs,), classes = _pairs(table)
-    ends = _bootstrap(len(pairs), lambda times: _metric(times @ pairs, classes, metric), level, resamples, seed)
-    return score(table, metric), *ends
+    rng, units = np.random.default_rng(seed), len(pairs)
+    times = (np.bincount(rng.integers(units, size=units), minlength=units) for _ in range(resamples))
+    draws = _metric(np.stack([each @ pairs for each in times]), classes, metric)
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2]).tolist()
+    return score(table, metric), low, high
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
@@ -51,18 +53,6 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
     adjusted = np.empty_like(p)
     adjusted[order] = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1)
     return adjusted
-
-
-def _same(a: pd.DataFrame, b: pd.DataFrame) -> None:
-    keys = [k for k in ("utterance", "label", "condition", "snr_db") if k in a and k in b]
-    left, right = (t[keys].drop_duplicates().sort_values(keys).reset_index(drop=True).astype(str) for t in (a, b))
-    if not left.equals(right):
-        both = left.merge(right, how="outer", indicator=True)
-        odd = both[both["_merge"] != "both"].iloc[0]
-        raise ValueError(
-            f"a paired test needs the same {', '.join(keys)} on both sides; "
-            f"{' '.join(odd[keys])} is only in the {'first' if odd['_merge'] == 'left_only' else 'second'} table"
-        )
 
 
 def _pairs(*tables: pd.DataFrame) -> tuple[list[np.ndarray], int]:
@@ -86,34 +76,8 @@ def _metric(sums: np.ndarray, classes: int, metric: str) -> np.ndarray:
     hits, actual, guessed = np.einsum("...ii->...i", confusion), confusion.sum(-1), confusion.sum(-2)
     if metric == "WA":
         return hits.sum(-1) / actual.sum(-1)
-    if metric == "UA":
-        return _share(hits, actual).sum(-1) / (actual > 0).sum(-1)
-    f1 = _share(2 * hits, actual + guessed)
+    with np.errstate(invalid="ignore"):  # nan for a class that does not occur
+        recall, f1 = hits / actual, 2 * hits / (actual + guessed)
     if metric == "WF1":
-        return (f1 * actual).sum(-1) / actual.sum(-1)
-    return f1.sum(-1) / (actual + guessed > 0).sum(-1)
-
-
-def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """part / whole, 0 where there is nothing."""
-    return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
-
-
-def _bootstrap(units: int, statistic: Callable, level: float, resamples: int, seed: int) -> tuple[float, float]:
-    """Ends of the percentile interval; `statistic` takes how often each unit was drawn: (resamples, units)."""
-    from scipy.stats import bootstrap
-
-    def of_drawn(drawn: np.ndarray, axis: int = -1) -> np.ndarray:
-        rows = np.atleast_2d(drawn)
-        places = rows + units * np.arange(len(rows))[:, None]
-        times = np.bincount(places.ravel(), minlength=rows.size).reshape(rows.shape)
-        return statistic(times.astype(float)).reshape(drawn.shape[:-1])
-
-    how = _resampling(resamples, seed)
-    found = bootstrap((np.arange(units),), of_drawn, method="percentile", confidence_level=level, **how)
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
-
-
-def _resampling(resamples: int, seed: int) -> dict[str, object]:
-    """Options of scipy's resampling functions."""
-    return {"vectorized": True, "n_resamples": resamples, "batch": _BATCH, "rng": np.random.default_rng(seed)}
+        return np.nansum(f1 * actual, -1) / actual.sum(-1)
+    return np.nanmean(recall if metric == "UA" else f1, -1)

@@ -7,7 +7,7 @@ resampled t-test of Nadeau & Bengio (2003) enlarges the variance of their mean f
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from itertools import combinations
@@ -16,11 +16,9 @@ import numpy as np
 import pandas as pd
 from scipy.special import nctdtrinc, stdtr, stdtrit
 
-from ser_kd_utils.metrics import _BATCH, _metric, _pairs, _same
+from ser_kd_utils.metrics import _metric, _pairs
 
-_RUN = ["fold", "seed"]
-
-
+_BATCH = 250  # resamples at a time: bounds the memory
 LEAST_SEEDS = 3  # nothing is decided where any fold has fewer
 
 
@@ -74,12 +72,11 @@ def effect(
     test speech of all folds together; utterances only where the tables have no such column. Every utterance has the
     same weight there, which its seeds and conditions share.
 
-    test_train: number of test utterances divided by that of training utterances (see `split_ratio`); 0 gives the usual
-    t-test of independent folds.
+    test_train: number of test utterances divided by that of training utterances; 0 gives the usual t-test of
+    independent folds.
     snrs: of an interaction, two: the difference at the first less that at the second, in dB, within each run. The SNR
     of clean speech is infinite.
-    Raises ValueError where no fold and seed is shared, where a shared one lacks an utterance or condition on one side,
-    or where an utterance has no speaker.
+    Raises ValueError where no fold and seed is shared, where a shared one lacks an utterance or condition on one side.
     """
     parts = [table[table["snr_db"].fillna(np.inf) == snr] for snr in snrs for table in (a, b)]
     tables = _on_shared_runs(parts or [a, b])
@@ -95,12 +92,14 @@ def effect(
         return scores[0] - scores[1] - (scores[2] - scores[3] if snrs else 0)
 
     units = tables[0].drop_duplicates("utterance").sort_values("utterance")  # in the order of `_pairs`
-    run, runs = pd.factorize(pd.MultiIndex.from_frame(units[_RUN]), sort=True)
+    run, runs = pd.factorize(pd.MultiIndex.from_frame(units[["fold", "seed"]]), sort=True)
     by_run = pd.Series(statistic((run == np.arange(len(runs))[:, None]).astype(float)))
     by_fold = by_run.groupby(runs.get_level_values(0))
     utterance, _ = pd.factorize(units["test_utterance"])
     share = 1 / np.bincount(utterance)[utterance]  # an utterance's runs share its weight
-    speaker, rng = _speakers(units.drop_duplicates("test_utterance")), np.random.default_rng(0)
+    tested = units.drop_duplicates("test_utterance")
+    speaker, _ = pd.factorize(tested.get("speaker", default=np.zeros(len(tested))))
+    rng = np.random.default_rng(0)
     batches = (min(_BATCH, resamples - done) for done in range(0, resamples, _BATCH))
     draws = [statistic(_drawn(speaker, size, rng)[:, utterance] * share) for size in batches]
     return from_folds(by_fold.mean(), int(by_fold.size().min()), test_train, np.concatenate(draws))
@@ -148,7 +147,7 @@ def verdict(effect: Effect, p: float, gate: bool = True, margin: float = 0) -> s
     three seeds.
 
     p: corrected for the family of claims (`holm`).
-    gate: False where what the claim presumes does not hold (`beats`); then the premise is not met.
+    gate: False where what the claim presumes does not hold; then the premise is not met.
     margin: where above 0, the claim is non-inferiority: `a` is worse than `b` by less than this, and p is that of
     `p_above(-margin)`. It is supported where both 90 % intervals lie above -margin and p is under 5 %, contradicted
     where both lie below -margin. Each end of a 90 % interval is a one-sided test at 5 %. The margin must be declared
@@ -170,21 +169,6 @@ def why_undecided(effect: Effect) -> str:
     return ", ".join(few) or "not told from chance"
 
 
-def beats(teacher_dev: np.ndarray, student_dev: np.ndarray) -> bool:
-    """The gate of a claim about distillation: whether the teacher's mean dev score is above that of its student.
-
-    Both arrays are (folds, seeds) and nan where there is no run; a teacher with one seed may be (folds, 1). The mean is
-    over the folds and seeds that both have; where there are none the answer is False.
-    """
-    difference = np.asarray(teacher_dev, dtype=float) - np.asarray(student_dev, dtype=float)
-    return bool(np.sum(difference[np.isfinite(difference)]) > 0)
-
-
-def split_ratio(sizes: Iterable[Mapping[str, int]]) -> float:
-    """Mean over runs of n_test / n_train, from the `sizes` in their protocols. Dev speech trains no weights."""
-    return float(np.mean([size["test"] / size["train"] for size in sizes]))
-
-
 def from_folds(by_fold: Sequence[float], seeds: int, test_train: float, draws: np.ndarray) -> Effect:
     """The Effect of given differences by fold, each a mean over `seeds` or more, and of the bootstrap's differences.
 
@@ -200,24 +184,23 @@ def from_folds(by_fold: Sequence[float], seeds: int, test_train: float, draws: n
 
 def _on_shared_runs(tables: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
     """The tables on the runs that all have. `utterance` then names the run as well, `test_utterance` does not."""
-    runs = reduce(pd.merge, (table[_RUN].drop_duplicates() for table in tables))
+    runs = reduce(pd.merge, (table[["fold", "seed"]].drop_duplicates() for table in tables))
     if runs.empty:
         raise ValueError("the tables share no fold and seed in this speech: record both for the same ones")
 
-    def named(table: pd.DataFrame) -> pd.DataFrame:
-        run = "fold " + table["fold"].astype(str) + " seed " + table["seed"].astype(str) + " "
-        return table.assign(test_utterance=table["utterance"], utterance=run + table["utterance"])
+    def name(table: pd.DataFrame) -> pd.Series:
+        return "fold " + table["fold"].astype(str) + " seed " + table["seed"].astype(str) + " " + table["utterance"]
 
-    return [named(table.merge(runs)) for table in tables]
+    shared = (table.merge(runs) for table in tables)
+    return [table.assign(test_utterance=table["utterance"], utterance=name) for table in shared]
 
 
-def _speakers(utterances: pd.DataFrame) -> np.ndarray:
-    """The speaker of each utterance as a number from 0 on; the same for all where no speakers are known."""
-    found, _ = pd.factorize(utterances.get("speaker", default=np.zeros(len(utterances))))
-    if (found < 0).any():
-        unknown = utterances["test_utterance"][found < 0].iloc[0]
-        raise ValueError(f"utterance {unknown} has no speaker: give a speaker for all or for none")
-    return found
+def _same(a: pd.DataFrame, b: pd.DataFrame) -> None:
+    keys = [key for key in ("utterance", "label", "condition", "snr_db") if key in a and key in b]
+    both = pd.merge(*(table[keys].drop_duplicates().astype(str) for table in (a, b)), how="outer", indicator=True)
+    for *odd, side in both[both["_merge"] != "both"].itertuples(index=False):
+        place = f"{' '.join(odd)} is only in the {'first' if side == 'left_only' else 'second'} table"
+        raise ValueError(f"a paired test needs the same {', '.join(keys)} on both sides; {place}")
 
 
 def _drawn(speaker: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:

@@ -15,8 +15,8 @@ correction for the method's claims and, of a claim about distillation, a teacher
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ from ser_kd_utils.metrics import effects, holm
 from ser_kd_utils.metrics.effects import LEAST_SEEDS, Effect
 from ser_kd_utils.records import Run
 from ser_kd_utils.report import tables as report
-from ser_kd_utils.report.tables import BLANK, Cell, Line, Sample, Selection, Table, word
+from ser_kd_utils.report.tables import BLANK, Cell, Column, Line, PointEstimate, Sample, Selection, Table, word
 
 INTERVAL, OVER_UTTERANCES, CORRECTED = "95 % interval", "95 % over utterances", "p (Holm)"
 OVER_FOLDS = [INTERVAL, "p", CORRECTED, "smallest detectable"]  # what one fold cannot fill
@@ -61,6 +61,10 @@ class Comparison:
         return f"({self.better}) - ({self.worse}){less}"
 
     @property
+    def line(self) -> Line:
+        return {"claim": word(self.claim), "tested by": word(f"{self.words}, {self.condition}")}
+
+    @property
     def key(self) -> tuple[Any, ...]:
         """What is tested, either way round."""
         return frozenset((self.better, self.worse)), self.condition, self.margin, self.snrs
@@ -68,44 +72,58 @@ class Comparison:
 
 class Tested(NamedTuple):
     """A comparison on what both variants have. premise: whether it holds, and the words for it; whole: the two in all
-    speech; samples: in the speech of the test, of several corpora two of each; p: of what is claimed; corrected: for
-    the family that it belongs to (Holm)."""
+    speech; samples: in the speech of the test, of several corpora two of each; corrected: p for the family that it
+    belongs to (Holm)."""
 
     use: Comparison
     premise: tuple[bool, str]
     whole: list[Sample]
     samples: list[Sample]
     effect: Effect
-    p: float
     corrected: float = 1
+
+    @property
+    def p(self) -> float:
+        """Of what is claimed."""
+        return self.effect.p_above(-self.use.margin / 100) if self.use.margin else self.effect.p
+
+    def line(self, points: str) -> Line:
+        """The difference in points with its intervals and test; blank is what one fold cannot tell. points: the
+        column's name; its cell has the interval over folds or, where there is none, that over utterances."""
+        cell, known = partial(_cell, self.samples), bool(np.isfinite(self.effect.error))
+        value, detectable, *ends = _points(self.effect.difference, self.effect.detectable, *self.effect.ends().tolist())
+        folds, units = ends[:2], ends[2:]
+        over_folds = cell(str(folds), folds), cell(round(self.p, 4)), cell(round(self.corrected, 4)), cell(detectable)
+        line = {points: cell(value, folds if known else units), INTERVAL: BLANK}
+        line |= {OVER_UTTERANCES: cell(str(units), units)}
+        line |= dict(zip(OVER_FOLDS, over_folds if known else [BLANK] * 4, strict=True))
+        designs = ", ".join(report.design(sample).text for sample in self.samples[::2])
+        return line | {"folds x seeds": word(designs, self.samples[0].runs)}
 
     def judged(self) -> Line:
         """The claim with its test, premise and verdict, and what is missing where that is undecided."""
         verdict = effects.verdict(self.effect, self.corrected, self.premise[0], self.use.margin / 100)
         reason = effects.why_undecided(self.effect) if verdict == "undecided" else ""
-        line = _named(self.use) | line_of(*self[3:], POINTS) | {"premise": word(self.premise[1])}
+        line = self.use.line | self.line(POINTS) | {"premise": word(self.premise[1])}
         return line | {"verdict": _cell(self.samples, verdict), "reason": word(reason)}
 
 
+@dataclass(frozen=True)
 class Differences(Table):
-    """A table with a test in each line."""
+    """A table with a test in each line; family: of a table of verdicts, that whose claims they are."""
+
+    family: Family | None = None
 
     @property
     def caption(self) -> str:
         infos = [run.info for run in self.runs]
-        counted = Counter((info["variant"], info["protocol"].get("mark"), info["fold"]) for info in infos)
+        seeds = Counter((info["variant"], info["protocol"].get("mark"), info["fold"]) for info in infos)
         units = "speakers and utterances" if infos[0]["corpus"] in SPEAKERS else "utterances"
-        told = "differences: mean over folds, seeds averaged within each; 95 % interval and p: corrected t-test over "
-        told += f"folds; over utterances: bootstrap over {units}, given these models; fewest seeds in a fold: "
-        fewest = f"{min(counted.values())}, a verdict takes {LEAST_SEEDS}"
-        return f"{told}{fewest}; undecided is not equal; {super().caption}"
-
-
-@dataclass(frozen=True)
-class Claims(Differences):
-    """The claims of a family that were tested, each with its verdict, in their order."""
-
-    family: Family = field(kw_only=True)
+        return (
+            "differences: mean over folds, seeds averaged within each; 95 % interval and p: corrected t-test over "
+            f"folds; over utterances: bootstrap over {units}, given these models; fewest seeds in a fold: "
+            f"{min(seeds.values())}, a verdict takes {LEAST_SEEDS}; undecided is not equal; {super().caption}"
+        )
 
 
 @dataclass(frozen=True)
@@ -128,7 +146,7 @@ class Family:
             whole = report.together(self.runs, Selection((use.better,)), Selection((use.worse,)))
             samples = [sample.at(use.condition, use.snrs or None) for sample in whole]
             if whole and {*use.snrs} <= {*samples[0].table["snr_db"]}:
-                yield _tested(use, self.premise(use.gate), whole, samples, effect_of(*samples, use.snrs))
+                yield Tested(use, self.premise(use.gate), whole, samples, effect_of(*samples, use.snrs))
 
     def tested(self, declared: Iterable[Comparison]) -> list[Tested]:
         """Those of which both variants are recorded; other p than of claims are corrected for their number."""
@@ -138,45 +156,51 @@ class Family:
         return [each._replace(corrected=p[each.use.key]) for each in found]
 
     def differences(
-        self, name: str, keys: tuple[str, ...], declared: Iterable[Comparison], points: str,
-        cells: Callable[[Comparison, Sample, Sample], Line], readings: Sequence[str],
+        self, name: str, declared: Iterable[Comparison], points: str, readings: Sequence[str],
+        columns: Mapping[str, tuple[int, Column]],
     ) -> Table:  # fmt: skip
-        """A line for each comparison: the given cells, made from all speech of the two, the difference in points, and
-        the reading: one of two where the first is better and where the second is, or undecided."""
+        """A line for each comparison: the columns, the difference in points and the reading.
+
+        readings: the words for a first that is better and for a second that is, else undecided. columns: each of the
+        first (0) or the second (1) in all speech; the first column names the line. Without any, the two are named.
+        """
         words = dict(zip(("supported", "contradicted"), readings, strict=True))
 
         def lines() -> Iterator[Line]:
             for each in self.tested(declared):
                 reading = words.get(effects.verdict(each.effect, each.corrected), "undecided")
                 reading += ": one fold" * (len(each.effect.by_fold) == 1)
-                line = cells(each.use, *each.whole) | line_of(*each[3:], points)
-                yield line | {"reading": _cell(each.samples, reading)}
+                line = {title: column(each.whole[side]) for title, (side, column) in columns.items()}
+                line = line or {"rows": word(each.use.words), "speech": word(each.use.condition)}
+                yield line | each.line(points) | {"reading": _cell(each.samples, reading)}
 
-        return Differences(name, keys, lines)
+        return Differences(name, (*columns,)[:1] or ("rows", "speech"), lines)
 
     def comparisons(self, name: str, declared: Iterable[Comparison]) -> Table:
-        readings = ("first is better", "second is better")
-        return self.differences(name, ("rows", "speech"), declared, "UA, points", _rows, readings)
+        return self.differences(name, declared, "UA, points", ("first is better", "second is better"), {})
 
-    def components(self, name: str, known: Iterable[str], condition: str) -> Table:
+    def with_baselines(self, kind: str, known: Collection[str], condition: str) -> list[Comparison]:
+        """The recorded variants of a kind, each with its baseline; known: their order."""
+        baselines = {run.info["variant"]: run.info["baseline"] for run in self.runs}
+        return [Comparison(each, baselines[each], condition) for each in report.recorded(self.runs, kind, known)]
+
+    def components(self, name: str, known: Collection[str], condition: str) -> Table:
         """Variants with one component changed, each against its baseline; UA in percent.
 
         known: their order; condition: the speech in which the difference is tested.
         """
-        baselines = {run.info["variant"]: run.info["baseline"] for run in self.runs}
-        names = report.recorded(self.runs, "component", known)
-
-        def cells(use: Comparison, own: Sample, other: Sample) -> Line:
-            line = {key: report.told(told)(own) for key, told in (("row", "title"), ("question", "question"))}
-            line["against"] = report.label(other)
-            return line | {f"UA {part}": own.at(part).score() for part in ("clean", "noisy")}
-
-        declared = [Comparison(variant, baselines[variant], condition) for variant in names]
-        return self.differences(name, ("row",), declared, "difference, points", cells, ("better", "worse"))
+        columns = {
+            "row": (0, report.told("title")),
+            "question": (0, report.told("question")),
+            "against": (1, report.label),
+        }
+        columns |= {f"UA {part}": (0, PointEstimate(part)) for part in ("clean", "noisy")}
+        declared = self.with_baselines("component", known, condition)
+        return self.differences(name, declared, "difference, points", ("better", "worse"), columns)
 
     def verdicts(self, name: str) -> Table:
         """Each claim of which both variants are recorded, with its test, premise and verdict."""
-        return Claims(name, ("claim",), lambda: [each.judged() for each in self.claimed], family=self)
+        return Differences(name, ("claim",), lambda: [each.judged() for each in self.claimed], family=self)
 
     def premise(self, gate: tuple[str, str] | None) -> tuple[bool, str]:
         """Whether the teacher has the higher dev UA, and the words for it; True where that cannot be known.
@@ -190,9 +214,9 @@ class Family:
         words = f"{Comparison(*gate).words} on dev"
         if kinds[0] != kinds[1] or not kinds[0]:
             return True, f"{words}: not on the same kind of speech"
-        teacher, student = pd.DataFrame.align(*map(_dev_scores, sides))
-        points = 100 * (teacher - student).stack().mean()
-        return effects.beats(teacher.to_numpy(), student.to_numpy()), f"{words}: {points:+.1f} points"
+        teacher, student = map(_dev_scores, sides)
+        points = 100 * (teacher - student).mean()  # over the folds and seeds that both have
+        return bool(points > 0), f"{words}: {points:+.1f} points"
 
     def null(self, name: str, known: Iterable[str], condition: str) -> Table:
         """Each of the known variants that has several seeds, seed against seed through the same test: what chance alone
@@ -229,12 +253,10 @@ def _with_speakers(sample: Sample) -> pd.DataFrame:
 
 
 def _test_train(sample: Sample) -> float:
-    own = (run for run in sample.runs if run.info["variant"] in sample.selection.variants)
-    return effects.split_ratio(run.info["protocol"]["sizes"] for run in own)
-
-
-def _tested(use: Comparison, *found: Any) -> Tested:
-    return Tested(use, *found, found[-1].p_above(-use.margin / 100) if use.margin else found[-1].p)
+    """Mean over the variant's runs of n_test / n_train. Dev speech trains no weights."""
+    own = [run for run in sample.runs if run.info["variant"] in sample.selection.variants]
+    sizes = pd.DataFrame([run.info["protocol"]["sizes"] for run in own])
+    return float((sizes["test"] / sizes["train"]).mean())
 
 
 def _corrected(family: Iterable[Tested]) -> list[Tested]:
@@ -244,10 +266,10 @@ def _corrected(family: Iterable[Tested]) -> list[Tested]:
     return [each._replace(corrected=corrected) for each, corrected in zip(found, p, strict=True)]
 
 
-def _dev_scores(runs: Sequence[Run]) -> pd.DataFrame:
-    """Dev UA at the chosen epoch, (folds, seeds)."""
+def _dev_scores(runs: Sequence[Run]) -> pd.Series:
+    """Dev UA at the chosen epoch by fold and seed."""
     infos = ((run.info, run.history["dev_UA"]) for run in runs)
-    return pd.Series({(info["fold"], info["seed"]): dev[info["best_epoch"]] for info, dev in infos}).unstack()
+    return pd.Series({(info["fold"], info["seed"]): dev[info["best_epoch"]] for info, dev in infos})
 
 
 def _points(*values: float) -> list[float]:
@@ -266,31 +288,6 @@ def _cell(samples: Sequence[Sample], value: float | str, ends: Sequence[float] =
     return BLANK if pd.isna(value) else Cell(value, str(value), *ends, runs, use if len(samples) == 2 else None)
 
 
-def line_of(samples: Sequence[Sample], found: Effect, p: float, corrected: float, points: str) -> Line:
-    """The difference in points with its intervals and test; blank is what one fold cannot tell. points: the column's
-    name; its cell has the interval over folds or, where there is none, that over utterances."""
-    cell, known = partial(_cell, samples), bool(np.isfinite(found.error))
-    value, detectable, *ends = _points(found.difference, found.detectable, *found.ends().tolist())
-    folds, units = ends[:2], ends[2:]
-    over_folds = cell(str(folds), folds), cell(round(p, 4)), cell(round(corrected, 4)), cell(detectable)
-    line = {points: cell(value, folds if known else units), INTERVAL: BLANK, OVER_UTTERANCES: cell(str(units), units)}
-    line |= dict(zip(OVER_FOLDS, over_folds if known else [BLANK] * 4, strict=True))
-    return line | {"folds x seeds": word(", ".join(report.design(each).text for each in samples[::2]), samples[0].runs)}
-
-
-def _rows(use: Comparison, *_: Sample) -> Line:
-    return {"rows": word(use.words), "speech": word(use.condition)}
-
-
-def _named(use: Comparison) -> Line:
-    return {"claim": word(use.claim), "tested by": word(f"{use.words}, {use.condition}")}
-
-
-def difference_of(line: Line) -> Cell:
-    """The cell with the difference in points."""
-    return next(cell for cell in line.values() if cell.selection and cell.selection.difference)
-
-
 # --- the claims of all methods on all corpora
 
 
@@ -298,39 +295,38 @@ def ledger(evidence: Mapping[str, Mapping[str, Mapping[str, Table]]]) -> Table:
     """A line for each claim on each corpus of a profile and, where two of them have a test over folds, one for both.
 
     evidence: all tables by profile, corpus and name; of recorded speech only, since synthetic speech supports no claim.
-    A verdict that its method has withdrawn stands as withdrawn and is not pooled.
     """
     words = (
         "differences of UA: mean over folds, seeds averaged within each; 95 % interval: corrected t-test over folds; "
-    )
-    words += (
         "Holm: within a method's claims; pooled: fixed effect over corpora with a test over folds, Holm within the "
+        f"pooled claims; not run: not recorded; a verdict takes {LEAST_SEEDS} seeds; undecided is not equal"
     )
-    words += f"pooled claims; not run: not recorded; a verdict takes {LEAST_SEEDS} seeds; undecided is not equal"
 
     def lines() -> Iterator[Line]:
         for profile, corpora in evidence.items():
-            for name in (name for name, table in [*corpora.values()][0].items() if isinstance(table, Claims)):
-                own = {f"{corpus}-{profile}": tables[name] for corpus, tables in corpora.items()}
-                found = {place: {table.key(line): line for line in table.lines} for place, table in own.items()}
-                found[f"pooled, {profile}"] = {each.use.claim: each.judged() for each in _pooled(own.values())}
-                for use in {use.claim: use for table in own.values() for use in table.family.claims}.values():
-                    for place in (place for place, known in found.items() if place in own or use.claim in known):
-                        line = _named(use) | found[place].get(use.claim, {"verdict": word("not run")})
+            for name in (name for name, table in [*corpora.values()][0].items() if getattr(table, "family", None)):
+                families = {f"{corpus}-{profile}": tables[name].family for corpus, tables in corpora.items()}
+                found = {place: family.claimed for place, family in families.items()}
+                found[f"pooled, {profile}"] = _pooled(sum(found.values(), []))
+                tested = {(each.use.claim, place): each.judged() for place in found for each in found[place]}
+                claims = {use.claim: use for family in families.values() for use in family.claims}
+                for claim, place in ((claim, place) for claim in claims for place in found):
+                    if place in families or (claim, place) in tested:
+                        line = claims[claim].line | tested.get((claim, place), {"verdict": word("not run")})
                         line |= {"table": word(name), PLACE: word(place)}
                         yield {column: line.get(column, BLANK) for column in LEDGER}
 
     return Table("CLAIMS", ("table", "claim", PLACE), lines, words)
 
 
-def _pooled(tables: Iterable[Claims]) -> list[Tested]:
+def _pooled(tested: Iterable[Tested]) -> list[Tested]:
     """Those claims of a method that several corpora have tested over folds."""
     pools: dict[str, list[Tested]] = {}
-    for each, line in (pair for table in tables for pair in zip(table.family.claimed, table.lines, strict=True)):
-        if np.isfinite(each.effect.error) and line["verdict"].text != "withdrawn":
+    for each in tested:
+        if np.isfinite(each.effect.error):
             pools.setdefault(each.use.claim, []).append(each)
     found = []
-    for use, premises, _, samples, tested, *_ in (zip(*pool, strict=True) for pool in pools.values() if len(pool) > 1):
+    for use, premises, _, samples, tested, _ in (zip(*pool, strict=True) for pool in pools.values() if len(pool) > 1):
         premise = all(holds for holds, _ in premises), ""
-        found.append(_tested(use[0], premise, [], sum(samples, []), effects.pooled(tested)))
+        found.append(Tested(use[0], premise, [], sum(samples, []), effects.pooled(tested)))
     return _corrected(found)

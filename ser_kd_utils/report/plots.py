@@ -15,7 +15,6 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from ser_kd_utils.metrics import interval, score
-from ser_kd_utils.report.differences import difference_of
 from ser_kd_utils.report.tables import Cell, Table
 
 # Okabe & Ito (2008), and a marker each, so that they differ without colour too
@@ -211,8 +210,8 @@ def embedding_map(points: Mapping[str, np.ndarray], labels: Sequence[str], colum
 
 def ablation_points(table: Table, axis_label: str) -> Figure:
     """A dot with its 95 % interval for each line of a table of differences, in its order; axis_label: of what."""
-    names = [table.key(line) for line in table.lines]
-    figure = _dots(names, {axis_label: [difference_of(line) for line in table.lines]})
+    found = [[cell for cell in line.values() if cell.selection and cell.selection.difference] for line in table.lines]
+    figure = _dots([table.key(line) for line in table.lines], {axis_label: [cells[0] for cells in found]})
     figure.axes[0].axvline(0, color="black", linewidth=1)
     return figure
 

@@ -57,8 +57,7 @@ def linear_cka(x: np.ndarray, y: np.ndarray) -> float:
     0: no linear relation, 1: the same up to rotation, scale and shift (Kornblith et al. 2019). Give many more rows than
     columns: unrelated white noise of n rows and p columns scores about p / (n + p), not 0.
     """
-    x, y = (np.asarray(states, dtype=np.float64) for states in (x, y))
-    x, y = x - x.mean(0), y - y.mean(0)
+    x, y = (states - states.mean(0, dtype=np.float64) for states in (x, y))
     norm = np.linalg.norm
     return float(norm(y.T @ x) ** 2 / (norm(x.T @ x) * norm(y.T @ y)))
 

@@ -18,7 +18,7 @@ averaged over seeds first. It says how much the choice of utterances matters.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial, reduce
 from typing import Any
@@ -28,6 +28,7 @@ import pandas as pd
 
 from ser_kd_utils.metrics import interval, score
 from ser_kd_utils.records import EVIDENCE, Run, predictions
+from ser_kd_utils.report import label_of
 
 Line = dict[str, "Cell"]
 
@@ -131,17 +132,10 @@ class Table:
             lambda cell: cell.value if cell.text in ("", str(cell.value)) else cell.text
         )
 
-    def csv(self) -> str:
-        return self.frame.to_csv(index=False)
-
     def key(self, line: Line) -> str:
         """What tells the line apart, in words: `(e)`, or `hum, 0, (e)`."""
         cells = (line[name] for name in self.keys if line[name].text)
         return ", ".join(f"{cell.value:g}" if isinstance(cell.value, float) else cell.text for cell in cells)
-
-    def cell(self, key: str, column: str) -> Cell:
-        """Raises KeyError for a line that is not there."""
-        return {self.key(line): line for line in self.lines}[key].get(column, BLANK)
 
 
 @dataclass(frozen=True)
@@ -166,14 +160,6 @@ class Sample:
             snrs = table["in_range"] if snr_db is None else table["snr_db"].isin(np.atleast_1d(snr_db))
             table = table[kinds & snrs]
         return Sample(table, self.runs, selection)
-
-    def score(self, metric: str = "UA", with_interval: bool = False) -> Cell:
-        """`metric` in percent."""
-        selection = replace(self.selection, metric=metric)
-        found = interval(self.table, metric) if with_interval else [score(self.table, metric)]
-        value, *ends = (round(100 * part, 1) for part in found)
-        text = f"{value} {ends}" if ends else str(value)
-        return Cell(value, text, *ends, runs=self.runs, selection=selection)
 
 
 def mark_of(run: Run) -> str:
@@ -200,18 +186,18 @@ def together(runs: Sequence[Run], *selections: Selection) -> list[Sample]:
     if shared.empty:
         return []
     found = [table.merge(shared) for table in tables]
-    pairs = [table[["fold", "seed"]].drop_duplicates() for table in found]
+    pairs = [part[["fold", "seed"]].drop_duplicates() for part in found]
     kept = [
-        [run for run in some if ((there["fold"] == run.info["fold"]) & (there["seed"] == run.info["seed"])).any()]
-        for some, there in zip(chosen, pairs, strict=True)
+        [run for run in some if (run.info["fold"], run.info["seed"]) in met.itertuples(index=False, name=None)]
+        for some, met in zip(chosen, pairs, strict=True)
     ]
     samples = []
-    for place, (use, table) in enumerate(zip(selections, found, strict=True)):
-        narrowed = len(table) < len(tables[place].merge(pairs[place]))  # by what else than missing runs
+    for use, whole, part, met, own in zip(selections, tables, found, pairs, kept, strict=True):
+        narrowed = len(part) < len(whole.merge(met))  # by what else than missing runs
         others = tuple(other for other in selections if other != use) if narrowed else ()
-        own = dict.fromkeys(kept[place] + sum(kept, []) * narrowed)
-        table = _in_words_of(found[0], table, by) if across else table
-        samples.append(Sample(table, tuple(own), replace(use, condition="all", beside=others)))
+        runs_behind = tuple(dict.fromkeys(own + sum(kept, []) * narrowed))
+        part = _in_words_of(found[0], part, by) if across else part
+        samples.append(Sample(part, runs_behind, replace(use, condition="all", beside=others)))
     return samples
 
 
@@ -234,11 +220,10 @@ def aligned(runs: Sequence[Run], names: Iterable[str]) -> dict[str, Sample]:
     return dict(zip(found, samples, strict=False))  # nothing in common, no sample
 
 
-def recorded(runs: Sequence[Run], kind: str, known: Iterable[str] = ()) -> list[str]:
+def recorded(runs: Sequence[Run], kind: str, known: Collection[str]) -> list[str]:
     """The variants of this kind that are recorded: known ones in their order, then what the code trains no longer."""
-    order = {name: place for place, name in enumerate(known)}
     found = {run.info["variant"] for run in runs if run.info["kind"] == kind}
-    return sorted(found, key=lambda name: (order.get(name, len(order)), name))
+    return [name for name in known if name in found] + sorted(found - {*known})
 
 
 # --- columns: each makes a cell of a sample
@@ -256,18 +241,32 @@ class Score:
     with_interval: bool = True
 
     def __call__(self, sample: Sample) -> Cell:
-        return sample.at(self.condition, self.snr_db).score(self.metric, self.with_interval)
+        part = sample.at(self.condition, self.snr_db)
+        found = interval(part.table, self.metric) if self.with_interval else [score(part.table, self.metric)]
+        value, *ends = (round(100 * each, 1) for each in found)
+        selection = replace(part.selection, metric=self.metric)
+        return Cell(value, f"{value} {ends}" if ends else str(value), *ends, runs=part.runs, selection=selection)
+
+
+PointEstimate = partial(Score, with_interval=False)
 
 
 def label(sample: Sample) -> Cell:
-    """The variant as tables write it: a single letter stands in parentheses."""
     (name,) = sample.selection.variants
-    return word(f"({name})" if len(name) <= 2 and name.islower() else name, sample.runs)
+    return word(label_of(name), sample.runs)
 
 
 def told(key: str) -> Column:
     """What is recorded under this key: "title", "question", "baseline"."""
     return lambda sample: word(sample.info[key], sample.runs)
+
+
+MODEL: dict[str, Column] = {
+    "row": label,
+    "model": told("title"),
+    "parameters": lambda sample: word(f"{sample.info['parameters'] / 1e6:.2f}M"),
+}
+"""The first columns of a table of models."""
 
 
 def design(sample: Sample) -> Cell:
@@ -313,10 +312,9 @@ def scores(
 
 def in_noise(name: str, runs: Sequence[Run], names: Iterable[str]) -> Table:
     """UA in percent, clean and by SNR (mean of the noise types), of these variants on what those recorded share."""
-    plain = partial(Score, with_interval=False)
-    by_snr = {f"UA {snr:.0f} dB": plain(snr_db=snr) for snr in snrs(runs)}
-    columns = {"row": label, "model": told("title"), "UA clean": plain("clean"), **by_snr, "UA noisy": plain()}
-    return scores(name, lambda: aligned(runs, names), columns | {"folds x seeds": design})
+    by_snr = {f"UA {snr:.0f} dB": PointEstimate(snr_db=snr) for snr in snrs(runs)}
+    columns = {"row": label, "model": told("title"), "UA clean": PointEstimate("clean"), **by_snr}
+    return scores(name, lambda: aligned(runs, names), columns | {"UA noisy": PointEstimate(), "folds x seeds": design})
 
 
 # --- what is said of the records, and what is published
@@ -327,9 +325,9 @@ def about(runs: Sequence[Run]) -> str:
     info = runs[0].info
     speech = "synthetic speech: says nothing about people" if info["protocol"]["synthetic"] else "recorded speech"
     low, high = info["settings"]["noise"]["train_snr_db"]
-    below = ", ".join(f"{snr:g}" for snr in snrs(runs) if snr < low)
+    below = [f"{snr:g}" for snr in snrs(runs) if snr < low]
     noisy = f"noisy: {low:g} to {high:g} dB, the range of training"
-    noisy += f" ({below} dB was not trained on)" if below else ""
+    noisy += f" ({', '.join(below)} dB was not trained on)" * bool(below)
     protocols = "; ".join(sorted({f"{mark_of(run)} {protocol_of(run)}".strip() for run in runs}))
     return f"{info['corpus']}, profile {info['profile']}, {speech}; {noisy}; protocol: {protocols}"
 

@@ -1,6 +1,4 @@
-"""Tables as files: CSV, Markdown and LaTeX with the protocol below; and the README's tables."""
-
-from __future__ import annotations
+"""Tables as files: CSV, Markdown and LaTeX with the protocol below."""
 
 import re
 import textwrap
@@ -9,11 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from ser_kd_utils.records import EVIDENCE, Run, read_runs
+from ser_kd_utils.records import Run, read_runs
 from ser_kd_utils.report.differences import ledger
 from ser_kd_utils.report.tables import Table, folds_x_seeds, mark_of
-
-README = EVIDENCE.parent / "README.md"
 
 
 def write(table: Table, folder: Path) -> None:
@@ -26,7 +22,7 @@ def write(table: Table, folder: Path) -> None:
         return
     target, frame = folder / "tables", table.frame
     target.mkdir(parents=True, exist_ok=True)
-    (target / f"{table.name}.csv").write_text(table.csv(), encoding="utf-8")
+    (target / f"{table.name}.csv").write_text(table.frame.to_csv(index=False), encoding="utf-8")
     shared = [name for name in ("folds x seeds", "command") if name in frame and frame[name].nunique() == 1]
     below = f"*Protocol.* {card(table.runs)}"
     below += f" Command: `{frame['command'].iloc[0]}`" if "command" in shared else ""
@@ -97,23 +93,3 @@ def _split(runs: Sequence[Run]) -> str:
     lacking = [f"no {label} in fold {fold}" for fold, own in tested.items() for label in own if not own[label]]
     told += [f"Missing from the test: {', '.join(lacking)}, whose scores leave it out"] if lacking else []
     return ". ".join(told if name else [*told, f"Selection: {protocol['selection']}"])
-
-
-def update_readme(check: bool = False) -> int:
-    """Fill each `<!-- table PATH: COLUMNS -->` ... `<!-- end -->` of the README from the CSV file results/PATH, or with
-    `check` only compare. Returns 0 when they agree.
-    """
-
-    def fill(match: re.Match) -> str:
-        frame = pd.read_csv(EVIDENCE / match[1], dtype=str, keep_default_na=False)[match[2].split(", ")]
-        table = re.sub(" {2,}", " ", re.sub("-{4,}", "---", frame.to_markdown(index=False)))  # not padded
-        return f"<!-- table {match[1]}: {match[2]} -->\n{table}\n<!-- end -->"
-
-    old = README.read_text(encoding="utf-8")
-    new = re.sub(r"<!-- table (\S+): (.+?) -->\n.*?<!-- end -->", fill, old, flags=re.DOTALL)
-    if new != old and check:
-        print("The README's tables differ from results/: run `ser-kd readme`.")
-        return 1
-    if new != old:
-        README.write_text(new, encoding="utf-8")
-    return 0

@@ -14,6 +14,7 @@ import pandas as pd
 
 from ser_kd_utils.methods import METHODS, settings_of, tables_of
 from ser_kd_utils.records import Run, folders, read_runs
+from ser_kd_utils.report import label_of
 from ser_kd_utils.report.tables import BLANK, Cell, command, mark_of
 from ser_kd_utils.report.write import card
 from ser_kd_utils.reproduce import counted
@@ -98,7 +99,7 @@ def _filled(text: str) -> str:
 
 
 def _named(*names: str) -> str:
-    return ", ".join(f"({name})" if len(name) <= 2 and name.islower() else name for name in names if name)
+    return ", ".join(label_of(name) for name in names if name)
 
 
 def _tell_what_counts(column: str, cell: Cell) -> None:

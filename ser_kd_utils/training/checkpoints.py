@@ -1,6 +1,5 @@
 """What a killed training resumes from: one file after each epoch, of tensors and plain values."""
 
-import pickle
 import warnings
 from pathlib import Path
 from typing import Any
@@ -23,13 +22,10 @@ def save_checkpoint(folder: Path, epoch: int, checkpoint: dict[str, Any]) -> Non
 def last_checkpoint(folder: Path) -> dict[str, Any] | None:
     """The newest checkpoint that is as it was written; None where there is none. Warns of each that is damaged.
 
-    Raises ValueError for a file that holds more than tensors and plain values: what it holds is not executed.
+    Raises pickle.UnpicklingError for a file that holds more than tensors and plain values, which is not executed.
     """
     for path in sorted(folder.glob("epoch-*.pt"), reverse=True):
         if path.stem.endswith(sha256(path)):
-            try:
-                return torch.load(path, map_location="cpu", weights_only=True)
-            except pickle.UnpicklingError:
-                raise ValueError(f"{path.name} holds more than tensors and plain values: delete {folder}.") from None
+            return torch.load(path, map_location="cpu", weights_only=True)
         warnings.warn(f"{path.name} is damaged and was left out: training resumes from before it.", stacklevel=3)
     return None

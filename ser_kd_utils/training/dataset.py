@@ -21,7 +21,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from ser_kd_utils.data.audio import AudioCache
 from ser_kd_utils.data.features import HOP, on_disk
 from ser_kd_utils.data.noise import NoiseBank, draw, keyed_rng, mix
-from ser_kd_utils.records import replaced
+from ser_kd_utils.files import make_once
 
 
 class KeyedSampler(torch.utils.data.Sampler):
@@ -80,9 +80,9 @@ class SpeechDataset(torch.utils.data.Dataset):
     classes: class index of each utterance to train on, or UNLABELLED; longest: samples; noise None: clean speech;
     types: noise types to draw from; clean_fraction: of the items, not mixed with noise; states, layers: what a teacher
     says of each frame, and which of its layers are wanted; targets: by its name in a batch, what a teacher says of each
-    window; features: a tensor (windows, frames, width), or, with `frames`, an array (frames, width) of each utterance,
-    of which a random stretch of at most so many frames is taken, or a list of such arrays, for one epoch after the
-    other and again from the first. Raises ValueError without utterances.
+    window; features: a tensor (windows, frames, width), or, with `frames`, for one epoch after the other and again from
+    the first, an array (frames, width) of each utterance, of which a random stretch of at most so many frames is taken.
+    Raises ValueError without utterances.
     """
 
     audio: Mapping[str, np.ndarray] | AudioCache
@@ -97,7 +97,7 @@ class SpeechDataset(torch.utils.data.Dataset):
     states: TeacherOutputs | None = None
     layers: Sequence[int] = ()
     targets: Mapping[str, Tensor] = field(default_factory=dict)
-    features: Tensor | Mapping[str, np.ndarray] | list[Mapping[str, np.ndarray]] | None = None
+    features: Tensor | Sequence[Mapping[str, np.ndarray]] | None = None
     frames: int = 0
     order: Callable[..., list[int]] = length_grouped
     epoch: int = 0
@@ -147,9 +147,7 @@ class SpeechDataset(torch.utils.data.Dataset):
             batch["noise"] = pad_sequence(noise, batch_first=True)
             batch["snr_db"] = torch.tensor(snr_db, dtype=torch.float64)
         if self.states:
-            states = [
-                self.states.window(utterance, start, len(wave), self.layers) for utterance, _, start, wave in cuts
-            ]
+            states = [self.states.window(name, start, len(wave), self.layers) for name, _, start, wave in cuts]
             batch["teacher_states"] = pad_sequence(states, batch_first=True)
         return batch
 
@@ -191,8 +189,7 @@ class SpeechDataset(torch.utils.data.Dataset):
         stretches = []
         for index in indices:
             utterance, _ = self.windows[index]
-            views = self.features
-            whole = (views[self.epoch % len(views)] if isinstance(views, list) else views)[utterance]
+            whole = self.features[self.epoch % len(self.features)][utterance]
             start = self._random_start(utterance, max(len(whole) - self.frames, 0))
             stretches.append(torch.from_numpy(whole[start : start + self.frames]).float())
         counts = torch.tensor([len(stretch) for stretch in stretches])
@@ -219,10 +216,10 @@ def hidden_states(output: SequenceClassifierOutput, layers: Sequence[int], depth
 
     Before the encoder's final layer norm where the network has one (tiny: pre-norm layers; wav2vec2-base has none).
     """
-    if output.hidden_states is None or len(output.hidden_states) != depth + 1:
-        found = 0 if output.hidden_states is None else len(output.hidden_states)
-        raise RuntimeError(f"Expected {depth + 1} hidden states, the network returned {found}.")
-    return [output.hidden_states[layer] for layer in layers]
+    states = output.hidden_states or ()
+    if len(states) != depth + 1:
+        raise RuntimeError(f"Expected {depth + 1} hidden states, the network returned {len(states)}.")
+    return [states[layer] for layer in layers]
 
 
 @torch.no_grad()
@@ -235,9 +232,7 @@ def teacher_outputs(
     model: an audio classifier of transformers, whose head begins with its `projector`. The outputs are read from
     `folder` where they lie there, else put there, whole or not at all: its name stands for all the other arguments.
     """
-    if not folder.is_dir():
-        with replaced(folder, folder.with_name(f"{folder.name}.writing")) as fresh:
-            _ask(model, prepare_inputs, audio, utterances, layers, fresh)
+    make_once(folder, lambda fresh: _ask(model, prepare_inputs, audio, utterances, layers, fresh))
     told, states = load_file(folder / "outputs.safetensors"), {}
     if layers:
         counts = told["frames"].tolist()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ser_kd_utils.data.audio import SAMPLE_RATE, AudioCache
-from ser_kd_utils.data.noise import NoiseBank, draw, mix
+from ser_kd_utils.data.noise import NoiseBank, mix
 
 CLEAN = ("clean", math.nan)
 """The condition without noise; a condition is (noise type, SNR in dB)."""
@@ -21,11 +21,6 @@ SECONDS_PER_BATCH = 40
 def grid(types: Sequence[str], snr_db: Sequence[float]) -> list[tuple[str, float]]:
     """Clean, then every noise type at every SNR."""
     return [CLEAN, *((kind, float(snr)) for kind in types for snr in snr_db)]
-
-
-def dev_condition(seed: int, types: Sequence[str], snr_db: tuple[float, float]) -> Callable[[str], list]:
-    """One fixed noisy condition per dev utterance, drawn as in training, for choosing the epoch."""
-    return lambda utterance: [draw(utterance, seed, "dev", types, snr_db)]
 
 
 def noisy_views(

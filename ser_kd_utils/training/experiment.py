@@ -21,13 +21,13 @@ from transformers import PreTrainedModel, Wav2Vec2FeatureExtractor
 from ser_kd_utils import records
 from ser_kd_utils.data.audio import cache_audio, refuse_shared_samples
 from ser_kd_utils.data.corpora import CORPORA, load_corpus, split
-from ser_kd_utils.data.noise import NoiseBank, keyed_rng
+from ser_kd_utils.data.noise import NoiseBank, draw, keyed_rng
 from ser_kd_utils.files import digest, only_one, unfinished
 from ser_kd_utils.fingerprint import code_of
 from ser_kd_utils.metrics import ser_metrics
 from ser_kd_utils.settings import Settings
 from ser_kd_utils.training.dataset import SpeechDataset
-from ser_kd_utils.training.evaluation import CLEAN, dev_condition, grid, predict
+from ser_kd_utils.training.evaluation import CLEAN, grid, predict
 from ser_kd_utils.training.loop import Fitted, fit, precision_of, processes
 
 
@@ -64,9 +64,7 @@ class Experiment:
         self.settings, self.noise_settings = self.all_settings[self.method], self.all_settings["noise"]
         loaded = load_corpus(self.parts_of.get(corpus, corpus), data_root or None)
         self.split = split(loaded, self.split_protocol, fold, seed)
-        if name and corpus != "manifest":
-            raise ValueError(f"--name {name} is for a corpus of your own (--corpus manifest), not for {corpus}.")
-        self.name = name or (Path(data_root).stem if corpus == "manifest" else corpus)
+        self.name = (name or Path(data_root).stem) if corpus == "manifest" else corpus
         self.folder = records.results_folder(results, self.name, profile, overrides)
         if corpus == "manifest":
             self._claim_folder(str(Path(data_root).expanduser().resolve()))
@@ -174,7 +172,7 @@ class Experiment:
         }
 
     def _run_folder(self, name: str) -> Path:
-        mark = self.mark if self.mark == "P1" else ""
+        mark = self.mark.replace("P2", "")  # the usual one
         return self.folder / "runs" / records.run_id(self.method, name, self.fold, self.seed, mark)
 
     def held_out_noise(self, name: str) -> str:
@@ -222,8 +220,12 @@ class Experiment:
         return fit(model, objective, data, dev, use, **given, **more)
 
     def _dev_scores(self, name: str) -> Callable[[nn.Module], dict[str, float]]:
-        types = self.train_noise(name)
-        conditions = dev_condition(self.seed, types, self.noise_settings.train_snr_db) if types else lambda _: [CLEAN]
+        """For choosing the epoch: each dev utterance under one fixed condition, drawn as in training."""
+        types, snr_db = self.train_noise(name), self.noise_settings.train_snr_db
+
+        def conditions(utterance: str) -> list[tuple[str, float]]:
+            return [draw(utterance, self.seed, "dev", types, snr_db) if types else CLEAN]
+
         return lambda model: self._scores(self._predict(model, self.dev, conditions, "train"))
 
     def _scores(self, table: pd.DataFrame) -> dict[str, float]:

@@ -95,9 +95,8 @@ class Fitted:
 
 def fit(
     model: nn.Module, objective: Objective, dataset: Any, dev: Callable[[nn.Module], Mapping[str, float]],
-    settings: Any, *, optimizer: torch.optim.Optimizer, schedule: Callable[[float], float] | None = None,
-    speech_level: str, seed: int, folder: Path, prepare_inputs: Callable[..., dict], teacher: nn.Module | None = None,
-    noisy_targets: bool = False, extra_state: Mapping[str, Any] | None = None,
+    settings: Any, *, optimizer: torch.optim.Optimizer, schedule: Callable[[float], float] | None = None, seed: int,
+    folder: Path, teacher: nn.Module | None = None, extra_state: Mapping[str, Any] | None = None, **how: Any,
 ) -> Fitted:  # fmt: skip
     """Train for all epochs and return the weights of the epoch with the highest dev UA (the first among equals).
 
@@ -112,9 +111,8 @@ def fit(
     extra_state: by name, what is learnt or kept beside the network and belongs in a checkpoint, as tensors and plain
     values; the rest: see `forward`.
 
-    Raises ValueError where extra_state takes a name of what is kept anyway, where several processes cannot share a
-    batch evenly, where a checkpoint holds more than tensors and plain values, and as soon as a loss term, a dev logit
-    or a score is not finite.
+    Raises ValueError where several processes cannot share a batch evenly, and after the first epoch in which a loss
+    term or a score is not finite; pickle.UnpicklingError where a checkpoint holds more than tensors and plain values.
     """
     assert teacher not in set(model.modules()), "The teacher must not be a part of the network that is trained."
     on_gpu = torch.cuda.is_available()
@@ -136,12 +134,7 @@ def fit(
     else:
         scheduler = get_linear_schedule_with_warmup(optimizer, math.ceil(settings.warmup_ratio * steps), steps)
 
-    stateful: dict[str, Any] = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
-    if taken := stateful.keys() & (extra_state or {}):
-        raise ValueError(
-            f"extra_state {', '.join(sorted(taken))}: the name of what every checkpoint keeps, take another."
-        )
-    stateful |= extra_state or {}
+    stateful = {**(extra_state or {}), "model": model, "optimizer": optimizer, "scheduler": scheduler}
     history, best, last, seconds = [], {}, {}, 0.0
     if saved := last_checkpoint(folder):
         history, best, last, seconds = saved["history"], saved["best"], saved["state"]["model"], saved["seconds"]
@@ -156,14 +149,9 @@ def fit(
         losses = []
         for step, batch in enumerate(loader, start=(epoch - 1) * len(loader)):
             optimizer.zero_grad(set_to_none=True)
-            terms, _ = forward(
-                network, objective, batch, prepare_inputs=prepare_inputs, speech_level=speech_level, teacher=teacher,
-                noisy_targets=noisy_targets, step=step, progress=step / steps,
-            )  # fmt: skip
+            terms, _ = forward(network, objective, batch, teacher=teacher, step=step, progress=step / steps, **how)
             loss = sum(terms.values())
             losses.append({name: value.detach() for name, value in (terms | {"loss": loss}).items()})
-            if not on_gpu:  # which would have to wait for the values: there, after each epoch
-                _require_finite(losses[-1], step, epoch)
             loss.backward()
             for parameter in (p for p in beside if p.grad is not None):
                 parameter.grad = reduce(parameter.grad, "mean")
@@ -172,13 +160,8 @@ def fit(
             optimizer.step()
             scheduler.step()
         for earlier, values in enumerate(losses, start=step + 1 - len(losses)):
-            _require_finite(values, earlier, epoch)
-
-        def check_logits(module, inputs, output, step=step, epoch=epoch):
-            _require_finite({"dev logits": output.logits}, step, epoch)
-
-        with model.register_forward_hook(check_logits):
-            (scores,) = broadcast_object_list([dict(dev(model))])  # so that all processes choose the same epoch
+            _require_finite(values, earlier, epoch)  # now: a GPU would have to wait for the values of each step
+        (scores,) = broadcast_object_list([dict(dev(model))])  # so that all processes choose the same epoch
         row = {name: reduce(torch.stack([v[name] for v in losses]).mean(), "mean").item() for name in losses[0]}
         row |= objective.state() | {f"dev_{name}": float(score) for name, score in scores.items()}
         _require_finite(row, step, epoch)
@@ -209,7 +192,5 @@ def _require_finite(values: Mapping[str, Tensor | float], step: int, epoch: int)
     """Raises ValueError for the first that is not: a diverged training never becomes a result."""
     for name, value in values.items():
         if not torch.as_tensor(value).isfinite().all():
-            raise ValueError(
-                f"{name} is not finite at step {step + 1}, in epoch {epoch}. The likely cause is a learning rate that "
-                "is too high, an infinite class weight, or values in the teacher's outputs that are not finite."
-            )
+            likely = "The likely cause is a learning rate that is too high."
+            raise ValueError(f"{name} is not finite at step {step + 1}, in epoch {epoch}. {likely}")

@@ -7,7 +7,6 @@ import pickle
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -201,8 +200,6 @@ def test_second_call_opens_without_decoding(tmp_path, monkeypatch):
     shutil.copytree(tmp_path / "c", tmp_path / "moved" / "with" / "its times")
     moved = corpus_of({name: tmp_path / "moved" / "with" / "its times" / f"{name}.flac" for name in "ab"})
     assert cache_audio(moved).fingerprint == first.fingerprint
-    with pytest.raises(AssertionError, match="decoded twice"):
-        cache_audio(corpus, min_seconds=0.05)
 
 
 def anonymous_memory() -> int:
@@ -225,6 +222,16 @@ def test_opened_cache_is_memory_mapped_and_small_to_send(tmp_path):
     np.testing.assert_array_equal(pickle.loads(sent)["u3"], cache["u3"])
 
 
+def test_samples_that_changed_on_the_disk_are_not_trained_on(tmp_path):
+    corpus = write_corpus(tmp_path / "c", {f"u{k}": integers(k, 9000) for k in range(3)})
+    path = Path(cache_audio(corpus).dataset.cache_files[0]["filename"])
+    content, samples = bytearray(path.read_bytes()), integers(1, 9000).astype("<i2").tobytes()
+    content[content.index(samples) + 5000] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"the cached audio in {path.parent} is damaged \(u1\): delete that folder"):
+        cache_audio(corpus)
+
+
 def test_the_cache_folder_holds_nothing_else_and_the_home_nothing_at_all(tmp_path):
     """Hugging Face's own caches stay out of the home folder, which a cluster may not let one write."""
     corpus = write_corpus(tmp_path / "c", {"a": integers(0, 3200)})
@@ -240,7 +247,7 @@ def test_the_cache_folder_holds_nothing_else_and_the_home_nothing_at_all(tmp_pat
         env=os.environ | {"HOME": "/dev/null", "XDG_CACHE_HOME": "/dev/null"},
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
-    assert sorted(path.name for path in contents() if path.is_file()) == ["audio.arrow", "excluded.csv"]
+    assert sorted(path.name for path in contents() if path.is_file()) == ["audio.arrow"]
 
 
 def test_reading_an_utterance_is_fast(tmp_path):
@@ -338,54 +345,6 @@ def test_of_two_that_want_the_same_cache_one_writes_it_and_the_other_waits(tmp_p
     assert len(calls) == 1
     for cache in caches:
         np.testing.assert_array_equal(cache["a"], integers(0, 3200) / 2**15)
-
-
-def damaged(tmp_path: Path, damage: str = "changed") -> tuple[Corpus, str]:
-    """A corpus with its fingerprint, whose cache has been damaged."""
-    corpus = write_corpus(tmp_path / "c", {"a": integers(0, 3200), "b": integers(1, 3200)})
-    fingerprint = cache_audio(corpus).fingerprint
-    (path,) = cache_root().rglob("audio.arrow")
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes({"changed": content, "cut": content[:-2000], "emptied": b""}[damage])
-    return corpus, fingerprint
-
-
-@pytest.mark.parametrize("damage", ["changed", "cut", "emptied"])
-def test_a_damaged_cache_is_decoded_again_with_a_warning(tmp_path, monkeypatch, damage):
-    corpus, wanted = damaged(tmp_path, damage)
-    monkeypatch.setattr(audio, "_intact", set())  # as in another process
-    with pytest.warns(UserWarning, match="was damaged and is decoded again"):
-        again = cache_audio(corpus)
-    assert again.fingerprint == wanted
-    np.testing.assert_array_equal(again["b"], integers(1, 3200) / 2**15)
-
-
-@pytest.mark.filterwarnings("ignore:.*was damaged")
-def test_of_two_that_find_the_same_damage_one_removes_it_and_the_other_waits(tmp_path, monkeypatch):
-    class OfAnother(set):
-        """What this process knows of the caches is nothing, as if each call came from a process of its own."""
-
-        def __contains__(self, _):
-            return False
-
-    corpus, wanted = damaged(tmp_path)
-    check, is_undamaged, met, calls = audio._check, audio._is_undamaged, threading.Barrier(2), []
-
-    def at_once(folder, manifest):
-        found = is_undamaged(folder, manifest)
-        if threading.get_ident() not in seen:
-            seen.add(threading.get_ident())
-            met.wait(30)  # both have seen the damage before either does anything about it
-        return found
-
-    seen = set()
-    monkeypatch.setattr(audio, "_intact", OfAnother())
-    monkeypatch.setattr(audio, "_is_undamaged", at_once)
-    monkeypatch.setattr(audio, "_check", lambda *args: (calls.append(args), time.sleep(0.3), check(*args)))
-    with ThreadPoolExecutor(2) as pool:
-        caches = list(pool.map(cache_audio, [corpus] * 2))
-    assert len(calls) == 1 and [cache.fingerprint for cache in caches] == [wanted] * 2
 
 
 def test_a_changed_file_is_decoded_again(tmp_path):

@@ -333,7 +333,7 @@ def test_counts_that_differ_are_noted_and_warned_of_but_no_error(tmp_path):
     assert corpus.notes[0] == "angry: 1 utterances, published 127" and len(corpus.notes) == 4
     with pytest.warns(UserWarning):
         notes = load_corpus("iemocap", make_iemocap(tmp_path / "i")).notes
-    assert notes[0] == "session 1, angry: 0 utterances, published 229" and len(notes) == 5 * 4
+    assert notes[0].endswith(" utterances, published 1103") and len(notes) == 4
 
 
 def test_without_leaves_out_and_reports(roots):
@@ -384,12 +384,12 @@ def test_no_root_says_how_to_get_the_corpus_and_what_to_pass(name, root):
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_at_the_root(name, tmp_path):
     gone = only_error(FileNotFoundError, lambda: load_corpus(name, tmp_path / "gone"))
-    assert f"no {name} at" in gone and "gone" in gone and "does not exist" in gone and "looked for" in gone
-    assert "found an empty folder" in only_error(FileNotFoundError, lambda: load_corpus(name, tmp_path))
+    assert f"no {name} at" in gone and "gone" in gone and "looked for" in gone and "found nothing" in gone
+    assert "found nothing" in only_error(FileNotFoundError, lambda: load_corpus(name, tmp_path))
     for other in ("notes.txt", "b", "c", "d", "e", "f"):
         write(tmp_path / other)
     assert "found b, c, d, e, f, ..." in only_error(FileNotFoundError, lambda: load_corpus(name, tmp_path))
-    assert "found a file, notes.txt" in only_error(FileNotFoundError, lambda: load_corpus(name, tmp_path / "notes.txt"))
+    assert "notes.txt: looked" in only_error(FileNotFoundError, lambda: load_corpus(name, tmp_path / "notes.txt"))
 
 
 @pytest.mark.parametrize(

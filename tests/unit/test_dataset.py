@@ -333,13 +333,15 @@ def test_outputs_of_a_killed_pass_do_not_count(ask, teacher, monkeypatch, tmp_pa
     with pytest.raises(KeyboardInterrupt):
         ask(["u3", "u1"])
     assert not (tmp_path / "outputs").exists()
-    (tmp_path / "outputs.writing" / "new").mkdir(parents=True)  # as a process leaves it that had no time to clean up
-    (tmp_path / "outputs.writing" / "new" / "states").write_bytes(b"half")
+    (tmp_path / ".unfinished-outputs" / "new").mkdir(
+        parents=True
+    )  # as a process leaves it that had no time to clean up
+    (tmp_path / ".unfinished-outputs" / "new" / "states").write_bytes(b"half")
     monkeypatch.setattr(dataset, "save_file", save)
     again = ask(["u3", "u1"])
     assert all(torch.equal(again.logits[name], wanted[name]) for name in wanted)
     states = [(tmp_path / name / "states").read_bytes() for name in ("whole", "outputs")]
-    assert states[0] == states[1] and not (tmp_path / "outputs.writing").exists()
+    assert states[0] == states[1] and not (tmp_path / ".unfinished-outputs").exists()
 
 
 # --- batches of similar length
@@ -415,7 +417,7 @@ def stretches(lengths: dict[str, int] | None = None, longest: int = 6, seed: int
     }
     says = {"teacher_logits": torch.arange(len(lengths))[:, None] * torch.tensor([1.0, 0.0])}
     classes, sound = {name: LABELS[name] for name in lengths}, {name: np.zeros(1, np.float32) for name in lengths}
-    more = {"features": features, "frames": longest, "targets": says, "order": paired_by_class}
+    more = {"features": [features], "frames": longest, "targets": says, "order": paired_by_class}
     return SpeechDataset(audio=sound, classes=classes, seed=seed, longest=1, **more)
 
 

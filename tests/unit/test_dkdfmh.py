@@ -236,13 +236,9 @@ def test_iemocap_is_its_improvised_part_under_p1(corpus, tmp_path, monkeypatch):
         assert f"--corpus {name} " in made[0].command("cnn-alone")
 
 
-def test_what_a_protocol_needs_is_said_in_one_error(make, corpus):
+def test_what_a_protocol_needs_is_said_in_one_error(make):
     with pytest.raises(ValueError, match="No protocol 'P3': choose one of P1, P2"):
         make("P3")
-    few = corpus.with_name("few.csv")
-    pd.read_csv(corpus)[3:].to_csv(few, index=False)
-    with pytest.raises(ValueError, match="manifest, random: needs 10 utterances of every class, has 9 angry"):
-        make("P1", data_root=str(few))
     with pytest.raises(ValueError, match="No utterance to train on: all were left out, as shorter than a segment"):
         make("P1", overrides="dkdfmh.segment=0.6").run("cnn-alone")
 

@@ -133,13 +133,6 @@ def test_a_student_as_deep_as_its_teacher_is_the_teacher(teacher, waves, mask):
     close(student.eval()(waves, mask).logits, teacher.eval()(waves, mask).logits)
 
 
-@pytest.mark.parametrize("initial", ["teacher", "random"])
-@pytest.mark.parametrize("layers", [0, DEPTH + 1])
-def test_a_student_cannot_have_layers_its_teacher_lacks(teacher, layers, initial):
-    with pytest.raises(ValueError, match=f"{layers} layers cannot be cut from {DEPTH}"):
-        first_layers(teacher, layers, initial)
-
-
 def test_a_random_student_has_the_shape_of_the_other_and_none_of_its_weights(teacher):
     with torch.no_grad():
         for parameter in teacher.parameters():

@@ -14,7 +14,8 @@ from ser_kd_utils.data.noise import NoiseBank
 from ser_kd_utils.methods.teacher import encoders
 from ser_kd_utils.methods.teacher.settings import TeacherSettings
 from ser_kd_utils.training import evaluation
-from ser_kd_utils.training.evaluation import CLEAN, dev_condition, grid, noisy_views
+from ser_kd_utils.training.evaluation import CLEAN, grid, noisy_views
+from ser_kd_utils.training.experiment import Experiment
 
 RATE = 16_000
 TYPES = ("one", "two")
@@ -66,11 +67,22 @@ def test_the_grid_is_clean_and_every_type_at_every_snr():
     assert conditions[1:] == [("one", 20), ("one", 0), ("one", -5), ("two", 20), ("two", 0), ("two", -5)]
 
 
+def conditions_of_dev(seed: int):
+    """What an experiment of this seed asks of each dev utterance."""
+    asked = []
+    own = SimpleNamespace(
+        seed=seed, dev=(), train_noise=lambda _: TYPES, noise_settings=SimpleNamespace(train_snr_db=(0.0, 20.0)),
+        _scores=lambda table: {}, _predict=lambda model, dev, conditions, part: asked.append(conditions),
+    )  # fmt: skip
+    Experiment._dev_scores(own, "e")(None)
+    return asked[0]
+
+
 def test_dev_draws_are_fixed_and_cover_types_and_snrs():
     utterances = [f"u{i}" for i in range(200)]
-    drawn = [dev_condition(0, TYPES, (0.0, 20.0))(utterance) for utterance in utterances]
-    assert drawn == [dev_condition(0, TYPES, (0.0, 20.0))(utterance) for utterance in utterances]
-    assert drawn != [dev_condition(1, TYPES, (0.0, 20.0))(utterance) for utterance in utterances]
+    drawn = [conditions_of_dev(0)(utterance) for utterance in utterances]
+    assert drawn == [conditions_of_dev(0)(utterance) for utterance in utterances]
+    assert drawn != [conditions_of_dev(1)(utterance) for utterance in utterances]
     assert {len(each) for each in drawn} == {1}
     kinds, snrs = zip(*[each[0] for each in drawn], strict=True)
     assert set(kinds) == set(TYPES) and 0 <= min(snrs) < 1 and 19 < max(snrs) <= 20

@@ -31,7 +31,7 @@ def committed(request):
 
 def test_records_make_the_committed_tables(committed):
     for table, file in committed:
-        assert table.csv() == file.read_text(encoding="utf-8"), table.name
+        assert table.frame.to_csv(index=False) == file.read_text(encoding="utf-8"), table.name
 
 
 def test_every_line_of_every_table_leads_to_the_runs_it_counts(committed):
@@ -94,7 +94,8 @@ def of_e(results) -> Run:
 
 def test_a_number_is_followed_to_its_run(results, capsys):
     code, text = explained(capsys, results, "mlkd", "e", "UA noisy")
-    cell = tables_of(read_runs(results))["mlkd"].cell("(e)", "UA noisy")
+    (line,) = (each for each in tables_of(read_runs(results))["mlkd"].lines if each["row"].text == "(e)")
+    cell = line["UA noisy"]
     assert code == 0 and f"UA noisy                    {cell.text}\n" in text
     assert "made again from the records: equal" in text
     flat, info = " ".join(text.split()), of_e(results).info

@@ -121,7 +121,7 @@ def test_mixed_precision_leaves_them_in_float32(features):
 def test_what_was_first_computed_for_a_test_serves_training(features):
     from ser_kd_utils.data import features as module
 
-    module._triangles.cache_clear(), module._cepstrum.cache_clear()
+    module._triangles.cache_clear(), module._mel_bank.cache_clear()
     with torch.inference_mode():
         features(torch.ones(1, 4000))
     wave = torch.linspace(-1, 1, 4000)[None].requires_grad_()

@@ -247,10 +247,3 @@ def test_it_hears_levels():
 def test_unknown_words_are_refused(name):
     with pytest.raises(StrictDataclassFieldValidationError, match=f"{name}' expected one of .*, got codes"):
         HeadFusionConfig(**{name: "codes"})
-
-
-def test_a_forward_pass_wants_waves_or_features():
-    model, waves = trained(), noise(1, 4000)
-    for wrong in ({}, {"input_values": waves, "features": features_of(waves, model.config)}):
-        with pytest.raises(ValueError, match="either input_values or features"):
-            model(**wrong)

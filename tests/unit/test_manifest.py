@@ -103,10 +103,12 @@ def test_a_class_called_nan_is_refused(faulty):
 # ---- counts
 
 
-def test_a_class_of_fewer_than_three_utterances_is_refused(tmp_path):
+def test_a_class_of_one_speaker_is_refused_where_that_one_is_tested(tmp_path):
     rows = table(["x", "y", "z"])
     rows["label"][:2] = ["sad", "sad"]
-    assert "2 utterances of label 'sad', at least 3 are needed: add some" in refused(manifest(tmp_path, rows))
+    corpus = load_corpus("manifest", manifest(tmp_path, rows))
+    with pytest.raises(ValueError, match="0 training utterances of sad, at least 2 are needed: add utterances"):
+        [split(corpus, None, fold, 0) for fold in (1, 2, 3)]
 
 
 def test_a_class_that_cannot_be_trained_on_is_refused_with_its_fold(faulty):

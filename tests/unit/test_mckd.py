@@ -356,8 +356,8 @@ def test_a_class_that_the_quiz_uses_up_is_refused_by_name(make, tones, tmp_path)
         else:
             with pytest.raises(ValueError, match="fold 1: .*happy"):
                 make(**given)
-    with pytest.raises(ValueError, match="no utterance of angry, happy, neutral, sad to train on.*meta_fraction=1"):
-        make(overrides="mckd.meta_fraction=1.0", results=str(tmp_path))
+    with pytest.raises(ValueError, match="^mckd.meta_fraction=0.6: .*less than or equal to 0.5"):
+        make(overrides="mckd.meta_fraction=0.6", results=str(tmp_path))
 
 
 def test_warm_restarts_begin_anew_after_cosines_of_doubled_length():

@@ -14,16 +14,11 @@ from ser_kd_utils.records import run_id, write_run
 from ser_kd_utils.report import tables
 
 SNR = [10.0, -5.0]
-NOW, BEFORE = {"pooling": "flatten"}, {}
-"""Settings of the method in a record of today, and in one from before there was pooling."""
 VARIANTS = METHODS["mckd"].variants(settings_of("tiny"))
 
 
-def record(folder, name, wrong, fold=1, seed=0, noisy=0, history=(), own=NOW):
-    """A run tested on six angry, two sad utterances that errs on the first `wrong` angry ones, or `noisy` in noise.
-
-    own: its settings of the method.
-    """
+def record(folder, name, wrong, fold=1, seed=0, noisy=0, history=()):
+    """A run tested on six angry, two sad utterances that errs on the first `wrong` angry ones, or `noisy` in noise."""
     variant, labels, rows = VARIANTS[name], ["angry", "sad"], []
     for number, utterance in enumerate(("a0", "a1", "a2", "a3", "a4", "a5", "s0", "s1")):
         for condition, snr_db in [("clean", np.nan), *(("hum", snr_db) for snr_db in SNR)]:
@@ -38,7 +33,7 @@ def record(folder, name, wrong, fold=1, seed=0, noisy=0, history=(), own=NOW):
     info["protocol"] = {"noise": "folder: hum", "protocol": "meld", "sizes": {"train": 24, "test": 8}}
     info["protocol"] |= {"synthetic": False, "optimistic": False, "speaker_independent": True}
     noise = {"train_snr_db": [0.0, 20.0], "test_snr_db": SNR}
-    info |= {"settings": {"mckd": own, "noise": noise}, "history": list(history)}
+    info |= {"settings": {"noise": noise}, "history": list(history)}
     folder = folder / "runs" / run_id("mckd", name, fold, seed)
     return write_run(folder, pd.DataFrame(rows, columns=columns), info | {"held_out_noise": ""})
 
@@ -146,50 +141,6 @@ def test_temperatures_are_the_mean_of_the_runs_by_epoch(tmp_path):
     table = mckd.temperatures(runs)
     assert table["tau_student"].to_dict() == {("mc-full", 1): 3.0, ("mc-full", 2): 4.0}
     assert mckd.temperatures(runs[-1:]).empty
-
-
-RESTED = {"(mc-full) - (mc-time-tokens), clean", "(mc-full) - (mc-log-mel), clean", "(mc-z-score) - (mc-full), noisy"}
-
-
-@pytest.fixture
-def before(tmp_path):
-    """Records of three seeds in which the teacher's features and a teacher help without doubt."""
-    wrong = {"mc-supcon": 2, "mc-kd": 0, "mc-full": 0, "mc-time-tokens": 1, "mc-log-mel": 5, "mc-z-score": 1}
-
-    def before(own):
-        return [
-            record(tmp_path / str(len(own)), name, missed + (name != "mc-full") * (fold == 3), fold, seed, own=own)
-            for name, missed in wrong.items()
-            for fold in range(1, 6)
-            for seed in range(3)
-        ]
-
-    return before
-
-
-def test_what_rested_on_the_mean_has_no_verdict_from_records_made_with_it(before):
-    then, now = (made(before(own), "mckd_claims").set_index("tested by")["verdict"].to_dict() for own in (BEFORE, NOW))
-    assert now["(mc-full) - (mc-log-mel), clean"] == "supported" and "withdrawn" not in now.values()
-    assert {tested for tested, verdict in then.items() if verdict == "withdrawn"} == RESTED
-    others = {tested for tested in now if tested not in RESTED}
-    assert others and all(then[tested] == now[tested] for tested in others)
-    ablations, comparisons = (made(before(BEFORE), name) for name in ("mckd_ablations", "mckd_comparisons"))
-    assert set(ablations["reading"]) == {"withdrawn"} and not ablations["difference, points"].isna().any()
-    withdrawn = comparisons["reading"] == "withdrawn"
-    assert set(comparisons["rows"][withdrawn] + ", " + comparisons["speech"][withdrawn]) == RESTED
-
-
-def test_the_tables_say_with_what_the_earlier_students_were_trained(before):
-    for table in mckd.tables(before(BEFORE)):
-        if table.lines:
-            assert "tokens pooled by their mean, a curriculum that starts at T 15.6" in table.caption
-    assert not any("pooled by their mean" in table.caption for table in mckd.tables(before(NOW)) if table.lines)
-
-
-def test_records_from_before_and_after_do_not_stand_in_one_table(before, tmp_path):
-    mixed = [*before(NOW), record(tmp_path, "mc-alone", 0, own=BEFORE)]
-    with pytest.raises(ValueError, match="from before its setting pooling: train them again"):
-        mckd.tables(mixed)
 
 
 @pytest.mark.parametrize("name", ["mckd", "mckd_claims", "mckd_comparisons", "mckd_ablations", "mckd_noise"])

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from ser_kd_utils.data import noise as noise_module
 from ser_kd_utils.data.noise import active_power, mix, overall_power
 
 
@@ -49,15 +48,6 @@ def batch():
     return clean, noise, torch.tensor([-5.0, 0, 5, 10, 15, 20, 40, 7.3]), torch.tensor(LENGTHS)
 
 
-@pytest.fixture(params=["on the CPU", "elsewhere"])
-def _summation(request, monkeypatch):
-    """Both ways to add up a frame; the one for other devices runs on the CPU too."""
-    if request.param == "elsewhere":
-        monkeypatch.setattr(noise_module, "_energy", lambda frames: noise_module._folded(frames.square()))
-        monkeypatch.setattr(noise_module, "_sum", noise_module._folded)
-
-
-@pytest.mark.usefixtures("_summation")
 @pytest.mark.parametrize("level", ["active", "overall"])
 def test_snr_is_exact_over_each_items_own_length(batch, level):
     clean, noise, snr, lengths = batch
@@ -97,7 +87,6 @@ def test_active_level_leaves_out_frames_40_db_under_the_loudest():
     )
 
 
-@pytest.mark.usefixtures("_summation")
 @pytest.mark.parametrize("level", ["active", "overall"])
 def test_a_dc_offset_of_speech_or_noise_is_no_part_of_its_level(batch, level):
     """Recorders add one: in both signals, of either sign, up to far above the sound."""
@@ -112,11 +101,10 @@ def test_a_dc_offset_of_speech_or_noise_is_no_part_of_its_level(batch, level):
     for power in (active_power, overall_power):
         np.testing.assert_allclose(power(clean + 0.3, lengths), power(clean, lengths), rtol=1e-3)
         assert not power(torch.full((1, 5000), 0.3)).any()
-    with pytest.raises(ValueError, match="silent noise"):
+    with pytest.raises(ValueError, match="it is silent"):
         mix(clean, torch.full_like(noise, 0.3), snr, level, lengths)
 
 
-@pytest.mark.usefixtures("_summation")
 @pytest.mark.parametrize("level", ["active", "overall"])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_an_item_is_the_same_to_the_bit_in_any_company(batch, level, threads):
@@ -137,7 +125,6 @@ def test_an_item_is_the_same_to_the_bit_in_any_company(batch, level, threads):
     torch.set_num_threads(before)
 
 
-@pytest.mark.usefixtures("_summation")
 def test_padding_does_not_change_a_bit_of_any_power():
     """Powers are compared in float64: a float sum over frames fails here, though the float32 mix would hide it."""
     rng = np.random.default_rng(0)
@@ -170,22 +157,17 @@ def test_infinite_snr_and_silent_speech_give_clean_back(batch):
 
 def test_what_cannot_be_mixed_is_an_error(batch):
     clean, noise, snr, lengths = batch
-    with pytest.raises(ValueError, match=r"\(8, 64000\), \(8, 63999\)"):
-        mix(clean, noise[:, :-1], snr)
-    with pytest.raises(ValueError, match=r"not .* and \(8, 1\)"):
-        mix(clean, noise, snr[:, None])
-    with pytest.raises(ValueError, match="'loud'.*active, overall"):
-        mix(clean, noise, snr, "loud")
-    with pytest.raises(ValueError, match="inf for clean"):
-        mix(clean, noise, float("nan"))
+    for snr_db in (float("nan"), -torch.inf):
+        with pytest.raises(ValueError, match="No gain brings the noise to the SNR"):
+            mix(clean, noise, snr_db)
     quiet = noise.clone()
     quiet[2, : LENGTHS[2]] = 0
-    with pytest.raises(ValueError, match="silent noise"):
+    with pytest.raises(ValueError, match="it is silent"):
         mix(clean, quiet, snr, lengths=lengths)
     for bad in (torch.nan, torch.inf):
         for position in (0, LENGTHS[2] - 1):
             for spoilt in range(2):
                 pair = [clean.clone(), noise.clone()]
                 pair[spoilt][2, position] = bad
-                with pytest.raises(ValueError, match="NaN or infinite"):
+                with pytest.raises(ValueError, match="or speech, noise or SNR are not finite"):
                     mix(*pair, snr, lengths=lengths)

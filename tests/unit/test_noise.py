@@ -64,10 +64,9 @@ def test_segments_are_a_pure_function_of_their_key(tmp_path):
     np.testing.assert_array_equal(bank.segment("street", "train", 8000, "u1", np.int64(0), "3"), first_again)
     starts = {float(bank.segment("street", "train", 8000, "u1", 0, epoch)[0]) for epoch in range(50)}
     assert len(starts) > 45
-    with pytest.raises(ValueError, match="'rain'; types: street"):
-        bank.segment("rain", "train", 8000)
-    with pytest.raises(ValueError, match="'dev' part"):
-        bank.segment("street", "dev", 8000)
+    for kind, part in (("rain", "train"), ("street", "dev")):
+        with pytest.raises(KeyError):
+            bank.segment(kind, part, 8000)
 
 
 def ramp_bank(folder, seconds: int, recordings: int = 1) -> NoiseBank:
@@ -119,9 +118,6 @@ def test_a_noisex92_folder_is_recognised(tmp_path):
     assert bank.report().seconds.tolist() == [2.0] * 5
     spectrum = np.abs(np.fft.rfft(bank.segment("f16", "train", SAMPLE_RATE)))
     assert spectrum.argmax() == 1000
-    assert NoiseBank.from_folder(tmp_path, ["white", "m109"]).types == ("m109", "white")
-    with pytest.raises(ValueError, match="aardvark"):
-        NoiseBank.from_folder(tmp_path, ["aardvark"])
 
 
 def test_noisex92_names_in_other_spellings(tmp_path):
@@ -131,10 +127,11 @@ def test_noisex92_names_in_other_spellings(tmp_path):
 
 
 def test_without_the_five_of_the_study_the_longest_types_are_taken(tmp_path):
-    for name in ("babble", "white", "pink", "m109", "leopard"):
-        noise_file(tmp_path / f"{name}.wav", 1.5)
-    noise_file(tmp_path / "white_2.wav", 3)
-    assert NoiseBank.from_folder(tmp_path, most=2).types == ("babble", "leopard")  # "white2" is no NOISEX-92 name
+    for name in ("babble", "white", "pink", "m109", "leopard", "f16"):
+        noise_file(tmp_path / f"{name}.wav", 2 if name in ("white", "pink") else 1.5)
+    noise_file(tmp_path / "m109_2.wav", 3)
+    found = NoiseBank.from_folder(tmp_path)
+    assert found.types == ("babble", "f16", "leopard", "pink", "white")  # "m1092" is no NOISEX-92 name; a tie: by name
 
 
 def test_types_are_prefixes_or_sub_folders(tmp_path):
@@ -148,9 +145,6 @@ def test_types_are_prefixes_or_sub_folders(tmp_path):
     bank = NoiseBank.from_folder(tmp_path)
     assert bank.types == ("rain", "train", "water", "wind") and bank.source == "folder"
     assert bank.report().recordings.tolist() == [2, 2, 1, 1]
-    assert NoiseBank.from_folder(tmp_path, most=3).types == ("rain", "train", "water")  # a tie goes by name
-    with pytest.raises(ValueError, match="type hail in .*: rain, train, water, wind"):
-        NoiseBank.from_folder(tmp_path, ["rain", "hail"])
 
 
 def test_the_type_is_the_first_folder_however_deep_or_linked_a_recording_lies(tmp_path):
@@ -201,11 +195,9 @@ def test_recordings_of_no_use_are_left_out_with_a_reason(tmp_path):
 
     for kept in ("rain_fine.wav", "rain_loud.wav"):
         (tmp_path / kept).unlink()
-    with pytest.raises(ValueError, match="no usable recording of rain .*rain_silent.wav: silent"):
+    with pytest.raises(ValueError, match="no usable recording in .*rain_silent.wav: silent"):
         NoiseBank.from_folder(tmp_path)
     noise_file(tmp_path / "wind.wav")
-    with pytest.raises(ValueError, match="no usable recording of rain "):
-        NoiseBank.from_folder(tmp_path, ["rain", "wind"])
     assert NoiseBank.from_folder(tmp_path).types == ("wind",)
 
 

@@ -500,10 +500,9 @@ def toy(notebooks, tmp_path, monkeypatch):
     room.mkdir(parents=True)
     (room / "__init__.py").touch()
     (room / "settings.py").write_text(
-        "from pydantic.dataclasses import dataclass\n"
-        "from ser_kd_utils.settings import ASSUMED, STRICT, Settings, setting\n"
-        "@dataclass(frozen=True, config=STRICT)\nclass ToySettings(Settings):\n    group = 'toy'\n"
-        "    epochs: int = setting(2, 20, ASSUMED, '')\n"
+        "from ser_kd_utils.settings import ASSUMED, Settings, setting, strict\n"
+        "@strict\nclass ToySettings(Settings):\n    group = 'toy'\n"
+        "    epochs: int = setting(ASSUMED, '', 2, 20)\n"
     )
     (room / "variants.py").write_text(
         "from ser_kd_utils.methods.base import Variant\n"

@@ -410,7 +410,7 @@ def test_a_table_is_written_in_three_formats(tmp_path):
     runs = [record(tmp_path, name, 3, f, overrides="teacher.epochs=2") for f in (1, 2) for name in "abce"]
     table = replace(tables_of(runs)["mlkd"], words="50 % of it_all; ")
     write.write(table, tmp_path)
-    assert (tmp_path / "tables" / "mlkd.csv").read_text() == table.csv() == table.frame.to_csv(index=False)
+    assert (tmp_path / "tables" / "mlkd.csv").read_text() == table.frame.to_csv(index=False)
     assert pd.read_csv(tmp_path / "tables" / "mlkd.csv")["row"].tolist() == ["(a)", "(b)", "(c)", "(e)"]
     markdown = (tmp_path / "tables" / "mlkd.md").read_text()
     assert markdown.startswith("50 % of it_all; scores: pooled over folds; emodb, profile tiny, recorded speech; ")
@@ -452,19 +452,6 @@ def test_the_card_and_the_caption_mark_what_is_optimistic_and_name_both_protocol
     assert "folds x seeds: 4 x 1. Tested" in text and text.endswith("4 commits.") and "Selection" not in text
     marks = "protocol: P1 random, optimistic, test speakers heard in training; P2 speaker-groups"
     assert tables.about([*two, one]).endswith(marks)
-
-
-def test_readme_markers_are_filled_and_a_stale_table_is_seen(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(write, "EVIDENCE", tmp_path / "results")
-    monkeypatch.setattr(write, "README", tmp_path / "README.md")
-    (tmp_path / "results" / "x").mkdir(parents=True)
-    (tmp_path / "results" / "x" / "t.csv").write_text('a,b,c\n(e),no,"[1, 2]"\n')
-    write.README.write_text("before\n<!-- table x/t.csv: a, c -->\nold\n<!-- end -->\nafter\n")
-    assert write.update_readme(check=True) == 1 and "old" in write.README.read_text()
-    assert write.update_readme() == 0
-    filled = "| a | c |\n|:---|:---|\n| (e) | [1, 2] |"
-    assert write.README.read_text() == f"before\n<!-- table x/t.csv: a, c -->\n{filled}\n<!-- end -->\nafter\n"
-    assert write.update_readme(check=True) == 0
 
 
 PART = {"kind": "component", "baseline": "e"}
@@ -570,6 +557,14 @@ def test_a_claim_about_distillation_presumes_the_better_teacher(tmp_path, teache
     assert (line["verdict"].text, line["premise"].text) == (verdict, premise)
 
 
+def test_a_premise_rests_on_the_runs_that_both_have(tmp_path):
+    runs = [record(tmp_path, "a", 0, 1, 0, **dev(0.7, train_noise=[]))]
+    runs += [record(tmp_path, "toy", 6, 1, seed, **dev(score, train_noise=[])) for seed, score in ((0, 0.6), (1, 0.9))]
+    assert Family(runs, ()).premise(("a", "toy")) == (True, "(a) - (toy) on dev: +10.0 points")
+    none = [runs[0], *(run for run in runs if run.info["seed"] == 1)]
+    assert not Family(none, ()).premise(("a", "toy"))[0]
+
+
 def test_the_null_sets_seeds_of_one_variant_against_each_other(tmp_path):
     wrong = {0: (3, 3, 3), 1: (0, 1, 0), 2: (3, 2, 3)}
     runs = [record(tmp_path, "e", miss, f, seed) for seed, misses in wrong.items() for f, miss in enumerate(misses, 1)]
@@ -615,10 +610,7 @@ def test_a_line_has_a_key_and_its_cells_by_column():
     ]
     table = Table("t", ("noise", "SNR", "row"), lambda: [*lines, {"noise": word("fan"), "SNR": word(1), "row": BLANK}])
     assert [table.key(line) for line in table.lines] == ["hum, 10, (e)", "hum, 0, (e)", "hum, (e)", "fan, 1"]
-    assert table.cell("hum, 0, (e)", "UA").low == 40.0 and table.cell("fan, 1", "UA") == BLANK
-    with pytest.raises(KeyError):
-        table.cell("hum, 5, (e)", "UA")
-    assert table.csv().splitlines()[:2] == ["noise,SNR,row,UA", 'hum,10.0,(e),"50.0 [40.0, 60.0]"']
+    assert table.frame.to_csv(index=False).splitlines()[:2] == ["noise,SNR,row,UA", 'hum,10.0,(e),"50.0 [40.0, 60.0]"']
     assert table.frame["SNR"].isna().tolist() == [False, False, True, False] and table.frame["UA"].iloc[3] == ""
 
 

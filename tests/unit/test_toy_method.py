@@ -26,19 +26,18 @@ METHOD = Method(
 )
 ''',
     "settings": '''
-from pydantic.dataclasses import dataclass
-from ser_kd_utils.settings import ASSUMED, STRICT, Count, Positive, Precision, Settings, Weight, setting
+from ser_kd_utils.settings import ASSUMED, Count, Positive, Precision, Settings, Weight, strict, setting
 
-@dataclass(frozen=True, config=STRICT)
+@strict
 class ToySettings(Settings):
     group = "toy"
-    bands: Count = setting(40, 40, ASSUMED, "of the log filter bank that it looks at")
-    epochs: Count = setting(5, 5, ASSUMED, "few")
-    batch_size: Count = setting(8, 8, ASSUMED, "utterances a step")
-    lr: Positive = setting(0.1, 0.1, ASSUMED, "SGD")
-    warmup_ratio: Weight = setting(0.0, 0.0, ASSUMED, "none")
-    max_grad_norm: Weight = setting(1.0, 1.0, ASSUMED, "gradient norm")
-    precision: Precision = setting("float32", "float32", ASSUMED, "as ever")
+    bands: Count = setting(ASSUMED, "of the log filter bank that it looks at", 40)
+    epochs: Count = setting(ASSUMED, "few", 5)
+    batch_size: Count = setting(ASSUMED, "utterances a step", 8)
+    lr: Positive = setting(ASSUMED, "SGD", 0.1)
+    warmup_ratio: Weight = setting(ASSUMED, "none", 0.0)
+    max_grad_norm: Weight = setting(ASSUMED, "gradient norm", 1.0)
+    precision: Precision = setting(ASSUMED, "as ever", "float32")
 ''',
     "variants": '''
 from ser_kd_utils.methods.base import Variant
@@ -165,7 +164,7 @@ def test_it_is_planned_trained_tabulated_and_explained(toy, tones, capsys):
     assert "done         10_toy__fold-1__seed-0" in capsys.readouterr().out
     made = tables_of([*runs.values()])
     assert [line["row"].text for line in made["toy"].lines] == ["toy-blind", "toy"]
-    assert (folder / "tables" / "toy.csv").read_text() == made["toy"].csv()
+    assert (folder / "tables" / "toy.csv").read_text() == made["toy"].frame.to_csv(index=False)
     named = [str(folder / "tables" / "toy.csv"), "toy", "UA clean"]
     assert main(["explain", *named]) == 0
     told = capsys.readouterr().out

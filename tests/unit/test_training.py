@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import pickle
 import subprocess
 import sys
 from functools import partial
@@ -330,14 +331,6 @@ def test_the_first_best_epoch_comes_back_and_the_last_is_kept(train, tmp_path):
     assert [path.name[:11] for path in checkpoints(tmp_path)] == ["epoch-00003", "epoch-00004"]
 
 
-@pytest.mark.parametrize("name", ["model", "optimizer", "scheduler"])
-def test_what_is_kept_beside_the_network_has_a_name_of_its_own(train, tmp_path, name):
-    kept = nn.ParameterList([torch.zeros(2)])
-    with pytest.raises(ValueError, match=f"^extra_state {name}: the name of what every checkpoint keeps"):
-        train(rest={"extra_state": {name: kept, "other": kept}})
-    assert not checkpoints(tmp_path)
-
-
 @pytest.mark.parametrize(
     ("schedule", "factors"),
     [
@@ -542,7 +535,7 @@ def test_a_malicious_pickle_offered_as_a_checkpoint_is_refused(train, tmp_path, 
     torch.save(content, buffer := io.BytesIO())
     path.write_bytes(buffer.getvalue())
     path.rename(path.with_name(f"epoch-00001-{sha256(path)}.pt"))  # sealed
-    with pytest.raises(ValueError, match="holds more than tensors and plain values: delete .*run"):
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
         train()
     assert not (tmp_path / "executed").exists()
 
@@ -565,48 +558,20 @@ class Broken(Objective):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize(("step", "epoch"), [(0, 1), (5, 3)])
-def test_a_loss_that_is_not_finite_stops_the_training_at_its_step(train, tmp_path, value, step, epoch):
-    objective, model = Broken(value, step), build()
+@pytest.mark.parametrize(("step", "epoch"), [(0, 1), (4, 3)])
+def test_a_loss_that_is_not_finite_stops_the_training_in_its_epoch(train, tmp_path, value, step, epoch):
+    """And its first step is named, though the others of the epoch follow."""
+    objective = Broken(value, step)
     with pytest.raises(ValueError, match=rf"kd is not finite at step {step + 1}, in epoch {epoch}\. .*learning rate"):
-        train(objective, model=model, epochs=4)
-    assert objective.now == step and all(p.isfinite().all() for p in model.parameters())
+        train(objective, epochs=4)
+    assert objective.now == 2 * epoch - 1
     assert len(checkpoints(tmp_path)) == min(epoch - 1, 2)
-
-
-def test_where_steps_are_not_checked_at_once_the_epoch_is_and_names_the_first_step(train, monkeypatch, tmp_path):
-    """As on a GPU, where a check of each step would have to wait for it."""
-    check, checked = loop._require_finite, []
-
-    def late(values, step, epoch):
-        checked.append(step)
-        if checked.count(step) > 1:
-            check(values, step, epoch)
-
-    monkeypatch.setattr(loop, "_require_finite", late)
-    with pytest.raises(ValueError, match="kd is not finite at step 4, in epoch 2"):
-        train(Broken(float("nan"), 3), epochs=4, batch_size=3)
-    assert checked[-4:] == [3, 4, 5, 3]
-    assert len(checkpoints(tmp_path)) == 1
 
 
 def test_a_learning_rate_that_is_too_high_never_becomes_a_result(train, tmp_path):
     model = build()
     with pytest.raises(ValueError, match="ce is not finite at step .*a learning rate that is too high"):
         train(model=model, optimizer=torch.optim.SGD(model.parameters(), 1e38), max_grad_norm=0.0, epochs=20)
-
-
-def test_dev_logits_that_are_not_finite_stop_the_training(train, tmp_path):
-    """Though their class with the highest logit, hence the scores, would look like any other."""
-
-    def dev(model):
-        with torch.no_grad():
-            model(torch.full((2, 40), float("nan")))
-        return {"UA": 0.5, "WA": 0.5}
-
-    with pytest.raises(ValueError, match="dev logits is not finite at step 2, in epoch 1"):
-        train(dev=dev)
-    assert checkpoints(tmp_path) == []
 
 
 def test_a_score_that_is_not_finite_stops_the_training(train, tmp_path):

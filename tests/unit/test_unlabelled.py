@@ -72,12 +72,12 @@ def test_the_fingerprint_follows_the_sound_and_not_the_place(folder, tmp_path):
     assert cache_audio(unlabelled(moved)).fingerprint != before
 
 
-@pytest.mark.parametrize(("content", "found"), [(None, "no such folder"), ("notes.txt", "no sound files")])
-def test_a_folder_without_speech_says_what_to_pass(tmp_path, content, found):
+@pytest.mark.parametrize("content", [None, "notes.txt"])
+def test_a_folder_without_speech_says_what_to_pass(tmp_path, content):
     if content:
         (tmp_path / "speech").mkdir()
         (tmp_path / "speech" / content).write_text("none")
-    with pytest.raises(FileNotFoundError, match=f"speech: {found}; pass with --speech-dir.*flac"):
+    with pytest.raises(FileNotFoundError, match="no speech at .*speech: pass with --speech-dir.*flac"):
         unlabelled(tmp_path / "speech")
 
 
@@ -147,5 +147,5 @@ def test_every_kind_of_file_is_read(tmp_path, suffix):
 def test_names_in_another_encoding_are_one_clear_error(folder):
     """Windows-1252 comes as surrogate escapes, which no table of text can hold."""
     write(folder / "plain.wav").rename(Path(os.fsdecode(os.fsencode(folder) + b"/M\xfcller.wav")))
-    with pytest.raises(ValueError, match=r"M\\xfcller.wav' is not named in UTF-8 .*: rename it"):
+    with pytest.raises(ValueError, match=r"M\\xfcller.wav' is not named in UTF-8: rename it"):
         unlabelled(folder)

@@ -474,10 +474,3 @@ def test_time_tokens_have_their_mean_whatever_is_asked_for():
         network(tokens="time", pooling=pooling)(features=noise(2, 9, 40)).logits for pooling in ("mean", "flatten")
     ]
     assert torch.equal(*by_both)
-
-
-def test_a_forward_pass_wants_waves_or_features():
-    model = network()
-    for wrong in ({}, {"input_values": waves(), "features": noise(3, 9, 40)}):
-        with pytest.raises(ValueError, match="either input_values or features"):
-            model(**wrong)

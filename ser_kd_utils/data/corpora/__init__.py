@@ -28,9 +28,8 @@ _DEMO = replace(
     counts={},
     synthetic=True,
 )
-_KNOWN = {
-    each.name: each for each in (_DEMO, IEMOCAP, DEV_SPEAKERS, IMPROVISED, MELD, MELD_4, EMODB, RAVDESS, MANIFEST)
-}
+_ALL = (_DEMO, IEMOCAP, DEV_SPEAKERS, IMPROVISED, MELD, MELD_4, EMODB, RAVDESS, MANIFEST)
+_KNOWN = {each.name: each for each in _ALL}
 CORPORA = tuple(_KNOWN)
 MISSING_ALLOWED = 0.05  # fraction of files, where bad audio is excluded: copies of MELD are known to be incomplete
 
@@ -68,50 +67,32 @@ def unlabelled(folder: str | Path) -> Corpus:
     home = Path(folder).expanduser().resolve()
     paths = tables.sound_files(home)
     if not paths:
-        raise FileNotFoundError(
-            f"no speech at {home}: {'no sound files' if home.is_dir() else 'no such folder'}; pass with --speech-dir "
-            f"a folder of sound files ({', '.join(tables.SOUND_SUFFIXES)})"
-        )
+        wanted = f"a folder of sound files ({', '.join(tables.SOUND_SUFFIXES)})"
+        raise FileNotFoundError(f"no speech at {home}: pass with --speech-dir {wanted}")
     names = [f"speech/{path.relative_to(home).with_suffix('').as_posix()}" for path in paths]
     rows = tables.tidy(pd.DataFrame({"utterance": names, "path": map(str, paths)}), f"speech at {home}")
-    about = {"licence": MANIFEST.licence, "access": "local: the files of a folder", "citation": MANIFEST.citation}
-    return Corpus("speech", rows, bad_audio="exclude", **about)
+    return replace(MANIFEST, name="speech", manifest=rows, access="local: the files of a folder", bad_audio="exclude")
 
 
 def _recognised(corpus: Corpus, root: str | Path | None) -> Path:
     """The absolute root, once the corpus is recognised there."""
     if not root:
-        raise FileNotFoundError(
-            f"{corpus.name}: no place of the data given; access: {corpus.access}. "
-            f"Pass with --data-root the place of {corpus.layout}"
-        )
+        wanted = f"access: {corpus.access}. Pass with --data-root the place of {corpus.layout}"
+        raise FileNotFoundError(f"{corpus.name}: no place of the data given; {wanted}")
     home = tables.require_utf8(Path(root).expanduser().resolve())
     if corpus.recognises(home):
         return home
-    raise FileNotFoundError(f"no {corpus.name} at {home}: looked for {corpus.layout}; found {_found(home)}")
-
-
-def _found(home: Path) -> str:
-    if not home.exists():
-        return "nothing: the path does not exist"
-    others = [other.name for other in _KNOWN.values() if not other.synthetic and other.recognises(home)]
-    if others:
-        return f"{' or '.join(others)}: choose that corpus or pass another --data-root"
-    if home.is_file():
-        return f"a file, {home.name}"
-    return tables.some(sorted(path.name for path in home.iterdir() if path.name[0] != "."), 5) or "an empty folder"
+    others = " or ".join(other.name for other in _KNOWN.values() if not other.synthetic and other.recognises(home))
+    names = tables.some(sorted(path.name for path in home.glob("[!.]*")), 5) or "nothing"
+    found = f"{others}: choose that corpus or pass another --data-root" if others else names
+    raise FileNotFoundError(f"no {corpus.name} at {home}: looked for {corpus.layout}; found {found}")
 
 
 def _differences(corpus: Corpus) -> tuple[str, ...]:
     """What differs from the published counts, one note each."""
-    found = corpus.manifest.groupby([corpus.counted_by, "label"]).size()
-    return tuple(
-        f"{f'{corpus.counted_by} {group}, ' if group else ''}{label}: {found.get((group, label), 0)} utterances, "
-        f"published {published[label]}"
-        for group, published in corpus.counts.items()
-        for label in corpus.labels
-        if found.get((group, label), 0) != published[label]
-    )
+    pairs = {label: (int((corpus.manifest.label == label).sum()), corpus.counts.get(label)) for label in corpus.labels}
+    notes = {label: f"{label}: {here} utterances, published {there}" for label, (here, there) in pairs.items()}
+    return tuple(notes[label] for label, (here, there) in pairs.items() if there not in (None, here))
 
 
 def _without_file(corpus: Corpus, where: str) -> pd.DataFrame:
@@ -119,8 +100,6 @@ def _without_file(corpus: Corpus, where: str) -> pd.DataFrame:
     rows = corpus.manifest
     missing = rows.utterance[[not Path(path).is_file() for path in rows.path]]
     if len(missing) > (MISSING_ALLOWED if corpus.bad_audio == "exclude" else 0) * len(rows):
-        raise FileNotFoundError(
-            f"{where}: {len(missing)} of {len(rows)} sound files are missing ({tables.some(missing)}); "
-            f"unpack it completely: {corpus.layout}"
-        )
+        lacking = f"{len(missing)} of {len(rows)} sound files are missing ({tables.some(missing)})"
+        raise FileNotFoundError(f"{where}: {lacking}; unpack it completely: {corpus.layout}")
     return exclusions((name, "no file") for name in missing)

@@ -20,7 +20,6 @@ OWN_GROUPS = 5
 MIN_TO_TRAIN = 2  # utterances of a class: one to learn from, one more where a method sets some aside
 RANDOM_FOLDS = 5
 RANDOM_DEV = 8  # dev is one in 8 of what is not tested
-RANDOM_LEAST = 10  # utterances of a class, so that all three parts of every fold get some
 
 RULES = {
     "leave-one-session-out": "test: one session; dev: the next session (after the last the first); train: the others",
@@ -101,9 +100,8 @@ def split(corpus: Corpus, protocol: str | None, fold: int, seed: int) -> Split:
                 raise ValueError(f"{where}: speaker {shared[0]} is in {one} and in {other}; correct speaker or session")
     classes = {part: {label: int((members[part].label == label).sum()) for label in corpus.labels} for part in PARTS}
     _check_classes(classes, where)
-    names = {part: tuple(members[part].utterance) for part in PARTS}
-    optimistic = protocol == "random"
-    return Split(corpus.name, protocol, fold, seed, **names, optimistic=optimistic, speakers=speakers, classes=classes)
+    names = {part: tuple(members[part].utterance) for part in PARTS} | {"optimistic": protocol == "random"}
+    return Split(corpus.name, protocol, fold, seed, **names, speakers=speakers, classes=classes)
 
 
 def _protocol(corpus: Corpus, protocol: str | None) -> str:
@@ -146,10 +144,6 @@ def _random(corpus: Corpus, fold: int, seed: int) -> pd.Series:
     from sklearn.model_selection import StratifiedKFold
 
     labels = corpus.manifest.label
-    counts = labels.value_counts()
-    if (least := counts.min()) < RANDOM_LEAST:
-        needed = f"needs {RANDOM_LEAST} utterances of every class, has {least} {counts.idxmin()}"
-        raise ValueError(f"{corpus.name}, random: {needed}")
     rest, test = [*StratifiedKFold(RANDOM_FOLDS, shuffle=True, random_state=seed).split(labels, labels)][fold - 1]
     _, dev = next(StratifiedKFold(RANDOM_DEV, shuffle=True, random_state=seed).split(rest, labels.iloc[rest]))
     parts = np.full(len(labels), "train", dtype=object)
@@ -160,10 +154,8 @@ def _random(corpus: Corpus, fold: int, seed: int) -> pd.Series:
 def _check_classes(classes: dict[str, dict[str, int]], where: str) -> None:
     for label, count in classes["train"].items():
         if count < MIN_TO_TRAIN:
-            raise ValueError(
-                f"{where}: {count} training utterances of {label}, at least {MIN_TO_TRAIN} are needed: add utterances, "
-                "by more speakers, join the class with another, or leave it out"
-            )
+            lacking = f"{count} training utterances of {label}, at least {MIN_TO_TRAIN} are needed"
+            raise ValueError(f"{where}: {lacking}: add utterances by more speakers, or leave the class out")
     for part in ("dev", "test"):
         if absent := [label for label, count in classes[part].items() if not count]:
             warnings.warn(f"{where}: no {' and no '.join(absent)} in {part}: scores there leave it out", stacklevel=3)

@@ -21,7 +21,6 @@ PARTS = ("train", "dev", "test")
 FOUR_CLASSES = ("angry", "happy", "neutral", "sad")
 TABLES = {".csv": (",", "CSV table in UTF-8 with commas"), ".tsv": ("\t", "TSV table in UTF-8 with tabs")}
 MISSING = ("", "nan", "none", "null", "n/a", "na")  # as programs write what is not there
-MIN_OF_CLASS = 3  # utterances: one for each part
 SOUND_SUFFIXES = (
     ".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".mp4",
     ".aac", ".aif", ".aiff", ".aifc", ".au", ".webm", ".wma",
@@ -61,10 +60,7 @@ class Corpus:
     recognises: Callable[[Path], bool] | None = None
     read: Callable[[Path], pd.DataFrame] | None = None  # rows with some of COLUMNS; other labels than `labels` go
     faults: Mapping[str, str] = field(default_factory=dict)  # utterances left out of the release, and why
-    counts: Mapping[str, Mapping[str, int]] = field(
-        default_factory=dict
-    )  # as published, less the faults, of counted_by and label
-    counted_by: str = "session"
+    counts: Mapping[str, int] = field(default_factory=dict)  # of each label as published, less the faults
 
     def card(self) -> pd.DataFrame:
         """The corpus in plain words: a table of two columns, item and value."""
@@ -188,12 +184,6 @@ def _problems(rows: pd.DataFrame) -> Iterator[str]:
         yield f"{len(absent)} files not found ({some(absent)})"
     if rows.label.nunique() == 1:
         yield f"only one label ({rows.label.iloc[0]})"
-    for label, count in rows.label.value_counts().items():
-        if count < MIN_OF_CLASS:
-            yield (
-                f"{count} utterances of label {label!r}, at least {MIN_OF_CLASS} are needed: add some, join it with "
-                "another label or leave these rows out"
-            )
     if set(rows.split) not in ({""}, set(PARTS)):
         found = some(map(repr, sorted(set(rows.split))))
         yield f"split must be empty in all rows, or train, dev or test in each and each used (found {found})"
@@ -235,9 +225,7 @@ def sound_files(folder: Path) -> list[Path]:
 def require_utf8(path: Path) -> Path:
     """The path itself. Raises ValueError where it is in another encoding, which no table can hold."""
     if re.search("[\ud800-\udfff]", str(path)):  # as Python holds bytes that are not UTF-8
-        raise ValueError(
-            f"{os.fsencode(path)!r} is not named in UTF-8 (perhaps in Windows-1252): rename it, as with convmv"
-        )
+        raise ValueError(f"{os.fsencode(path)!r} is not named in UTF-8: rename it, as with convmv")
     return path
 
 

@@ -111,10 +111,8 @@ class HeadFusionForAudioClassification(PreTrainedModel):
 
         input_values: (batch, samples) waves at 16 kHz, all of one length, nothing padded; the logits are the mean over
         the segments of an utterance (assumed: of logits, not of probabilities). features: of `features_of`, one
-        segment an item. Raises ValueError for both or neither.
+        segment an item.
         """
-        if (input_values is None) == (features is None):
-            raise ValueError("Pass either input_values or features.")
         if features is not None:
             return SequenceClassifierOutput(logits=self._classify(features))
         segments = segments_of(input_values, self.config.segment, self.config.hop)

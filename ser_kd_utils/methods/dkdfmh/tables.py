@@ -8,7 +8,7 @@ the difference (`_optimism`). Scores are those of clean speech unless a column s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -17,15 +17,13 @@ from ser_kd_utils.methods import settings_of
 from ser_kd_utils.methods.dkdfmh.variants import grids, of_encoder, variants
 from ser_kd_utils.records import Run
 from ser_kd_utils.report import tables as report
-from ser_kd_utils.report.differences import Comparison, Differences, Family, effect_of, line_of
+from ser_kd_utils.report.differences import Comparison, Differences, Family, Tested, effect_of
 from ser_kd_utils.report.tables import BLANK, Line, Sample, Score, Selection, Table, word
 
 FULL = "cnn-dkd"
+WA, UA = Score("clean", metric="WA"), Score("clean")
 IN_NOISE = ("cnn-alone", FULL, "cnn-alone-noisy", "cnn-dkd-noisy")
-HELPS, IN_NOISE_TOO = (
-    "it helps more than classical distillation",
-    "distillation helps in noise, after training in noise",
-)
+HELPS = "it helps more than classical distillation"
 GATE, OTHER_GATE, NOISY_GATE = ("cnn-teacher", "cnn-alone"), ("a", "cnn-alone"), ("cnn-teacher", "cnn-alone-noisy")
 
 
@@ -49,7 +47,13 @@ def claims(settings: Mapping[str, Any], runs: Sequence[Run] = ()) -> tuple[Compa
         Comparison("cnn-nckd", "cnn-tckd", "clean", "what the teacher says of the other classes carries it", GATE),
         Comparison(FULL, "cnn-teacher", "clean", "the student beats its teacher", GATE),
         Comparison(of_encoder(settings), FULL, "clean", "a teacher of another architecture serves better", OTHER_GATE),
-        Comparison("cnn-dkd-noisy", "cnn-alone-noisy", "noisy", IN_NOISE_TOO, NOISY_GATE),
+        Comparison(
+            "cnn-dkd-noisy",
+            "cnn-alone-noisy",
+            "noisy",
+            "distillation helps in noise, after training in noise",
+            NOISY_GATE,
+        ),
         Comparison("cnn-alone-noisy", "cnn-alone", "noisy", "training in noise helps in noise"),
     )
 
@@ -96,36 +100,32 @@ def _samples(runs: Sequence[Run], variant: str, protocol: str) -> dict[str, Samp
     return {name: sample.at("clean") for name, samples in found.items() for sample in samples}
 
 
-def _main(runs: Sequence[Run], known: Mapping) -> list[Line]:
+def _main(runs: Sequence[Run], known: Mapping) -> Iterator[Line]:
     """The main variants, WA and UA in percent: P1 at the epochs with the best test WA and the best test UA, as a paper
     of that protocol reports, P2 at the epoch with the best dev UA. The published scores are those of IEMOCAP."""
     titles = ("WA P1", "UA P1", "folds x seeds P1", "WA P2", "UA P2", "UA noisy P2", "folds x seeds P2")
-    wa, ua = Score("clean", metric="WA"), Score("clean")
-    lines = []
     for name in report.recorded(runs, "main", known):
         own = [run for run in runs if run.info["variant"] == name]
-        info = own[-1].info
-        size = word(f"{info['parameters'] / 1e3:.1f}k")
-        line = {"row": word(name, own), "model": word(info["title"]), "parameters": size} | dict.fromkeys(titles, BLANK)
+        size = word(f"{own[-1].info['parameters'] / 1e3:.1f}k")
+        line = {"row": word(name, own), "model": word(own[-1].info["title"]), "parameters": size}
+        line |= dict.fromkeys(titles, BLANK)
         if found := _samples(own, name, "P1"):
-            cells = wa(found["test-WA"]), ua(found["test-UA"]), report.design(found["test-UA"])
+            cells = WA(found["test-WA"]), UA(found["test-UA"]), report.design(found["test-UA"])
             line |= zip(titles[:3], cells, strict=True)
         for sample in report.together(own, Selection((name,), protocol="P2")):
-            line |= zip(titles[3:], (wa(sample), ua(sample), Score()(sample), report.design(sample)), strict=True)
+            line |= zip(titles[3:], (WA(sample), UA(sample), Score()(sample), report.design(sample)), strict=True)
         line["published WA / UA"] = word(_published() if name == FULL else "")
-        lines.append(line | {"command": word(report.command(own))})
-    return lines
+        yield line | {"command": word(report.command(own))}
 
 
 def _published() -> str:
     """The method's scores with what is known of their protocol and source."""
     table = report.published_values("dkdfmh_results").query("table == 'abstract'").set_index("metric")
-    dataset, source = table.loc["UA", ["dataset", "source"]]
-    wa, ua = table["value"][["WA", "UA"]]
-    return f"{wa:.1f} / {ua:.1f}, {dataset}, likely P1 ({source.partition(' (')[0]})"
+    wa, ua = table.loc["WA"], table.loc["UA"]
+    return f"{wa['value']:.1f} / {ua['value']:.1f}, {ua['dataset']}, likely P1 ({ua['source'].partition(' (')[0]})"
 
 
-def _optimism(runs: Sequence[Run], variant: str) -> list[Line]:
+def _optimism(runs: Sequence[Run], variant: str) -> Iterator[Line]:
     """What P1 is worth: one model scored in ever other ways; WA and UA in percent.
 
     Rungs 1 to 3: P1 at the epoch chosen on the test (WA and UA each at its own), on dev, and at the last one; 6 to 8:
@@ -153,17 +153,15 @@ def _optimism(runs: Sequence[Run], variant: str) -> list[Line]:
             rungs[first + 2] = (protocol, "last epoch", by["last"], by["last"], first)
     for number, against, sample in zip((4, 5), (0, 4), both, strict=bool(both)):
         rungs[number] = (sample.selection.protocol, "best dev epoch, tested by both", sample, sample, against)
-    lines = []
     for number, (protocol, evaluation, for_wa, for_ua, against) in sorted(rungs.items()):
         line = {"rung": word(number, for_ua.runs), "split": word(protocol)}
-        line |= {"evaluation": word(f"{words[protocol]}, {evaluation}"), "WA": for_wa.score("WA", with_interval=True)}
-        line |= {"UA": for_ua.score(with_interval=True), "utterances": word(for_ua.table["utterance"].nunique())}
-        lines.append(line | {"folds x seeds": report.design(for_ua)})
+        line |= {"evaluation": word(f"{words[protocol]}, {evaluation}"), "WA": WA(for_wa), "UA": UA(for_ua)}
+        line |= {"utterances": word(for_ua.table["utterance"].nunique()), "folds x seeds": report.design(for_ua)}
         if against:
-            sides = for_ua, rungs[against][3]
-            step = line_of(sides, effect_of(*sides), 1, 1, "step, points").items()
-            lines[-1] |= {"against": word(f"rung {against}")} | dict([*step][:3])  # the difference and its intervals
-    return lines
+            sides = [for_ua, rungs[against][3]]
+            step = Tested(Comparison(variant, variant), (True, ""), [], sides, effect_of(*sides)).line("step, points")
+            line |= {"against": word(f"rung {against}")} | dict([*step.items()][:3])  # the difference and its intervals
+        yield line
 
 
 def confusion_tables(runs: Sequence[Run]) -> tuple[dict[str, pd.DataFrame], pd.DataFrame]:

@@ -6,6 +6,7 @@ Its control is an ordinary transformer whose tokens are time frames.
 
 from collections.abc import Iterable
 from dataclasses import field
+from functools import partial
 from typing import Any
 
 import torch
@@ -70,10 +71,8 @@ class VariableTokenForAudioClassification(PreTrainedModel):
             width, self.front = front.hidden_size, Front(front, config.feature_layer)
         self.embed = nn.Linear(config.frames if config.tokens == "variable" else width, config.hidden_size)
         shape = (config.hidden_size, config.num_attention_heads, config.intermediate_size, config.dropout)
-        self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(*shape, activation="gelu", batch_first=True)
-            for _ in range(config.num_hidden_layers)
-        )
+        layer, count = partial(nn.TransformerEncoderLayer, *shape, "gelu", batch_first=True), config.num_hidden_layers
+        self.layers = nn.ModuleList(layer() for _ in range(count))
         self.norm = nn.LayerNorm(config.hidden_size)
         flat = config.pooling == "flatten"
         self.dropout = nn.Dropout(config.dropout * flat)
@@ -128,10 +127,8 @@ class VariableTokenForAudioClassification(PreTrainedModel):
         over the tokens that are not padding.
         Pass either input_values (batch, samples), waves at 16 kHz, with lengths, or features (batch, frames, width),
         as from `frame_features`, with counts (None: all are valid). attentions: of each layer (batch, heads, tokens,
-        tokens), where asked for. Raises ValueError for both or neither.
+        tokens), where asked for.
         """
-        if (input_values is None) == (features is None):
-            raise ValueError("Pass either input_values or features.")
         if features is None:
             features, counts = self.frame_features(input_values, lengths)
         x, valid = self._tokens(features, counts)
@@ -145,11 +142,8 @@ class VariableTokenForAudioClassification(PreTrainedModel):
             embedding = F.gelu(x).flatten(1)
         else:
             embedding = x.mean(1) if valid is None else (x * valid[..., None]).sum(1) / valid.sum(1, keepdim=True)
-        return SequenceClassifierOutput(
-            logits=self.classifier(self.dropout(embedding)),
-            hidden_states=(embedding,),
-            attentions=tuple(attentions) if output_attentions else None,
-        )
+        logits, attentions = self.classifier(self.dropout(embedding)), tuple(attentions) or None
+        return SequenceClassifierOutput(logits=logits, hidden_states=(embedding,), attentions=attentions)
 
     def _tokens(self, features: Tensor, counts: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """(batch, tokens, hidden_size), and for time tokens (batch, tokens) booleans: which are not padding."""

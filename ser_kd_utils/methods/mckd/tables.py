@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 import pandas as pd
 
@@ -38,19 +37,14 @@ CLAIMS = (
     Comparison("mc-full-noisy", "mc-kd-noisy", "noisy", "so do curriculum and meta-knowledge", NOISY),
 )
 """What the paper claims, or follows from it."""
-WITHDRAWN = {"mc-time-tokens", "mc-log-mel", "mc-z-score", "mc-log-mel-z-score"}
-"""Whose verdicts rested on the mean over tokens, with which everything was trained before there was `mckd.pooling`."""
-EARLIER = "earlier students under these names: tokens pooled by their mean, a curriculum that starts at T 15.6; "
-EARLIER += "verdicts on tokens, features and z-score rested on the mean and are withdrawn; "
 COMPARISONS = (*CLAIMS, Comparison(FULL, "mc-supcon", "clean"), Comparison(FULL, "mc-alone", "noisy"))
 
 
 def tables(runs: Sequence[Run]) -> list[Table]:
-    teachers = [run for run in runs if run.info["method"] == "teacher"]
-    runs = [run for run in runs if run.info["method"] == "mckd"]
+    family = Family([run for run in runs if run.info["method"] in ("teacher", "mckd")], CLAIMS)
+    runs = [run for run in family.runs if run.info["method"] == "mckd"]
     known = variants(settings_of(runs[0].info["profile"])) if runs else {}
-    family = Family([*runs, *teachers], CLAIMS)
-    found = [
+    return [
         Table("mckd", ("row",), lambda: _main(runs, report.recorded(runs, "main", known))),
         family.verdicts("mckd_claims"),
         family.comparisons("mckd_comparisons", COMPARISONS),
@@ -58,23 +52,6 @@ def tables(runs: Sequence[Run]) -> list[Table]:
         report.in_noise("mckd_noise", runs, IN_NOISE),
         family.null("mckd_null", known, "clean"),
     ]
-    earlier = {"pooling" not in run.info["settings"]["mckd"] for run in runs}
-    if len(earlier) > 1:
-        raise ValueError("Some records of MCKD are from before its setting pooling: train them again, with all others.")
-    return [_earlier(table) for table in found] if True in earlier else found
-
-
-def _earlier(table: Table) -> Table:
-    """A table of records from before `mckd.pooling`: it says so, and what rested on the mean has no verdict."""
-
-    def lines() -> Iterable[Line]:
-        for line in table.lines:
-            decided = [name for name in ("verdict", "reading") if name in line]
-            rested = any(WITHDRAWN & {*line[name].selection.variants} for name in decided)
-            told = {"reason": word("trained with the mean")} if rested and "reason" in line else {}
-            yield line | told | {name: word("withdrawn", line[name].runs) for name in decided if rested}
-
-    return replace(table, make=lambda: [*lines()], words=EARLIER + table.words)
 
 
 def _main(runs: Sequence[Run], names: Iterable[str]) -> list[Line]:
@@ -82,14 +59,12 @@ def _main(runs: Sequence[Run], names: Iterable[str]) -> list[Line]:
 
     The published scores are those of another corpus unless this is IEMOCAP or MELD, and second-hand.
     """
+    columns = report.MODEL | {metric: Score("clean", metric=metric) for metric in METRICS} | {"UA noisy": Score()}
     lines = []
-    for name in names:
-        (sample,) = report.together(runs, Selection((name,)))
-        size = word(f"{sample.info['parameters'] / 1e6:.2f}M")
-        line = {"row": report.label(sample), "model": report.told("title")(sample), "parameters": size}
-        line |= {metric: Score("clean", metric=metric)(sample) for metric in METRICS} | {"UA noisy": Score()(sample)}
-        line |= {"published": word(_published() if name == FULL else ""), "folds x seeds": report.design(sample)}
-        lines.append(line | {"command": word(report.command(sample.runs))})
+    for sample in (sample for name in names for sample in report.together(runs, Selection((name,)))):
+        line = {title: column(sample) for title, column in columns.items()} | {"published": BLANK}
+        line |= {"published": word(_published())} if sample.info["variant"] == FULL else {}
+        lines.append(line | {"folds x seeds": report.design(sample), "command": word(report.command(sample.runs))})
     return [*lines, _floor(sample.at("clean").table, lines[-1])] if lines else []
 
 

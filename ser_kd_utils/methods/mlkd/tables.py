@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 
+import numpy as np
 import pandas as pd
 
 from ser_kd_utils.methods import settings_of
@@ -13,7 +14,7 @@ from ser_kd_utils.methods.mlkd.variants import variants
 from ser_kd_utils.records import Run
 from ser_kd_utils.report import tables as report
 from ser_kd_utils.report.differences import Comparison, Family
-from ser_kd_utils.report.tables import Line, Sample, Score, Selection, Table, word
+from ser_kd_utils.report.tables import Cell, Line, PointEstimate, Sample, Score, Selection, Table, word
 
 GATE = ("a", "c")
 BY_SNR = Comparison("e", "c", claim="levels give more in little noise than in much", gate=GATE, snrs=(20.0, 0.0))
@@ -30,6 +31,7 @@ CLAIMS = (
     Comparison("e", "d", claim="several levels help more than the last one", gate=GATE),
     Comparison("e", "b", claim="the small student with levels beats the full size without", gate=GATE),
     Comparison("e", "b", claim="it is less than 2 points worse than the full size without", gate=GATE, margin=2),
+    Comparison("logits", "c", claim="teacher levels and logits together help a student in noise", gate=GATE),
     Comparison("e", "noisy-teacher", claim="targets from clean speech are better than from noisy speech", gate=GATE),
     Comparison("e", "untuned-teacher", claim="the targets must come from a teacher that knows emotion", gate=GATE),
     Comparison("e", "two-stage", claim="teacher and labels together are better than one after the other", gate=GATE),
@@ -70,10 +72,7 @@ def _columns(main: Sequence[Run]) -> dict[str, report.Column]:
     snrs = report.snrs(main)
     low = main[0].info["settings"]["noise"]["train_snr_db"][0] if main else 0
     lowest = min((snr for snr in snrs if snr >= low), default=low)
-    return {
-        "row": report.label,
-        "model": report.told("title"),
-        "parameters": lambda sample: word(f"{sample.info['parameters'] / 1e6:.2f}M"),
+    return report.MODEL | {
         "UA clean": Score("clean"),
         "UA noisy": Score(),
         **{f"UA {snr:.0f} dB": Score(snr_db=snr) for snr in snrs if snr <= lowest},
@@ -92,10 +91,10 @@ def reference(corpus: str) -> pd.DataFrame:
     return table.assign(variant=table["method"].replace("MLKD", "e"))[table["dataset"] == corpus.upper()]
 
 
-def _published_ua(sample: Sample) -> report.Cell:
+def _published_ua(sample: Sample) -> Cell:
     """MLKD's value over all noise (lines without an SNR) with its source; blank where the paper has none."""
-    table = reference(sample.info["corpus"]).query("variant == 'e' and metric == 'UA' and condition != 'clean'")
-    found = table[table["snr_db"].isna() & (sample.info["variant"] == "e")]
+    places = reference(sample.info["corpus"]).query("variant == 'e' and metric == 'UA' and condition != 'clean'")
+    found = places[places["snr_db"].isna() & (sample.info["variant"] == "e")]
     values = [f"{line.value:.1f} ({line.source})" for line in found.dropna(subset="value").itertuples()]
     return word("; ".join(values) or "not available" * bool(len(found)))
 
@@ -111,7 +110,7 @@ def _conditions(samples: Mapping[str, Sample]) -> Iterator[tuple[Line, tuple[str
 
 def _by_condition(samples: Mapping[str, Sample], metric: str) -> list[Line]:
     return [
-        cells | {report.label(each).text: each.at(*place).score(metric) for each in samples.values()}
+        cells | {report.label(each).text: PointEstimate(*place, metric)(each) for each in samples.values()}
         for cells, place in _conditions(samples)
     ]
 
@@ -123,19 +122,18 @@ def _beside_published(samples: Mapping[str, Sample]) -> Iterator[Line]:
     here (or `clean`, without snr_db), metric WA or UA, value in percent, and method "MLKD", which is row (e), or the
     name of another variant. Raises ValueError where two lines have values for one place.
     """
-    place = ["condition", "snr_db", "variant"]
+    place = ["metric", "condition", "snr_db", "variant"]
     for cells, (kind, snr) in _conditions(samples):
         for name, sample in samples.items():
-            table = reference(sample.info["corpus"]).dropna(subset="value").set_index("metric")
-            if table.set_index(place, append=True).index.has_duplicates:
+            table = reference(sample.info["corpus"]).dropna(subset="value").fillna({"snr_db": np.inf}).set_index(place)
+            if table.index.has_duplicates:
                 raise ValueError("results/reference/mlkd_results.csv has two values for one place: keep one of them.")
-            here = table["snr_db"].isna() if snr is None else table["snr_db"] == snr
-            theirs = table["value"][here & (table["condition"] == kind) & (table["variant"] == name)]
-            ours = {metric: sample.at(kind, snr).score(metric) for metric in ("WA", "UA")}
+            ours = {metric: PointEstimate(kind, snr, metric)(sample) for metric in ("WA", "UA")}
+            theirs = {each: table["value"].get((each, kind, np.inf if snr is None else snr, name)) for each in ours}
+            less = {each: value and round(ours[each].value - value, 1) for each, value in theirs.items()}
             line = cells | {"row": report.label(sample), "method": report.told("title")(sample)} | ours
-            line |= {f"published {metric}": word(theirs.get(metric)) for metric in ours}
-            less = {metric: round(ours[metric].value - value, 1) for metric, value in theirs.items()}
-            yield line | {f"{metric} - published": word(less.get(metric)) for metric in ours}
+            line |= {f"published {each}": word(value) for each, value in theirs.items()}
+            yield line | {f"{each} - published": word(value) for each, value in less.items()}
 
 
 def _selection(main: Sequence[Run], samples: Mapping[str, Sample]) -> Iterator[Line]:
@@ -154,7 +152,7 @@ def _by_fold(samples: Mapping[str, Sample]) -> Iterator[Line]:
         line = {"row": report.label(sample)}
         for fold, part in sample.table.groupby("fold"):
             runs = tuple(run for run in sample.runs if run.info["fold"] == fold)
-            line[str(fold)] = replace(sample, table=part, runs=runs).at("noisy").score()
+            line[str(fold)] = PointEstimate()(replace(sample, table=part, runs=runs))
         yield line
 
 
@@ -163,28 +161,23 @@ def _gains(family: Family, known: Sequence[str]) -> Table:
 
     UA noisy in percent; where each fold's training went without a noise type, in that type only.
     """
-    infos = {run.info["variant"]: run.info for run in family.runs}
-    names = report.recorded(family.runs, "situation", known)
-    declared = [Comparison("e", "c"), *(Comparison(name, infos[name]["baseline"]) for name in names)]
-
-    def cells(use: Comparison, distilled: Sample, control: Sample) -> Line:
-        words = infos[use.better]["situation"] or "as in the main table"
-        words += ", scored in it" * bool(infos[use.better]["held_out_noise"])
-        scored = {"control UA noisy": control.at("noisy").score(), "distilled UA noisy": distilled.at("noisy").score()}
-        return {"situation": word(words)} | scored
-
+    declared = [Comparison("e", "c"), *family.with_baselines("situation", known, "noisy")]
+    columns = {"situation": (0, _situation), "control UA noisy": (1, PointEstimate())}
+    columns["distilled UA noisy"] = 0, PointEstimate()
     readings = ("distilled is better", "control is better")
-    return family.differences("mlkd_gains", ("situation",), declared, "gain, points", cells, readings)
+    return family.differences("mlkd_gains", declared, "gain, points", readings, columns)
+
+
+def _situation(sample: Sample) -> Cell:
+    words = sample.info["situation"] or "as in the main table"
+    return word(words + ", scored in it" * bool(sample.info["held_out_noise"]))
 
 
 def _unseen(family: Family) -> Table:
     """UA in percent in the noise type that each fold left out, for models that heard it in training and that did not,
     at the SNRs of training; cost: what not having heard it takes."""
-
-    def cells(use: Comparison, heard: Sample, unseen: Sample) -> Line:
-        line = {"row": report.label(heard), "model": report.told("title")(heard)}
-        return line | {"UA heard": heard.at("noisy").score(), "UA not heard": unseen.at("noisy").score()}
-
+    columns = {"row": (0, report.label), "model": (0, report.told("title"))}
+    columns |= {"UA heard": (0, PointEstimate()), "UA not heard": (1, PointEstimate())}
     declared = [Comparison(name, f"{name}-unseen") for name in "ce"]
     readings = ("hearing it is better", "not hearing it is better")
-    return family.differences("mlkd_unseen_noise", ("row",), declared, "cost, points", cells, readings)
+    return family.differences("mlkd_unseen_noise", declared, "cost, points", readings, columns)

@@ -26,8 +26,7 @@ def variants(settings: Mapping[str, Any]) -> dict[str, Variant]:
 def _check_depths(own: MLKDSettings, depth: int) -> None:
     layers, there = own.teacher_layers, {*range(1, depth + 1)}
     if not layers or list(layers) != sorted(there & {*layers}):
-        message = f"mlkd.teacher_layers={layers!r}: give some of the teacher's layers 1 to {depth}, such as (1,)."
-        raise ValueError(message)
+        raise ValueError(f"mlkd.teacher_layers={layers!r}: give some of the teacher's layers 1 to {depth}, as (1,).")
     for name, depths in (("student_layers", {own.student_layers}), ("depths", {*own.depths})):
         if not depths <= there:
             raise ValueError(f"mlkd.{name}={getattr(own, name)!r}: the teacher has layers 1 to {depth}.")
@@ -49,7 +48,7 @@ def _main(own: MLKDSettings) -> list[Variant]:
 
 
 def _components(own: MLKDSettings, depth: int, start: str) -> list[Variant]:
-    ends = tuple(sorted({own.teacher_layers[0], own.teacher_layers[-1]}))
+    ends, untuned = tuple(sorted({own.teacher_layers[0], own.teacher_layers[-1]})), {"target_network": "untuned"}
     every, half, cnn = tuple(range(1, depth + 1)), "Should the student hear clean speech, too?", "May the CNN learn?"
     rows = (
         ("levels-ends", "first and last level", "Are fewer levels enough?", {"teacher_layers": ends}),
@@ -65,12 +64,7 @@ def _components(own: MLKDSettings, depth: int, start: str) -> list[Variant]:
         ("clean-and-noisy", "half clean", half, {"clean_fraction": 0.5}),
         ("piece-targets", "teacher hears the piece", "Is the whole utterance needed?", {"targets": "piece"}),
         ("noisy-teacher", "teacher hears the noise", "Do the targets have to be clean?", {"targets": "noisy piece"}),
-        (
-            "untuned-teacher",
-            f"teacher of {start} weights",
-            "Must the targets know emotion?",
-            {"target_network": "untuned"},
-        ),
+        ("untuned-teacher", f"teacher of {start} weights", "Must the targets know emotion?", untuned),
         ("unlabelled", "+ unlabelled speech", "Does more speech help?", {"unlabelled_speech": True}),
     )
     return [

@@ -23,13 +23,12 @@ from transformers import (
 
 from ser_kd_utils.data.audio import SAMPLE_RATE
 from ser_kd_utils.data.features import HOP, whisper_log_mel
-from ser_kd_utils.methods.teacher.settings import FAMILIES, TeacherSettings
+from ser_kd_utils.methods.teacher.settings import TeacherSettings
 from ser_kd_utils.training.experiment import names_of_classes
 
 # layerdrop would drop the very layers that are distilled; SpecAugment fails under 3,280 samples; wav2vec2-base on the
 # hub asks for gradient checkpointing, which would slow the teacher down and not the students.
-GUARDS = {"layerdrop": 0.0, "apply_spec_augment": False, "gradient_checkpointing": False}
-WHISPER_GUARDS = {"encoder_layerdrop": 0.0, "apply_spec_augment": False}
+GUARDS = {"layerdrop": 0.0, "encoder_layerdrop": 0.0, "apply_spec_augment": False, "gradient_checkpointing": False}
 
 
 class WaveformInputs:
@@ -107,14 +106,12 @@ def config_of(settings: TeacherSettings, **more: Any) -> PreTrainedConfig:
     else:
         config = AutoConfig.for_model(settings.model_type, **settings.network, **more)
     whisper = config.model_type == "whisper"
-    config.update(WHISPER_GUARDS if whisper else GUARDS)
+    config.update({name: value for name, value in GUARDS.items() if hasattr(config, name)})
     name, found = settings.source or "The network", (config.model_type, config.num_hidden_layers)
     if found != (settings.model_type, settings.num_hidden_layers):
-        raise ValueError(
-            f"{name} is {found[0]} with {found[1]} layers, the settings say {settings.model_type} with "
-            f"{settings.num_hidden_layers}: change teacher.model_type (of {', '.join(FAMILIES)}) and "
-            "teacher.num_hidden_layers, or pass another checkpoint."
-        )
+        said = f"{name} is {found[0]} with {found[1]} layers, the settings say {settings.model_type} with "
+        remedy = "change teacher.model_type and teacher.num_hidden_layers, or pass another checkpoint"
+        raise ValueError(f"{said}{settings.num_hidden_layers}: {remedy}.")
     if not whisper and config.inputs_to_logits_ratio != HOP:
         raise ValueError(f"The frames of {name} are {config.inputs_to_logits_ratio} samples apart, not {HOP}.")
     return config
@@ -177,10 +174,9 @@ def checkpoint_folder(settings: TeacherSettings) -> Path:
         try:
             folder = Path(snapshot_download(name, revision=commit, allow_patterns=files))
         except (OSError, ValueError) as error:
-            raise FileNotFoundError(
-                f"{name} is no folder here, and the hub does not give its commit {commit} "
-                f"({str(error).strip().splitlines()[0]}); pass a folder with teacher.checkpoint='folder'."
-            ) from error
+            why = f"the hub does not give its commit {commit} ({str(error).strip().splitlines()[0]})"
+            remedy = "pass a folder with teacher.checkpoint='folder'"
+            raise FileNotFoundError(f"{name} is no folder here, and {why}; {remedy}.") from error
     if not any(folder.glob("model*.safetensors")):
         source = repr(name) + f", revision={commit!r}" * settings.from_hub
         raise ValueError(
@@ -195,10 +191,8 @@ def first_layers(teacher: PreTrainedModel, layers: int, initial: str = "teacher"
     """The teacher's front end and first `layers` layers, its final norm and its head, copied.
 
     With all of the teacher's layers this is a copy of the teacher. initial "random": a network of the same shape with
-    fresh weights. Raises ValueError for a depth that the teacher does not have.
+    fresh weights.
     """
-    if not 1 <= layers <= teacher.config.num_hidden_layers:
-        raise ValueError(f"A student of {layers} layers cannot be cut from {teacher.config.num_hidden_layers} layers.")
     config = deepcopy(teacher.config)
     config.num_hidden_layers = layers
     student = type(teacher)(config)

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForAudioClassification, PreTrainedModel, SequenceFeatureExtractor
 
 from ser_kd_utils.data.audio import SAMPLE_RATE, AudioCache
-from ser_kd_utils.files import digest, only_one, sha256, unfinished
+from ser_kd_utils.files import digest, sha256, unfinished
 from ser_kd_utils.methods import METHODS, Variant, settings_of
 from ser_kd_utils.methods.teacher import encoders
 from ser_kd_utils.training.dataset import SpeechDataset, TeacherOutputs, teacher_outputs
@@ -54,7 +54,7 @@ class EncoderExperiment(MethodExperiment):
         super().__init__(*args, **options)
         teacher = self.all_settings["teacher"]
         if teacher.model_type == "whisper":
-            self.audio = self.audio.cut(int(teacher.max_seconds * SAMPLE_RATE))
+            self.audio.longest = int(teacher.max_seconds * SAMPLE_RATE)
 
     @cached_property
     def prepare_inputs(self) -> Any:
@@ -108,9 +108,8 @@ class TeacherExperiment(EncoderExperiment):
             utterances, audio = [*utterances, *speech.utterances], ChainMap(audio, speech)
         key = digest([self.fingerprint(name), tuned, layers, utterances, speech and speech.fingerprint])[:16]
         folder = f"teacher-outputs-fold-{self.fold}__seed-{self.seed}-{key}"
-        teacher, place = self.teacher(tuned, name).to(DEVICE), unfinished(self.folder) / folder
-        with only_one(self.folder, folder):
-            return teacher_outputs(teacher, self.prepare_inputs, audio, utterances, layers, place)
+        teacher, place = self.teacher(tuned, name).to(DEVICE), unfinished(self.folder) / folder / "outputs"
+        return teacher_outputs(teacher, self.prepare_inputs, audio, utterances, layers, place)
 
     def dataset(self, name: str = "a") -> SpeechDataset:
         """Windows of clean training speech."""
@@ -135,7 +134,6 @@ class TeacherExperiment(EncoderExperiment):
         learnt = [p for p in encoder.parameters() if p.requires_grad]
         known = {*encoder.parameters()}
         head = [p for p in network.parameters() if p not in known]
-        groups: list[dict[str, Any]] = [{"params": learnt, "lr": use.lr_encoder}, {"params": head, "lr": use.lr_head}]
-        groups = [group for group in groups if group["params"]]
+        groups = [{"params": learnt, "lr": use.lr_encoder}, {"params": head, "lr": use.lr_head}]
         optimizer = torch.optim.AdamW(groups, betas=use.betas, weight_decay=use.weight_decay)
         return network, self._optimise(name, network, CrossEntropy(), self.dataset(name), optimizer=optimizer), []

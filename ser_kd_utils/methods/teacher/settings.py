@@ -4,9 +4,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic.dataclasses import dataclass
-
-from ser_kd_utils.settings import ASSUMED, CODE, STRICT, Count, Fraction, Positive, Precision, Settings, Weight, setting
+from ser_kd_utils.settings import ASSUMED, CODE, Count, Fraction, Positive, Precision, Settings, Weight, setting, strict
 
 BASE_COMMIT = "0b5b8e868dd84f03fd87d01f9c4ff0f080fecfe8"
 """Of wav2vec2-base; known to hold a pickle and no safetensors: convert it once."""
@@ -35,51 +33,47 @@ TINY_NETWORK = {
 }
 
 
-@dataclass(frozen=True, config=STRICT)
+@strict
 class TeacherSettings(Settings):
     """The clean-speech teacher (notebook 01), shared by the methods."""
 
     group = "teacher"
 
     checkpoint: str = setting(
-        "", "facebook/wav2vec2-base", ASSUMED, "hub name or folder; empty: random weights", "openai/whisper-tiny.en"
+        ASSUMED, "hub name or folder; empty: random weights", "", "facebook/wav2vec2-base", "openai/whisper-tiny.en"
     )
-    revision: str = setting("", BASE_COMMIT, ASSUMED, "commit of a hub name; a folder has none", WHISPER_COMMIT)
-    ready: str = setting("", "", ASSUMED, "hub name or folder of a fine-tuned classifier, the teacher as it is")
+    revision: str = setting(ASSUMED, "commit of a hub name; a folder has none", "", BASE_COMMIT, WHISPER_COMMIT)
+    ready: str = setting(ASSUMED, "hub name or folder of a fine-tuned classifier, the teacher as it is", "")
     model_type: Literal[FAMILIES] = setting(
-        "wav2vec2", "wav2vec2", ASSUMED, "family of the network; a checkpoint of another is refused", "whisper"
+        ASSUMED, "family of the network; a checkpoint of another is refused", "wav2vec2", "wav2vec2", "whisper"
     )
     network: dict[str, Any] = setting(
-        TINY_NETWORK, {}, ASSUMED, "of random weights; sized on dev speakers of EMO-DB folds 1 and 2", {}
+        ASSUMED, "of random weights; sized on dev speakers of EMO-DB folds 1 and 2", TINY_NETWORK, {}, {}
     )
-    num_hidden_layers: Count = setting(
-        3, 12, ASSUMED, "transformer layers; a checkpoint of another depth is refused", 4
-    )
-    freeze_cnn: bool = setting(False, True, CODE, "SpeechBrain IEMOCAP recipe; random weights must be trained", False)
+    num_hidden_layers: Count = setting(ASSUMED, "transformer layers; a checkpoint of other depth is refused", 3, 12, 4)
+    freeze_cnn: bool = setting(CODE, "SpeechBrain IEMOCAP recipe; random weights must be trained", False, True)
     tuning: Literal["full", "frozen"] = setting(
-        "full", "full", ASSUMED, "frozen: a weighted sum of the encoder's layers and the head learn (SUPERB)"
+        ASSUMED, "frozen: a weighted sum of the encoder's layers and the head learn (SUPERB)", "full"
     )
-    label_fraction: Fraction = setting(1.0, 1.0, ASSUMED, "of each class whose labels the teacher is told")
-    epochs: Count = setting(22, 30, CODE, "SpeechBrain IEMOCAP recipe (30)", 8)
-    batch_size: Count = setting(8, 24, ASSUMED, "utterances a step", 8)
-    lr_encoder: Positive = setting(1e-3, 1e-5, CODE, "SpeechBrain IEMOCAP recipe (1e-5)", 1e-4)
-    lr_head: Positive = setting(1e-3, 1e-4, CODE, "SpeechBrain IEMOCAP recipe (1e-4)", 1e-3)
-    weight_decay: Weight = setting(1e-2, 1e-6, ASSUMED, "AdamW", 1e-2)
-    betas: tuple[Fraction, Fraction] = setting((0.9, 0.98), (0.9, 0.98), CODE, "AdamW, as DistilHuBERT")
-    warmup_ratio: Fraction = setting(0.1, 0.07, CODE, "of the steps, linear; then linear decay (DistilHuBERT 7 %)", 0.1)
-    max_grad_norm: Weight = setting(1.0, 5.0, ASSUMED, "gradient norm; 0: not clipped", 1.0)
+    label_fraction: Fraction = setting(ASSUMED, "of each class whose labels the teacher is told", 1.0)
+    epochs: Count = setting(CODE, "SpeechBrain IEMOCAP recipe (30)", 22, 30, 8)
+    batch_size: Count = setting(ASSUMED, "utterances a step", 8, 24)
+    lr_encoder: Positive = setting(CODE, "SpeechBrain IEMOCAP recipe (1e-5)", 1e-3, 1e-5, 1e-4)
+    lr_head: Positive = setting(CODE, "SpeechBrain IEMOCAP recipe (1e-4)", 1e-3, 1e-4)
+    weight_decay: Weight = setting(ASSUMED, "AdamW", 1e-2, 1e-6)
+    betas: tuple[Fraction, Fraction] = setting(CODE, "AdamW, as DistilHuBERT", (0.9, 0.98))
+    warmup_ratio: Fraction = setting(CODE, "of the steps, linear; then linear decay (DistilHuBERT 7 %)", 0.1, 0.07)
+    max_grad_norm: Weight = setting(ASSUMED, "gradient norm; 0: not clipped", 1.0, 5.0)
     max_seconds: Positive = setting(
-        2.0, 10.0, ASSUMED, "longest training window, cropped at random; tests take all; Whisper: the first seconds "
-        "of an utterance, in training and tests, all that teacher and student hear", 3.0,
+        ASSUMED, "longest training window, cropped at random; tests take all; Whisper: the first seconds "
+        "of an utterance, in training and tests, all that teacher and student hear", 2.0, 10.0, 3.0,
     )  # fmt: skip
-    precision: Precision = setting("float32", "bf16", ASSUMED, "bf16: mixed, where GPU or CPU can", "bf16")
+    precision: Precision = setting(ASSUMED, "bf16: mixed, where GPU or CPU can", "float32", "bf16", "bf16")
 
     def __post_init__(self) -> None:
         if self.from_hub and not re.fullmatch("[0-9a-f]{40}", self.revision):
-            raise ValueError(
-                f"teacher.checkpoint={self.source!r}, revision={self.revision!r}: there is no such folder, and a "
-                "hub name wants as revision the 40 hex digits of a commit (branches and tags move)."
-            )
+            wanted = "there is no such folder, and a hub name wants as revision the 40 hex digits of a commit"
+            raise ValueError(f"teacher.checkpoint={self.source!r}, revision={self.revision!r}: {wanted}.")
         layers = self.network.get("num_hidden_layers", 0)
         if not self.source and layers != self.num_hidden_layers:
             raise ValueError(f"teacher.network has {layers} layers, not {self.num_hidden_layers} (num_hidden_layers).")

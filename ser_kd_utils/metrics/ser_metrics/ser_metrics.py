@@ -1,13 +1,12 @@
-"""The four scores of speech emotion recognition, as an `evaluate` module."""
+"""The four scores of speech emotion recognition, as an `evaluate` module.
+
+WA: weighted accuracy, the share of utterances classified correctly. UA: unweighted accuracy, the mean of the recalls of
+the classes that occur in the references. macro_f1: mean F1 of the classes. WF1: the same weighted by class size.
+"""
 
 import datasets
 import evaluate
 from sklearn.metrics import accuracy_score, f1_score, recall_score
-
-_DESCRIPTION = """\
-WA: weighted accuracy, the share of utterances classified correctly. UA: unweighted accuracy, the mean of the recalls of
-the classes that occur in the references. macro_f1: mean F1 of the classes. WF1: the same weighted by class size.
-"""
 
 
 class SerMetrics(evaluate.Metric):
@@ -15,7 +14,7 @@ class SerMetrics(evaluate.Metric):
 
     def _info(self):
         features = datasets.Features({"predictions": datasets.Value("int64"), "references": datasets.Value("int64")})
-        return evaluate.MetricInfo(description=_DESCRIPTION, citation="", features=features)
+        return evaluate.MetricInfo(description=__doc__, citation="", features=features)
 
     def _compute(self, predictions, references):
         present = sorted(set(references))
