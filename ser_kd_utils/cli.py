@@ -30,20 +30,11 @@ def did_you_mean(wrong: str, choices: Iterable[str]) -> str:
 
 def _numbers(text: str) -> tuple[int, ...]:
     """`1,3-5` -> (1, 3, 4, 5)."""
-    try:
-        ends = [part.partition("-")[::2] for part in text.split(",")]
-        numbers = [number for first, last in ends for number in range(int(first), int(last or first) + 1)]
-    except ValueError:
-        numbers = []
-    if not numbers:
+    ends = [re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip()) for part in text.split(",")]
+    numbers = [number for end in ends if end for number in range(int(end[1]), int(end[2] or end[1]) + 1)]
+    if not (all(ends) and numbers):
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as 1,2 or 1-5")
     return tuple(dict.fromkeys(numbers))
-
-
-def _workers(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of runs at a time: pass 1 or more")
-    return int(text)
 
 
 CORPORA = (
@@ -71,7 +62,7 @@ OPTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "seeds": ((0,), "0,1,2 or 0-4 (default: 0)", {"type": _numbers, "metavar": "LIST"}),
     "only": ("", "notebook numbers, such as 01,09 (default: all)", {"metavar": "LIST"}),
     "ablations": ("", "variants by name, or none (default: all; the demo: one a method)", {"metavar": "LIST"}),
-    "workers": (0, "so many runs at a time here (default: one a core, or a GPU)", {"type": _workers, "metavar": "N"}),
+    "workers": (0, "so many runs at a time here (default: one a core, or a GPU)", {"type": int, "metavar": "N"}),
     "scheduler": ("", "spread the runs over a running Dask cluster", {"metavar": "ADDRESS"}),
     "time-limit": (math.inf, "stop in time; the same command goes on", {"type": float, "metavar": "MINUTES"}),
     "run-limit": (math.inf, "a notebook that takes longer has failed", {"type": float, "metavar": "MINUTES"}),
@@ -82,7 +73,6 @@ OPTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "to": ("", "the folder it goes to", {"metavar": "DIR"}),
     "url": ("", "another address of the same archive", {}),
     "json": (False, "print JSON", {"action": "store_true"}),
-    "dry-run": (False, "print what `ser-kd status` prints, and stop", {"action": "store_true"}),
     "page": ("", "write the comparison as a page, too", {"metavar": "FILE"}),
     "FILE": (None, "a recording, a folder of them, or - for a WAV on standard input", {"nargs": "+"}),
     "RUN": (None, "the folder of a run of your own, such as results/local/demo-tiny/runs/<id>", {}),
@@ -97,11 +87,11 @@ OPTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
 RESULTS = ("corpus", "name", "profile", "results", "set")
 DATA = (*RESULTS, "data-root", "noise-dir", "speech-dir")
 PLAN = (*DATA, "folds", "seeds", "only", "ablations")
-RUN = (*PLAN, "workers", "scheduler", "time-limit", "run-limit", "force", "dry-run")
+RUN = (*PLAN, "workers", "scheduler", "time-limit", "run-limit", "force")
 PREDICT = ("FILE", "model", "format", "noise", "snr", "noise-dir", "plot")
 COMMANDS = {
     "reproduce": ("reproduce.schedule:reproduce", "run the notebooks and write records, tables and figures", RUN),
-    "status": ("reproduce.status:status", "say what is done, running, stale or published, and what is left", PLAN),
+    "status": ("reproduce.plan:status", "say what is done, running, stale or published, and what is left", PLAN),
     "train": ("cli:train", "train variants, alone or by torchrun", ("VARIANT", *DATA, "fold", "seed", "protocol")),
     "download": ("data.download:download", "fetch an open corpus, or say how to get another", ("NAME", "to", "url")),
     "explain": ("reproduce.explain:explain", "from a number to its records", ("TABLE", "ROW", "COLUMN", *RESULTS)),
@@ -117,7 +107,7 @@ def parser() -> argparse.ArgumentParser:
     """Of the whole command line; raises ValueError for what it does not take."""
     top = _Parser(prog="ser-kd", description="Reproduce knowledge distillation for speech emotion recognition.")
     top.add_argument("--version", action="version", version=f"ser-kd {__version__}")
-    commands = top.add_subparsers(dest="command", metavar="COMMAND")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (_, description, options) in COMMANDS.items():
         command = commands.add_parser(name, help=description, description=description)
         for option in options:
@@ -130,15 +120,15 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code: 0, 2 for what cannot be done as asked, or what the command says."""
     warnings.showwarning = lambda message, *_: print(f"ser-kd: {message}", file=sys.stderr)  # without a line of code
-    top = parser()
     try:
-        options = top.parse_args(arguments)
-        if not options.command:
-            top.print_help()
-            return 0
+        options = parser().parse_args((sys.argv[1:] if arguments is None else arguments) or ["--help"])
         call = resolve_name(f"ser_kd_utils.{COMMANDS[vars(options).pop('command')][0]}")
         if "corpus" in options:
-            options.overrides, options.name = ", ".join(options.overrides), _name(options)
+            options.overrides, own = ", ".join(options.overrides), options.corpus == "manifest"
+            options.name = options.name or Path(getattr(options, "data_root", "")).stem * own
+            if options.name in CORPORA or (options.name and not own):
+                said = f"a name is for --corpus manifest, and none of {', '.join(CORPORA)}"
+                raise ValueError(f"--name {options.name}: {said}")
         code = call(options) if "corpus" in options else call(**vars(options))
         sys.stdout.flush()
         return code
@@ -151,15 +141,6 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("ser-kd: interrupted; the same command goes on from what was recorded.", file=sys.stderr, flush=True)
         os._exit(130)  # kernels end with this process, for which threads may still wait
-
-
-def _name(options: argparse.Namespace) -> str:
-    """Of the results of a user's own corpus; "" for the others, which are called as the corpus."""
-    own = options.corpus == "manifest"
-    name = options.name or (Path(getattr(options, "data_root", "")).stem if own else "")
-    if name in CORPORA or (name and not own):
-        raise ValueError(f"--name {name}: a name is for --corpus manifest, and none of {', '.join(CORPORA)}")
-    return name
 
 
 def train(options: argparse.Namespace) -> int:

@@ -40,29 +40,22 @@ EVIDENCE = PACKAGE.parent / "results"
 """Committed evidence, one folder for each corpus and profile."""
 
 
-def results_root(folder: str = "") -> Path:
-    """The folder given, else $SER_KD_RESULTS, else results/local of the clone, or results/ where one stands."""
-    here = EVIDENCE / "local" if IN_CLONE else Path("results")
-    return Path(folder or os.environ.get("SER_KD_RESULTS") or here)
+def results_folder(folder: str, corpus: str, profile: str, overrides: str = "") -> Path:
+    """Where a reader's own runs lie: <corpus>-<profile>, and changed settings, below the folder given.
 
-
-def folder_name(corpus: str, profile: str, overrides: str = "") -> str:
-    """<corpus>-<profile>; changed settings are part of the name."""
+    Without one, below $SER_KD_RESULTS, else results/local of the clone, or results/ where one stands.
+    """
     name = re.sub(r"[^\w.,=+-]+", "_", "+".join(part for part in (f"{corpus}-{profile}", overrides) if part))
     if len(name.encode()) > 150:  # file systems take 255 bytes
         name = f"{name[:60]}-{digest([corpus, profile, overrides])[:16]}"
-    return name
-
-
-def results_folder(folder: str, corpus: str, profile: str, overrides: str = "") -> Path:
-    """Where a reader's own runs of this corpus and profile lie, below the results root."""
-    return results_root(folder) / folder_name(corpus, profile, overrides)
+    here = EVIDENCE / "local" if IN_CLONE else Path("results")
+    return Path(folder or os.environ.get("SER_KD_RESULTS") or here) / name
 
 
 def folders(options: Any) -> tuple[Path, Path]:
     """Of a command's corpus, profile and settings: the folder of a reader's own runs, and that of the evidence."""
-    name = folder_name(options.name or options.corpus, options.profile, options.overrides)
-    return (results_root(options.results) / name).expanduser().resolve(), EVIDENCE / name
+    own = results_folder(options.results, options.name or options.corpus, options.profile, options.overrides)
+    return own.expanduser().absolute(), EVIDENCE / own.name
 
 
 def run_id(method: str, variant: str, fold: int | str, seed: int | str, protocol: str = "") -> str:
@@ -138,9 +131,7 @@ class Run:
             raise self._damage("The record") from None
 
     def _damage(self, what: str) -> ValueError:
-        return ValueError(
-            f"{what} of {self.id} is damaged: restore its files, or delete runs/{self.id} to run it again."
-        )
+        return ValueError(f"{what} of {self.id} is damaged: restore it, or delete runs/{self.id} to run it again.")
 
     @cached_property
     def history(self) -> pd.DataFrame:
@@ -177,11 +168,9 @@ class Run:
 
         Published records come without weights: what somebody else trained is trained again.
         """
-        if not (self.folder / "model").is_dir():
-            return False
         try:
-            whole = all(sha256(self.folder / name) == sha for name, sha in self.info["files"].items())
-            return whole and self.info["fingerprint"] == wanted and self.stored is not None
+            known = (self.folder / "model").is_dir() and self.info["fingerprint"] == wanted and self.stored is not None
+            return known and all(sha256(self.folder / name) == sha for name, sha in self.info["files"].items())
         except (OSError, ValueError):
             return False
 
@@ -201,8 +190,7 @@ def write_run(
         paths = sorted(path for path in fresh.glob("model/**/*") if path.is_file())
         files = {path.relative_to(fresh).as_posix(): sha256(path) for path in paths}
         written = {**info, "predictions_sha256": content_sha256(predictions), "files": files}
-        text = json.dumps(written, indent=1, default=list) + "\n"
-        (fresh / "run.json").write_text(text, encoding="utf-8")
+        (fresh / "run.json").write_text(json.dumps(written, indent=1, default=list) + "\n", encoding="utf-8")
     return Run(folder)
 
 
@@ -236,13 +224,13 @@ def check_together(name: str, runs: Sequence[Run]) -> None:
     settings. An optimistic protocol with a mark of its own may stand beside the others, which share theirs, and have
     content and labels of its own: DKDFMH's P1 hears the improvised part of IEMOCAP.
     """
-    found: dict[str, set[str]] = {}
-    for run in runs:
-        info, protocol = run.info, run.info["protocol"]
+
+    def shared(info: Mapping[str, Any]) -> dict[str, str]:
+        protocol = info["protocol"]
         own = f" under {protocol['mark']}" if protocol["optimistic"] and protocol["mark"] else ""
         # generated noise differs from fold to fold, recorded noise must be the same samples
         samples = f", samples {info['noise_fingerprint'][:8]}" if protocol["noise"].startswith("folder") else ""
-        for what, value in {
+        return {
             "corpus": info["corpus"],
             f"corpus content{own}": info["audio_fingerprint"][:8],
             f"labels{own}": ", ".join(info["labels"]),
@@ -250,11 +238,11 @@ def check_together(name: str, runs: Sequence[Run]) -> None:
             "speech level": protocol["speech level"],
             f"protocol{own}": protocol["protocol"],
             f"the settings of {info['variant']}{own}": digest(info["settings"])[:8],
-        }.items():
-            found.setdefault(what, set()).add(value)
-    for what, values in found.items():
-        if len(values) > 1:
-            kinds = f"differ in {what} ({'; '.join(sorted(values))})"
+        }
+
+    for what, values in pd.DataFrame(shared(run.info) for run in runs).items():
+        if values.nunique() > 1:
+            kinds = f"differ in {what} ({'; '.join(sorted(values.dropna().unique()))})"
             raise ValueError(f"The records in {name} {kinds}: run one kind again, or write it to another folder.")
 
 

@@ -1,4 +1,4 @@
-"""Reproduction: plan, run, schedule, status, publish, compare, explain."""
+"""Reproduction: plan and status, run, schedule, publish, compare, explain."""
 
 
 def counted(number: int, what: str) -> str:

@@ -75,7 +75,14 @@ def compared(folder: Path) -> Comparison:
         raise FileNotFoundError(f"No run of {folder.name} is committed: there is nothing to compare it with.")
     sides = {"committed": [there[run] for run in both], "here": [here[run] for run in both]}
     machines = pd.DataFrame({side: _made_with(runs) for side, runs in sides.items()})
-    cells = _cells(*sides.values())
+    first, second = map(_by_place, sides.values())
+    rows = []
+    for place, committed in first.items():
+        pair = committed, second.get(place, BLANK)
+        if status := _status(place[-1], *pair):
+            ends = [end for cell in pair for end in (cell.value, cell.low, cell.high)]
+            rows.append((status, *place, *(cell.text for cell in pair), *ends))
+    cells = pd.DataFrame(rows, columns=COLUMNS + ENDS)
     counts = cells["status"].value_counts().reindex(STATES, fill_value=0).to_dict()
     counts |= {"both": len(both), "runs committed": len(there)}
     return Comparison(folder.name, counts, machines, cells)
@@ -90,17 +97,6 @@ def _made_with(runs: Sequence[Run]) -> dict[str, str]:
 def _by_place(runs: Sequence[Run]) -> dict[tuple[str, str, str], Cell]:
     lines = [(table, line) for table in tables_of(runs).values() for line in table.lines]
     return {(table.name, table.key(line), column): cell for table, line in lines for column, cell in line.items()}
-
-
-def _cells(committed: Sequence[Run], here: Sequence[Run]) -> pd.DataFrame:
-    first, second = _by_place(committed), _by_place(here)
-    rows = []
-    for place in first:
-        pair = first[place], second.get(place, BLANK)
-        if status := _status(place[-1], *pair):
-            ends = [end for cell in pair for end in (cell.value, cell.low, cell.high)]
-            rows.append((status, *place, *(cell.text for cell in pair), *ends))
-    return pd.DataFrame(rows, columns=COLUMNS + ENDS)
 
 
 def _status(column: str, *pair: Cell) -> str:
@@ -125,7 +121,6 @@ def _ends(cell: Cell) -> tuple[float | None, float | None]:
 def _write_page(found: Comparison, path: Path) -> None:
     """All that is not equal, below a picture of all that has an interval."""
     import seaborn as sns
-    from matplotlib.figure import Figure
 
     cells = found.cells
     others = cells.loc[~cells["status"].isin(["equal", "same"]), COLUMNS].sort_values("status", kind="stable")
@@ -133,8 +128,7 @@ def _write_page(found: Comparison, path: Path) -> None:
     parts += [found.machines.to_markdown(), others.to_markdown(index=False)]
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     plotted = cells[cells["status"].isin(STATES[:3])].dropna(subset=["committed low", "here low"])
-    axes = Figure(figsize=(6, 6), layout="constrained").subplots()
-    axes.axline((0, 0), slope=1, color="0.5", linewidth=0.8)
-    look = {"hue": "status", "hue_order": STATES[:3], "palette": "colorblind"}
-    sns.scatterplot(plotted.infer_objects(), x="committed value", y="here value", ax=axes, **look)
-    axes.figure.savefig(path.with_suffix(".png"), dpi=150)
+    look = {"hue": "status", "hue_order": STATES[:3], "palette": "colorblind", "height": 6}
+    grid = sns.relplot(plotted.infer_objects(), x="committed value", y="here value", **look)
+    grid.ax.axline((0, 0), slope=1, color="0.5", linewidth=0.8)
+    grid.savefig(path.with_suffix(".png"), dpi=150)

@@ -1,12 +1,11 @@
 """`ser-kd explain`: from a number in a table to the records, settings, protocol and command behind it."""
 
-import csv
 import dataclasses
 import json
 import re
 import textwrap
 from argparse import Namespace
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +49,9 @@ def explain(options: Namespace) -> int:
     key = _choose("row", options.row, lines)
     asked = [_choose("column", options.column, columns)] if options.column else columns
     cells = {name: lines[key].get(name, BLANK) for name in asked}
-    with file.open(encoding="utf-8", newline="") as text:
-        keys = {name: lines[key][name].text for name in table.keys}
-        line = next((each for each in csv.DictReader(text) if keys.items() <= each.items()), {})
+    keys = {name: lines[key][name].text for name in table.keys}
+    stored = pd.read_csv(file, dtype=str, keep_default_na=False).to_dict("records")
+    line = next((each for each in stored if keys.items() <= each.items()), {})
     differs = {name: line.get(name) != cell.text for name, cell in cells.items()}
     print(f"{_place(file)}, row {key}\n")
     for name, cell in cells.items():
@@ -61,30 +60,26 @@ def explain(options: Namespace) -> int:
     print("  made again from the records:", "NOT EQUAL" if any(differs.values()) else "equal")
     if options.column:
         _tell_what_counts(asked[0], cells[asked[0]])
-    behind = [run for cell in cells.values() for run in cell.runs]
-    behind = behind or [run for cell in lines[key].values() for run in cell.runs]  # of a blank cell, the line's
-    groups: dict[tuple[str, str], list[Run]] = {}
-    for run in dict.fromkeys(behind):
-        groups.setdefault((run.info["variant"], mark_of(run)), []).append(run)
-    for group in groups.values():
-        _describe(group, {run.info["fingerprint"]: run for run in runs})
+    behind = list(dict.fromkeys(run for cell in cells.values() for run in cell.runs))
+    names = {run.info["fingerprint"]: f"{run.id.partition('__fold')[0]}, same fold and seed" for run in runs}
+    for kind in dict.fromkeys((run.info["variant"], mark_of(run)) for run in behind):
+        _describe([run for run in behind if (run.info["variant"], mark_of(run)) == kind], names)
     if behind:
         print("", "protocol", _filled(card(behind)), "", "command", _command(behind), sep="\n")
     else:
-        print("\nNo run is behind this row.")
+        print("\nNo run is behind this.")
     return int(any(differs.values()))
 
 
-def _choose(kind: str, asked: str, choices: Iterable[str]) -> str:
+def _choose(kind: str, asked: str, choices: Collection[str]) -> str:
     """The choice of this name, with or without its parentheses, else those of which it is a part, if that is one."""
     names, wanted = {choice: choice.lower().strip("()") for choice in choices}, asked.lower().strip("()")
-    exact = [choice for choice in names if asked.lower() == choice.lower()]
-    bare = [choice for choice, name in names.items() if wanted == name]
+    exact = [choice for choice, name in names.items() if wanted == name]
     whole = [choice for choice, name in names.items() if wanted in re.split(r"\W*, \W*", name)]
-    found = exact or bare or whole or [choice for choice in names if asked.lower() in choice.lower()]
+    found = exact or whole or [choice for choice in choices if asked.lower() in choice.lower()]
     if len(found) != 1:
         trouble = "More than one" if found else "No"
-        raise ValueError("\n  ".join([f"{trouble} {kind} {asked!r}: choose among", *(found or names)]))
+        raise ValueError("\n  ".join([f"{trouble} {kind} {asked!r}: choose among", *(found or choices)]))
     return found[0]
 
 
@@ -94,8 +89,7 @@ def _place(path: Path) -> str:
 
 
 def _filled(text: str) -> str:
-    style = {"initial_indent": "  ", "subsequent_indent": "  ", "break_on_hyphens": False, "break_long_words": False}
-    return textwrap.fill(text, 78, **style)
+    return textwrap.indent(textwrap.fill(text, 76, break_on_hyphens=False, break_long_words=False), "  ")
 
 
 def _named(*names: str) -> str:
@@ -117,33 +111,24 @@ def _tell_what_counts(column: str, cell: Cell) -> None:
         print(_filled(f"{_named(name, side.protocol)}: {where}: {size}"))
 
 
-def _describe(group: Sequence[Run], known: Mapping[str, Run]) -> None:
-    """Print a variant's runs under one protocol, what they share in words."""
-    info = group[0].info
-    title = _named(info["variant"], info["title"], mark_of(group[0]))
+def _describe(group: Sequence[Run], names: Mapping[str, str]) -> None:
+    """Print a variant's runs under one protocol, what they share in words; names: of teachers by fingerprint."""
+    infos = [run.info for run in group]
+    title = _named(infos[0]["variant"], infos[0]["title"], mark_of(group[0]))
     print(f"\n{title}: {counted(len(group), 'run')}")
     print(re.sub(r"fold-\d+__seed-\d+$", "fold-F__seed-S", f"  {_place(group[0].folder)}"))
-    listed = pd.DataFrame(_listed(run, known) for run in group)
-    alike = [column for column in listed.columns[4:] if listed[column].nunique() == 1]
-    told = [f"{column}: {listed[column].iloc[0]}" for column in alike if listed[column].iloc[0]]
-    heard = ", ".join(sorted({kind for run in group for kind in run.info["train_noise"]}))
-    told += [f"trained on {f'speech in {heard}' if heard else 'clean speech'}", _settings(info)]
+    hardware = {info["hardware"]["gpu"] or f"CPU, threads: {info['hardware']['cpu_threads']}" for info in infos}
+    wanted = {info["teacher_fingerprint"] for info in infos} - {None}
+    teachers = {names.get(each, f"not recorded here: {each[:12]}") for each in wanted}
+    heard = ", ".join(sorted({kind for info in infos for kind in info["train_noise"]}))
+    told = [f"hardware: {' or '.join(sorted(hardware))}"]
+    told += [f"teacher: {name}" for name in sorted(teachers)]
+    told += [f"trained on {f'speech in {heard}' if heard else 'clean speech'}", _settings(infos[0])]
     print(_filled("; ".join(told)))
-    print(textwrap.indent(listed.drop(columns=alike).to_string(index=False), "  "))
-
-
-def _listed(run: Run, known: Mapping[str, Run]) -> dict[str, Any]:
-    info = run.info
-    wanted = info["teacher_fingerprint"] or ""
-    teacher = known[wanted].id if wanted in known else wanted and f"not recorded here: {wanted[:12]}"
-    return {key: info[key] for key in ("fold", "seed")} | {
-        "epoch": info["best_epoch"],
-        "sha256 of predictions": info["predictions_sha256"][:16],
-        "finished": info["finished"][:16].replace("T", " "),
-        "hardware": info["hardware"]["gpu"] or f"CPU, threads: {info['hardware']['cpu_threads']}",
-        "teacher": teacher.replace(run.id[run.id.index("__fold") :], ", same fold and seed"),
-        "not heard": info["held_out_noise"],
-    }
+    columns = ["fold", "seed", "best_epoch", "predictions_sha256", "finished", "held_out_noise"]
+    listed = pd.DataFrame(infos, columns=columns)
+    short = dict.fromkeys(("predictions_sha256", "finished"), lambda text: text[:16])
+    print(textwrap.indent(listed.loc[:, (listed != "").any()].to_string(index=False, formatters=short), "  "))
 
 
 def _settings(info: Mapping[str, Any]) -> str:
@@ -151,8 +136,7 @@ def _settings(info: Mapping[str, Any]) -> str:
     usual = json.loads(json.dumps({group: dataclasses.asdict(use) for group, use in settings.items()}))
     used = [(group, name, value) for group, own in info["settings"].items() for name, value in own.items()]
     other = [f"{name} = {value}" for group, name, value in used if usual.get(group, {}).get(name) != value]
-    told = f"settings: {', '.join([*other, 'the rest '])}" if other else "settings "
-    return f"{told}as in profile {info['profile']}"
+    return f"settings as in profile {info['profile']}" + f", but {', '.join(other)}" * bool(other)
 
 
 def _command(behind: Sequence[Run]) -> str:

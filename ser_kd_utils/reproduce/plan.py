@@ -1,21 +1,23 @@
-"""What there is to run: each notebook of METHODS for each fold and seed, checked before any of it begins."""
+"""What there is to run, each notebook of METHODS for each fold and seed, checked before any begins; and its state."""
 
 import re
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from statistics import fmean
 from tempfile import TemporaryFile
 from typing import Any
 
 from ser_kd_utils.data.audio import cache_audio, refuse_shared_samples
 from ser_kd_utils.data.corpora import Corpus, load_corpus, split, unlabelled
-from ser_kd_utils.files import PACKAGE, digest
+from ser_kd_utils.files import PACKAGE, digest, unfinished
 from ser_kd_utils.methods import METHODS, settings_of, variants_of
 from ser_kd_utils.methods.base import Method, Notebook, Variant, choose
-from ser_kd_utils.records import folders, results_root, run_id
-from ser_kd_utils.reproduce.run import PLACES, NotebookRun, code_cells, provenance_of
+from ser_kd_utils.records import Run, evidence, folders, run_id
+from ser_kd_utils.reproduce.run import DONE, PLACES, NotebookRun, code_cells, provenance_of, state_of
 
 NOTEBOOKS = PACKAGE.parent / "notebooks"
 FIRST, LAST = "00_corpora_and_noise", "09_paper_tables"
@@ -32,7 +34,8 @@ def plan(options: Namespace) -> list[NotebookRun]:
     parameter that a notebook does not declare; FileNotFoundError for data or notebooks that are not there; OSError
     where nothing can be written to the results folder.
     """
-    given = vars(options) | {"results": str(results_root(options.results))}
+    folder = folders(options)[0]
+    given = vars(options) | {"results": str(folder.parent)}
     given |= {name: str(Path(given[name]).expanduser().resolve()) for name in PLACES if given[name]}
     settings = settings_of(options.profile, options.overrides)
     corpus = load_corpus(options.corpus, given["data_root"] or None)
@@ -43,7 +46,6 @@ def plan(options: Namespace) -> list[NotebookRun]:
         audio = cache_audio(corpus)
         for part in parts:
             refuse_shared_samples(part, audio)
-    folder = folders(options)[0]
     _check_writable(folder)
     inputs = _inputs(corpus, given, settings["noise"].train_types)
     trained = _trained(settings, options, corpus.synthetic)
@@ -100,12 +102,10 @@ def _inputs(corpus: Corpus, given: Mapping[str, Any], train_types: Sequence[str]
     Sound files count by size and time of change: a copy elsewhere runs the notebooks again, but no training, since
     records are found by the sound itself. Raises ValueError for a noise to train on that there is not.
     """
-    noise, types = "generated", ()
-    if given["noise_dir"] or train_types:
-        from ser_kd_utils.data.noise import TYPES_GENERATED, NoiseBank
+    from ser_kd_utils.data.noise import TYPES_GENERATED, NoiseBank
 
-        bank = NoiseBank.from_folder(given["noise_dir"]) if given["noise_dir"] else None
-        noise, types = (bank.fingerprint, bank.types) if bank else (noise, TYPES_GENERATED)
+    bank = NoiseBank.from_folder(given["noise_dir"]) if given["noise_dir"] else None
+    noise, types = (bank.fingerprint, bank.types) if bank else ("generated", TYPES_GENERATED)
     if unknown := [kind for kind in train_types if kind not in types]:
         raise ValueError(f"noise.train_types: no noise {', '.join(unknown)}; choose among {', '.join(types)}.")
     speech = [unlabelled(given["speech_dir"])] if given["speech_dir"] else []
@@ -130,8 +130,42 @@ def _check_writable(folder: Path) -> None:
 def _check_parameters(source: Path, parameters: Mapping[str, Any]) -> None:
     """papermill only warns about a parameter the notebook does not declare: refuse it, and a value of another type."""
     tagged = "\n".join(text for tags, text in code_cells(source) if "parameters" in tags)
-    declared = dict(re.findall(r"^(\w+): (\w+) = ", tagged, re.MULTILINE))
-    for name, value in parameters.items():
-        if declared.get(name) != (kind := type(value).__name__):
-            there = ", ".join(f"{name}: {kind}" for name, kind in declared.items())
-            raise ValueError(f"{source.stem} has no parameter {name}: {kind}, which it is to get; it has {there}.")
+    declared = re.findall(r"^(\w+: \w+) = ", tagged, re.MULTILINE)
+    given = [f"{name}: {type(value).__name__}" for name, value in parameters.items()]
+    if lacking := [each for each in given if each not in declared]:
+        raise ValueError(f"{source.stem} has no parameter {lacking[0]}, which it gets; it has {', '.join(declared)}.")
+
+
+def status(options: Namespace) -> int:
+    """Print the state of each run of the plan, why, and what it will cost; then how far unfinished trainings are.
+
+    The cost is estimated from the durations of what was trained before, here and for the evidence.
+    """
+    runs = plan(options)
+    folder, published = runs[0].folder, evidence(runs[0].folder)
+    spent: dict[str, list[float]] = {}
+    for each in (*(Run(path.parent) for path in folder.glob("runs/[!.]*/run.json")), *published):
+        spent.setdefault(_kind(each.id), []).append(each.info["seconds"] + each.info.get("test_seconds", 0))
+    counts: Counter[str] = Counter()
+    total = 0.0
+    for run in runs:
+        state, why = state_of(run)
+        if state == "not run" and run.records and {*run.records} <= {each.id for each in published}:
+            state = "published"
+        seconds = sum(fmean(spent[_kind(name)]) for name in run.records if _kind(name) in spent) * (state != DONE)
+        told = [why, f"about {seconds / 60:.1f} min" * bool(seconds)]
+        print(f"{state:<12} {run.name}  {'; '.join(filter(None, told))}".rstrip())
+        counts[state] += 1
+        total += seconds
+    for training in sorted(unfinished(folder).glob("*@*")):
+        epochs = sorted(int(path.name.split("-")[1]) for path in training.glob("epoch-*.pt"))
+        progress = f"epoch {epochs[-1]} is kept" if epochs else "in its first epoch"
+        print(f"{'training':<12} {training.name.partition('@')[0]}  {progress}")
+    print(", ".join(f"{count} {state}" for state, count in counts.items()) + f", in {folder}")
+    print(f"about {total / 3600:.2f} hours of training and tests, as long as the like took before")
+    return 0
+
+
+def _kind(record: str) -> str:
+    """What is trained, in whatever fold and with whatever seed."""
+    return record.partition("__fold-")[0]

@@ -62,10 +62,7 @@ def publish(options: Namespace) -> int:
         (to.parent / "CLAIMS.md").write_text(text, encoding="utf-8")
     if not has_all:
         again = f"--results {to.parent}"
-        print(
-            f"No figures, since yours show your own runs alone. Draw those of all: `{command(runs)} --only 09 {again}`,"
-        )
-        print(f"then publish with {again}.")
+        print(f"No figures of all runs yet: `{command(runs)} --only 09 {again}`, then publish with {again}.")
     print(f"{to.name}: {counted(len(runs), 'run')}, {len(own)} of them your own, in {len(files) + 1} files.")
     return 0
 
@@ -82,23 +79,21 @@ def write_published(runs: Sequence[records.Run], folder: Path) -> None:
 
 
 def _copy_notebooks(folder: Path, target: Path) -> None:
-    """Each notebook as it was run on its first fold and seed."""
+    """Each notebook as it was run on its first fold and seed.
+
+    It is without papermill's notes, and has a parameter's name where a folder of this machine stands.
+    """
     for path in sorted(folder.glob("notebooks/*.ipynb"), reverse=True):  # the first comes last
+        content = json.loads(path.read_text(encoding="utf-8"))
+        given = content["metadata"].pop("papermill", {}).get("parameters", {})
+        for cell in content["cells"]:
+            cell["metadata"] = {key: value for key, value in cell["metadata"].items() if key == "tags"}
+        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        places = [name for name, value in given.items() if Path(str(value)).is_absolute()]
+        for name in sorted(places, key=lambda name: -len(given[name])):
+            text = text.replace(json.dumps(given[name])[1:-1], name.upper())
         target.mkdir(exist_ok=True)
-        (target / f"{path.stem.partition('__')[0]}.ipynb").write_text(_notebook(path), encoding="utf-8")
-
-
-def _notebook(path: Path) -> str:
-    """The executed notebook without papermill's notes, and with a parameter's name where its folder stands."""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    given = content["metadata"].pop("papermill", {}).get("parameters", {})
-    for cell in content["cells"]:
-        cell["metadata"] = {key: value for key, value in cell["metadata"].items() if key == "tags"}
-    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    for name, value in sorted(given.items(), key=lambda item: -len(str(item[1]))):
-        if Path(str(value)).is_absolute():
-            text = text.replace(json.dumps(value)[1:-1], name.upper())
-    return text
+        (target / f"{path.stem.partition('__')[0]}.ipynb").write_text(text, encoding="utf-8")
 
 
 def _report(name: str, runs: Sequence[records.Run], folder: Path) -> str:

@@ -23,7 +23,7 @@ from ser_kd_utils.fingerprint import code_of_source
 PLACES = ("data_root", "noise_dir", "speech_dir", "results")
 """Parameters that are places of this machine: what lies there counts, not where it lies."""
 
-STATUSES = RECORDED, DONE, FAILED, BLOCKED, OUT_OF_TIME = "recorded", "done", "failed", "blocked", "out of time"
+RECORDED, DONE, FAILED, BLOCKED, OUT_OF_TIME = "recorded", "done", "failed", "blocked", "out of time"
 
 
 @dataclass(frozen=True)
@@ -138,27 +138,24 @@ def execute(run: NotebookRun, options: Namespace, tell: Callable[[str], None], g
     """Execute the notebook unless its run is recorded; wait where another process is at it.
 
     options: force, whether what is recorded is run, too; run_limit, minutes of one run; deadline, the time.time() at
-    which all must end. gpu: the device that it gets, "" for whatever there is. Whatever goes wrong is this run's
-    outcome, no exception.
+    which all must end. gpu: the device that it gets, "" for whatever there is. What goes wrong in the
+    notebook is this run's outcome; raises OSError where no receipt can be written, such as on a full disk.
     """
-    try:
-        waits = partial(tell, f"{run.label}  waits: {run.receipt().get('by', 'another')} runs it")
-        with only_one(run.folder, run.name, waits):
-            if not (options.force or run.last) and state_of(run)[0] == DONE:
-                return Outcome(RECORDED)
-            if time.time() >= options.deadline:
-                return Outcome(OUT_OF_TIME)
-            tell(f"{run.label}  running ...")
-            for name in run.records if options.force else ():  # the old record goes once the new one is whole
-                shutil.rmtree(run.weights(name), ignore_errors=True)
-            _write_receipt(run, Outcome("running"))
-            began = time.monotonic()
-            status, error = _papermill(run, options, gpu)
-            outcome = Outcome(status, round(time.monotonic() - began, 1), error)
-            _write_receipt(run, outcome)
-            return outcome
-    except Exception as error:  # such as a disk too full for the receipt
-        return Outcome(FAILED, error=_one_line(error))
+    waits = partial(tell, f"{run.label}  waits: {run.receipt().get('by', 'another')} runs it")
+    with only_one(run.folder, run.name, waits):
+        if not (options.force or run.last) and state_of(run)[0] == DONE:
+            return Outcome(RECORDED)
+        if time.time() >= options.deadline:
+            return Outcome(OUT_OF_TIME)
+        tell(f"{run.label}  running ...")
+        for name in run.records if options.force else ():  # the old record goes once the new one is whole
+            shutil.rmtree(run.weights(name), ignore_errors=True)
+        _write_receipt(run, Outcome("running"))
+        began = time.monotonic()
+        status, error = _papermill(run, options, gpu)
+        outcome = Outcome(status, round(time.monotonic() - began, 1), error)
+        _write_receipt(run, outcome)
+        return outcome
 
 
 def _write_receipt(run: NotebookRun, outcome: Outcome) -> None:
@@ -194,17 +191,17 @@ def _papermill(run: NotebookRun, options: Namespace, gpu: str) -> tuple[str, str
             timeout_func=(lambda _cell: max(1, end - time.time())) if end < math.inf else None,
         )
     except PapermillExecutionError as error:
-        return FAILED, _one_line(f"cell {error.cell_index}: {error.ename}: {error.evalue}")
+        return FAILED, one_line(f"cell {error.cell_index}: {error.ename}: {error.evalue}")
     except DeadKernelError:
         return FAILED, "its kernel was killed, perhaps for want of memory"
     except CellTimeoutError:
         too_long = FAILED, f"longer than {options.run_limit:g} minutes (--run-limit)"
         return (OUT_OF_TIME, "stopped by --time-limit") if time.time() >= options.deadline else too_long
     except Exception as error:
-        return FAILED, _one_line(error)
+        return FAILED, one_line(f"{type(error).__name__}: {error}")
     return DONE, ""
 
 
-def _one_line(error: Exception | str) -> str:
-    text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+def one_line(text: str) -> str:
+    """Without line breaks and colours."""
     return " ".join(re.sub(r"\x1b\[[0-9;]*m", "", text).split())

@@ -7,7 +7,8 @@ import textwrap
 import threading
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import partial
@@ -16,11 +17,10 @@ from tempfile import NamedTemporaryFile
 from typing import Any
 
 from ser_kd_utils import records
-from ser_kd_utils.files import PACKAGE, digest, only_one, unfinished
+from ser_kd_utils.files import PACKAGE, digest, unfinished
 from ser_kd_utils.reproduce import compare, counted
 from ser_kd_utils.reproduce.plan import plan
-from ser_kd_utils.reproduce.run import BLOCKED, FAILED, OUT_OF_TIME, STATUSES, NotebookRun, Outcome, execute, say
-from ser_kd_utils.reproduce.status import status
+from ser_kd_utils.reproduce.run import BLOCKED, FAILED, NotebookRun, Outcome, execute, one_line, say
 
 PROGRESS = "ser-kd"
 """Dask's topic of what workers say."""
@@ -33,8 +33,6 @@ Place = tuple[Executor, Callable[[NotebookRun], Outcome], int]
 
 def reproduce(options: Namespace) -> int:
     """Run the plan. Returns 0 when all is done, 1 when a run failed, 3 when the time limit came first."""
-    if options.dry_run:
-        return status(options)
     started, runs = time.time(), plan(options)
     folder = runs[0].folder
     print(f"{counted(len(runs), 'notebook run')}, results in {folder}", flush=True)
@@ -43,14 +41,21 @@ def reproduce(options: Namespace) -> int:
     options.deadline = started + 60 * options.time_limit
     with on_cluster(options, folder) if options.scheduler else here(options) as place:
         ended = run_all(place, runs)
-    _summary(folder, ended, time.time() - started)
+    counts = Counter(outcome.status for outcome in ended.values())
+    told = ", ".join(f"{count} {status}" for status, count in counts.items())
+    print(f"{told}, in {(time.time() - started) / 60:.1f} min.")
+    if (records.EVIDENCE / folder.name).is_dir():
+        try:
+            print(f"\n{textwrap.fill(compare.compared(folder).summary, 80)}")
+        except (ValueError, OSError) as error:
+            print(f"Not compared with the committed evidence: {error}")
     return max(outcome.code for outcome in ended.values())
 
 
 def run_all(place: Place, runs: Sequence[NotebookRun]) -> dict[str, Outcome]:
     """Each run after those it needs, the first of the plan first; a line is said of each as it ends.
 
-    A run does not begin where one that it needs did not end well. Raises ConnectionError when the executor is lost.
+    A run does not begin where one that it needs has failed. Raises ConnectionError when the executor is lost.
     """
     executor, work, room = place
     waiting: list[NotebookRun] = list(runs)
@@ -60,12 +65,9 @@ def run_all(place: Place, runs: Sequence[NotebookRun]) -> dict[str, Outcome]:
         left = {run.name for run in (*waiting, *going.values())}
         for run in [run for run in waiting if left.isdisjoint(run.needs)][: room - len(going)]:
             waiting.remove(run)
-            future: Future[Outcome] = Future()
-            if outcome := _blocked(run, ended):
-                future.set_result(outcome)
-            else:
-                future = executor.submit(work, run)
-            going[future] = run
+            failed = [name for name in run.needs if name in ended and ended[name].code == 1 and not run.last]
+            task = (Outcome, BLOCKED, 0.0, f"needs {failed[0]}") if failed else (work, run)
+            going[executor.submit(*task)] = run
         for future in wait(going, return_when=FIRST_COMPLETED).done:
             run = going.pop(future)
             ended[run.name] = outcome = _outcome(future)
@@ -77,20 +79,11 @@ def run_all(place: Place, runs: Sequence[NotebookRun]) -> dict[str, Outcome]:
     return ended
 
 
-def _blocked(run: NotebookRun, ended: Mapping[str, Outcome]) -> Outcome | None:
-    for name in () if run.last else run.needs:
-        if name in ended and ended[name].code:
-            status = OUT_OF_TIME if ended[name].status == OUT_OF_TIME else BLOCKED
-            return Outcome(status, error=f"needs {name}")
-    return None
-
-
 def _outcome(future: Future[Outcome]) -> Outcome:
     if future.cancelled():
-        message = "the Dask scheduler is gone; what was recorded stays, and the same command with another goes on."
-        raise ConnectionError(message)
-    if error := future.exception():  # of Dask: each worker that tried it died
-        return Outcome(FAILED, error=f"{error}".partition(". ")[0])
+        raise ConnectionError("the Dask scheduler is gone; what was recorded stays, and the same command goes on.")
+    if error := future.exception():  # no receipt could be written or, of Dask, each worker that tried it died
+        return Outcome(FAILED, error=one_line(f"{type(error).__name__}: {error}").partition(". ")[0])
     return future.result()
 
 
@@ -99,7 +92,7 @@ def here(options: Namespace) -> Iterator[Place]:
     """On this machine, `options.workers` runs at a time, each with a GPU of its own where there are any.
 
     Each run's kernel is a process, for which a thread waits: what kills the one leaves the others alone. Raises
-    ValueError for more runs at a time than GPUs.
+    ValueError for fewer runs at a time than one, or more than GPUs.
     """
     from dask.system import CPU_COUNT  # what a container or an affinity leaves of the machine's
     from torch.cuda import device_count
@@ -160,25 +153,8 @@ def this_code() -> str:
 
 
 def _check_worker(token: Path, code: str, dask_worker: Any) -> None:
-    """That it sees the results folder, can lock in it, and runs this same code: what is assumed of all workers."""
+    """That it sees the results folder and runs this same code: what is assumed of all workers."""
     if not token.exists():
-        where = f"worker {dask_worker.address} does not see {token.parents[1]}"
-        raise ValueError(f"{where}: the results folder must be on a file system shared by all workers")
+        raise ValueError(f"worker {dask_worker.address} does not see {token.parents[1]}, which all workers must share")
     if this_code() != code:
         raise ValueError(f"worker {dask_worker.address} has another version of this package or its libraries")
-    with only_one(token.parents[1], "shared"):  # raises where the file system has no locks
-        pass
-
-
-def _summary(folder: Path, ended: Mapping[str, Outcome], seconds: float) -> None:
-    found = [outcome.status for outcome in ended.values()]
-    counts = ", ".join(f"{found.count(status)} {status}" for status in STATUSES if status in found)
-    print(f"{counts}, in {seconds / 60:.1f} min.")
-    for name, outcome in ended.items():
-        if outcome.status == FAILED:
-            print(f"FAILED {name}: {outcome.error}")
-    if (records.EVIDENCE / folder.name).is_dir():
-        try:
-            print(f"\n{textwrap.fill(compare.compared(folder).summary, 80)}")
-        except (ValueError, OSError) as error:
-            print(f"Not compared with the committed evidence: {error}")

@@ -120,7 +120,7 @@ def test_a_run_that_kills_each_worker_fails_alone(suite, scheduler):
     address, _ = scheduler([], [])
     done = suite.run("--only", "01,02,06", "--scheduler", address)
     assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr
-    assert "02_noisy_student_distillation__fold-1__seed-0  failed: Attempted to run task" in done.stdout
+    assert "02_noisy_student_distillation__fold-1__seed-0  failed: KilledWorker: Attempted to run task" in done.stdout
     assert "all those workers died while running it" in done.stdout and "2 done, 1 failed" in done.stdout
     assert suite.executed == ["a 1 0", "mc-full 1 0"]
 
@@ -148,9 +148,7 @@ def test_a_worker_that_does_not_see_the_results_is_refused(suite, scheduler):
     address, _ = scheduler([], before=("unshare", "-m", "sh", "-c", hidden, "sh"))
     done = suite.run("--only", "01", "--scheduler", address)
     assert done.returncode == 2
-    assert re.search(
-        r"ser-kd: worker tcp://\S+ does not see \S+: the results folder must be on a file sys", done.stderr
-    )
+    assert re.search(r"ser-kd: worker tcp://\S+ does not see \S+, which all workers must share", done.stderr)
     assert suite.executed == []
 
 

@@ -45,7 +45,7 @@ def test_every_table_is_what_the_records_say(folder, tmp_path):
     for table in tables_of(read_runs(folder)).values():
         write.write(table, tmp_path)
     stored, made = ({path.name: path.read_bytes() for path in place.glob("tables/*")} for place in (folder, tmp_path))
-    assert len(stored) > 30 and stored == made
+    assert len(stored) >= 30 and stored == made
 
 
 def test_every_table_and_figure_stands_in_the_report(folder):

@@ -152,7 +152,7 @@ def test_changed_settings_are_named(results, capsys):
     info["settings"]["mlkd"]["gamma"] = 0.25
     write_run(run.folder, run.stored, info)
     text = " ".join(explained(capsys, results, "mlkd", "(e)")[1].split())
-    assert "gamma = 0.25, the rest as in profile tiny" in text
+    assert "settings as in profile tiny, but gamma = 0.25" in text
     assert "gamma" not in explained(capsys, results, "mlkd", "(d)")[1]
 
 

@@ -115,7 +115,7 @@ def test_code_is_what_counts():
 def test_the_package_stays_thin():
     counts = {path.relative_to(PACKAGE).as_posix(): code_lines(path.read_text(encoding="utf-8")) for path in SOURCES}
     assert {name: count for name, count in counts.items() if count >= 300} == {}
-    assert sum(counts.values()) <= 5_570  # 5,000 is what the house was drawn for
+    assert sum(counts.values()) <= 5_500  # with all that is to come
 
 
 def test_no_file_holds_a_path_of_one_machine():

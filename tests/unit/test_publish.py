@@ -163,7 +163,7 @@ def test_figures_of_a_part_of_the_runs_are_not_published_and_how_to_draw_all_is_
     place.results = str(tmp_path / "other")
     publish(place)
     again = f"--results {evidence.parent}"
-    assert f"--only 09 {again}`,\nthen publish with {again}." in capsys.readouterr().out
+    assert f"--only 09 {again}`, then publish with {again}." in capsys.readouterr().out
     assert len(read_runs(evidence)) == 2 and not (evidence / "figures").exists()
     (evidence / "figures").mkdir()  # as notebook 09 does there
     (evidence / "figures" / "curve.png").write_text("both")

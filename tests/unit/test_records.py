@@ -322,12 +322,16 @@ def test_a_record_is_small(folder):
 
 def test_results_go_where_the_argument_or_the_environment_says(monkeypatch, tmp_path):
     monkeypatch.setenv("SER_KD_RESULTS", str(tmp_path / "env"))
-    assert records.results_root(str(tmp_path / "asked")) == tmp_path / "asked"
-    assert records.results_root() == tmp_path / "env"
+
+    def root(folder: str = "") -> Path:
+        return records.results_folder(folder, "demo", "tiny").parent
+
+    assert root(str(tmp_path / "asked")) == tmp_path / "asked"
+    assert root() == tmp_path / "env"
     monkeypatch.delenv("SER_KD_RESULTS")
-    assert records.results_root() == records.PACKAGE.parent / "results" / "local"
+    assert root() == records.PACKAGE.parent / "results" / "local"
     monkeypatch.setattr(records, "IN_CLONE", False)
-    assert records.results_root() == Path("results")
+    assert root() == Path("results")
 
 
 def test_a_commands_own_runs_and_evidence_have_one_name(monkeypatch, tmp_path):
@@ -348,10 +352,12 @@ def test_a_commands_own_runs_and_evidence_have_one_name(monkeypatch, tmp_path):
 
 
 def test_a_folders_name_says_corpus_profile_and_changed_settings():
-    assert records.folder_name("demo", "tiny") == "demo-tiny"
-    assert records.folder_name("demo", "tiny", "mlkd.epochs=2, mlkd.lr=1") == "demo-tiny+mlkd.epochs=2,_mlkd.lr=1"
-    long = records.folder_name("demo", "tiny", "x" * 300)
-    assert len(long) < 150 and long != records.folder_name("demo", "tiny", "x" * 299 + "y")
+    def name(*overrides: str) -> str:
+        return records.results_folder("", "demo", "tiny", *overrides).name
+
+    assert name() == "demo-tiny"
+    assert name("mlkd.epochs=2, mlkd.lr=1") == "demo-tiny+mlkd.epochs=2,_mlkd.lr=1"
+    assert len(name("x" * 300)) < 150 and name("x" * 300) != name("x" * 299 + "y")
 
 
 def test_the_environment_says_versions_commit_and_hardware():
