@@ -134,7 +134,7 @@ def _mixer(kind: str, snr_db: float, folder: str) -> Callable[[np.ndarray, str],
     from ser_kd_utils.training.evaluation import noisy_views
 
     if folder:
-        bank = NoiseBank.from_folder(folder, [kind])
+        bank = NoiseBank.from_folder(folder)
     else:  # the demo's synthetic voices babble
         demo = cache_audio(load_corpus("demo"))
         bank = NoiseBank.generated([demo[utterance] for utterance in demo.utterances])

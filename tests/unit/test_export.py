@@ -94,7 +94,8 @@ def save(name: str, folder: Path) -> Path:
     network, config, sizes = NETWORKS[name]
     made = network(config(**sizes, **names_of_classes(LABELS)))
     head = made.output if hasattr(made, "output") else made.classifier
-    torch.nn.init.normal_(head.weight, std=30.0 if "head" in name else 3.0)
+    # logits of about 10 whatever the head's inputs are, flattened tokens or their mean
+    torch.nn.init.normal_(head.weight, std=(240 if "head" in name else 17) / head.in_features**0.5)
     made.save_pretrained(folder)
     if name.startswith("whisper"):
         WhisperFeatureExtractor(chunk_length=3).save_pretrained(folder)
