@@ -1,13 +1,23 @@
 """The model card of an exported network, `card.md` filled from the network's record: no number is typed by hand."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from huggingface_hub import ModelCard, ModelCardData
+from scipy.special import softmax
 
 from ser_kd_utils import metrics, records
+from ser_kd_utils.data.corpora.emodb import GENDERS
 from ser_kd_utils.report.write import card as protocol_of
+
+SCORES = ("UA", "WA", "macro_f1")
+# how the name of an utterance tells a woman's voice (F) from a man's (M); other corpora's names do not
+GENDER_OF = {
+    "emodb": lambda name: GENDERS[name[:2]],
+    "iemocap": lambda name: name[-4],
+    "ravdess": lambda name: "FM"[int(name[-2:]) % 2],
+}
 
 
 def card(run: records.Run, format: str, module: str) -> ModelCard:
@@ -15,22 +25,24 @@ def card(run: records.Run, format: str, module: str) -> ModelCard:
 
     module: of the network's class; unless it is transformers' own, it must be imported to read the network.
     """
-    parts = _parts(records.predictions([run]), run.info["train_noise"])
-    scores = {
-        name: {score: metrics.interval(part, score) for score in ("UA", "WA", "macro_f1")} for name, part in parts
-    }
-    cells = pd.DataFrame(scores).T.map(lambda ends: "{:.1f} ({:.1f} to {:.1f})".format(*(100 * end for end in ends)))
-    library = "transformers" if format == "hub" else "onnx"
-    about = ModelCardData(library_name=library, pipeline_tag="audio-classification", tags=["speech-emotion"])
-    told = {"module": module, "format": format, "card": protocol_of([run]), "table": cells.to_markdown()}
-    return ModelCard.from_template(about, str(Path(__file__).with_name("card.md")), **run.info, **told)
+    table = records.predictions([run])
+    noisy, base = table[table["condition"] != "clean"], run.info["corpus"].split("-")[0]
+    parts = {"clean": table.drop(noisy.index), "all noise": noisy}
+    heard = noisy["condition"].isin(run.info["train_noise"]).map({True: "noise heard", False: "noise not heard"})
+    gender = noisy["utterance"].map(GENDER_OF.get(base, {})).map({"F": "women, all noise", "M": "men, all noise"})
+    for names in (heard + " in training", noisy["condition"], noisy["snr_db"].map("{:g} dB".format), gender):
+        parts |= dict(iter(noisy.groupby(names, sort=False)))
+    scores = {name: [*(metrics.interval(part, score) for score in SCORES)] for name, part in parts.items()}
+    errors = {name: calibration_error(part) for name, part in parts.items()}
+    told = {"module": module, "format": format, "card": protocol_of([run]), "scores": scores, "errors": errors}
+    return ModelCard.from_template(ModelCardData(), str(Path(__file__).with_name("card.md")), **run.info, **told)
 
 
-def _parts(table: pd.DataFrame, heard: list[str]) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Clean speech, all noise, each type and each SNR of predictions, with their names."""
-    noisy = table[table["condition"] != "clean"]
-    yield from (("clean", table.drop(noisy.index)), ("all noise", noisy))
-    for kind, part in noisy.groupby("condition"):
-        yield f"{kind}{'' if kind in heard else ' (not heard in training)'}", part
-    for snr_db, part in sorted(noisy.groupby("snr_db"), reverse=True):
-        yield f"{snr_db:g} dB", part
+def calibration_error(table: pd.DataFrame, bins: int = 15) -> float:
+    """Mean distance of confidence from accuracy over equal bins of confidence (ECE, Guo et al. 2017), in [0, 1].
+
+    table: predictions, with the columns label, prediction and logits.
+    """
+    confidence = softmax(np.stack(table["logits"]).astype(float), axis=1).max(1)
+    surplus = confidence - (table["prediction"] == table["label"])
+    return surplus.groupby(np.ceil(confidence * bins)).sum().abs().sum() / len(table)

@@ -12,18 +12,22 @@ from tempfile import NamedTemporaryFile
 
 import numpy as np
 import pandas as pd
+from scipy.special import softmax
 
 from ser_kd_utils.data.audio import SAMPLE_RATE, SILENCE, AudioError, cache_audio, decode
 from ser_kd_utils.data.corpora import load_corpus
 from ser_kd_utils.data.corpora.manifest import sound_files
-from ser_kd_utils.files import PACKAGE
+from ser_kd_utils.records import EVIDENCE
 
-STUDENT = PACKAGE.parent / "results" / "emodb-whisper" / "student"
-"""The network that is asked where no other is named."""
-GRAPH, ABOUT = "model.onnx", "model.json"
-SHORTEST = SAMPLE_RATE // 10
-"""In samples; the corpora's utterances are not shorter."""
-FORMATS = ("table", "json", "csv")
+STUDENT = EVIDENCE / "emodb-whisper" / "student"  # the network that is asked where no other is named
+GRAPH = "model.onnx"
+SHORTEST = SAMPLE_RATE // 10  # in samples; the corpora's utterances are not shorter
+# what is printed of all windows, and of the files, whose probabilities are the mean over their windows
+FORMATS = {
+    "table": lambda windows, files: files.round(3).to_string(index=False),
+    "json": lambda windows, files: json.dumps(files.to_dict("records"), indent=1, ensure_ascii=False),
+    "csv": lambda windows, files: windows.round(6).to_csv(index=False).rstrip("\n"),
+}
 _UNSAFE = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth", ".py")
 
 
@@ -42,9 +46,8 @@ class Model:
         """
         last = max(len(wave) - self.window, 0)
         starts = np.array([*range(0, last, self.window), last])
-        logits = np.stack([self.logits(wave[start : start + self.window]) for start in starts])
-        odds = np.exp(logits - logits.max(1, keepdims=True))
-        found = pd.DataFrame(odds / odds.sum(1, keepdims=True), columns=self.labels)
+        logits = [self.logits(wave[start : start + self.window]) for start in starts]
+        found = pd.DataFrame(softmax(logits, axis=1), columns=self.labels)
         spans = {"start": starts, "end": np.minimum(starts + self.window, len(wave))}
         return pd.DataFrame(spans).div(SAMPLE_RATE).assign(label=found.idxmax(axis=1)).join(found)
 
@@ -58,20 +61,19 @@ def open_model(folder: Path) -> Model:
         return load(folder)
     import onnxruntime
 
-    about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
     session = onnxruntime.InferenceSession(folder / GRAPH, providers=["CPUExecutionProvider"])
-    return Model(lambda wave: session.run(None, {"waves": wave[None]})[0][0], about["labels"], about["window"])
+    about = json.loads(session.get_modelmeta().custom_metadata_map["ser-kd"])
+    return Model(lambda wave: session.run(None, {"waves": wave[None]})[0][0], **about)
 
 
 def refuse_unsafe(folder: Path) -> None:
     """Raises ValueError for a folder without a network, or with which code of somebody else would run."""
-    if unsafe := sorted(path.name for path in folder.glob("*") if path.suffix in _UNSAFE):
-        raise ValueError(f"{folder} holds {', '.join(unsafe)}: pickles and code are not opened here, remove them.")
     if not any((*folder.glob(GRAPH), *folder.glob("*.safetensors"))):
-        raise ValueError(f"{folder} holds no network: it needs {GRAPH}, or config.json and weights in safetensors.")
-    for path in folder.glob("*config.json"):
-        if "auto_map" in json.loads(path.read_text(encoding="utf-8")):
-            raise ValueError(f"{path} asks for code of its own (auto_map), which is not run here.")
+        needed = f"{GRAPH}, or config.json and weights in safetensors"
+        raise ValueError(f"{folder} holds no network: it needs {needed}. Another one is opened with --model DIR.")
+    for path in sorted(folder.glob("*")):
+        if path.suffix in _UNSAFE or (path.suffix == ".json" and "auto_map" in path.read_text(encoding="utf-8")):
+            raise ValueError(f"{path} is a pickle or code, or asks for some (auto_map), which is not run here.")
 
 
 def predict(
@@ -87,8 +89,6 @@ def predict(
     """
     if format not in FORMATS:
         raise ValueError(f"--format {format}: choose one of {', '.join(FORMATS)}.")
-    if not model and not STUDENT.is_dir():
-        raise ValueError("No network comes with this installation: pass the folder of one with --model DIR.")
     network = open_model(Path(model) if model else STUDENT)
     change = _mixer(noise, snr, noise_dir) if noise else lambda wave, _: wave
     files = [sound_files(Path(name)) if Path(name).is_dir() else [name] for name in file]
@@ -99,21 +99,14 @@ def predict(
         except AudioError as error:
             print(f"ser-kd: {name}: {error.reason}", file=sys.stderr)
     if found:
-        print(_formatted(pd.concat(found, names=["file"]).droplevel(1).reset_index(), network.labels, format))
+        windows = pd.concat(found, names=["file"]).droplevel(1).reset_index()
+        means = windows.groupby("file", sort=False)[network.labels].mean()
+        means.insert(0, "label", means.idxmax(axis=1))
+        means.insert(1, "seconds", windows.groupby("file")["end"].max())
+        print(FORMATS[format](windows, means.reset_index()))
     if found and plot:
         draw(found, network.labels, plot)
     return int(len(found) < len(files))
-
-
-def _formatted(windows: pd.DataFrame, labels: list[str], format: str) -> str:
-    if format == "csv":
-        return windows.round(6).to_csv(index=False).rstrip("\n")
-    how = {"seconds": ("end", "max"), **{label: (label, "mean") for label in labels}}
-    files = windows.groupby("file", sort=False).agg(**how).reset_index()
-    files.insert(1, "label", files[labels].idxmax(axis=1))
-    if format == "json":
-        return json.dumps(files.to_dict("records"), indent=1, ensure_ascii=False)
-    return files.round(3).to_string(index=False)
 
 
 def _read(name: str) -> np.ndarray:
@@ -133,11 +126,10 @@ def _mixer(kind: str, snr_db: float, folder: str) -> Callable[[np.ndarray, str],
     from ser_kd_utils.data.noise import NoiseBank
     from ser_kd_utils.training.evaluation import noisy_views
 
-    if folder:
-        bank = NoiseBank.from_folder(folder)
-    else:  # the demo's synthetic voices babble
-        demo = cache_audio(load_corpus("demo"))
-        bank = NoiseBank.generated([demo[utterance] for utterance in demo.utterances])
+    demo = None if folder else cache_audio(load_corpus("demo"))  # its synthetic voices babble
+    bank = NoiseBank.generated([demo[each] for each in demo.utterances]) if demo else NoiseBank.from_folder(folder)
+    if kind not in bank.types:
+        raise ValueError(f"--noise {kind}: there are: {', '.join(bank.types)}.")
     return lambda wave, name: noisy_views(wave, name, [(kind, snr_db)], bank, "test", 0, "active")[0].numpy()
 
 
@@ -147,8 +139,10 @@ def draw(found: Mapping[str, pd.DataFrame], labels: list[str], path: str) -> Non
 
     figure = Figure(figsize=(8, 1 + 1.5 * len(found)), layout="constrained")
     for axes, (name, windows) in zip(figure.subplots(len(found), squeeze=False)[:, 0], found.items(), strict=True):
-        times = [*windows["start"], windows["end"].iloc[-1]]
-        axes.stackplot(times, windows[labels].iloc[[*range(len(windows)), -1]].T, labels=labels, step="post")
-        axes.set(title=Path(name).name, xlim=(0, times[-1]), ylim=(0, 1), xlabel="seconds", ylabel="probability")
+        steps = pd.concat([windows, windows.tail(1).assign(start=windows["end"])])
+        axes.stackplot(steps["start"], steps[labels].T, labels=labels, step="post")
+        axes.set(
+            title=Path(name).name, xlim=(0, steps["start"].max()), ylim=(0, 1), xlabel="seconds", ylabel="probability"
+        )
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper")
     figure.savefig(path)

@@ -199,12 +199,15 @@ def test_a_network_that_is_not_there_or_not_safe_is_one_sentence(files, networks
         return line
 
     monkeypatch.setattr(module, "STUDENT", tmp_path / "student")
-    assert refused() == "ser-kd: No network comes with this installation: pass the folder of one with --model DIR."
+    assert refused() == (
+        f"ser-kd: {tmp_path / 'student'} holds no network: it needs model.onnx, or config.json and weights in "
+        "safetensors. Another one is opened with --model DIR."
+    )
     assert "holds no network" in refused("--model", tmp_path / "nowhere")
     assert "choose one of table, json, csv" in refused("--model", networks / "onnx", "--format", "hub")
     unsafe = shutil.copytree(networks / "onnx", tmp_path / "unsafe")
     (unsafe / "weights.pkl").write_bytes(b"")
-    assert "weights.pkl: pickles and code are not opened here" in refused("--model", unsafe)
+    assert "weights.pkl is a pickle or code" in refused("--model", unsafe)
     (unsafe / "weights.pkl").rename(unsafe / "config.json").write_text('{"auto_map": {}}')
     assert "auto_map" in refused("--model", unsafe)
 
