@@ -11,13 +11,8 @@ from ser_kd_utils import metrics, records
 from ser_kd_utils.data.corpora.emodb import GENDERS
 from ser_kd_utils.report.write import card as protocol_of
 
-SCORES = ("UA", "WA", "macro_f1")
 # how the name of an utterance tells a woman's voice (F) from a man's (M); other corpora's names do not
-GENDER_OF = {
-    "emodb": lambda name: GENDERS[name[:2]],
-    "iemocap": lambda name: name[-4],
-    "ravdess": lambda name: "FM"[int(name[-2:]) % 2],
-}
+GENDER_OF = {"emodb": lambda u: GENDERS[u[:2]], "iemocap": lambda u: u[-4], "ravdess": lambda u: "FM"[int(u[-2:]) % 2]}
 
 
 def card(run: records.Run, format: str, module: str) -> ModelCard:
@@ -32,9 +27,8 @@ def card(run: records.Run, format: str, module: str) -> ModelCard:
     gender = noisy["utterance"].map(GENDER_OF.get(base, {})).map({"F": "women, all noise", "M": "men, all noise"})
     for names in (heard + " in training", noisy["condition"], noisy["snr_db"].map("{:g} dB".format), gender):
         parts |= dict(iter(noisy.groupby(names, sort=False)))
-    scores = {name: [*(metrics.interval(part, score) for score in SCORES)] for name, part in parts.items()}
-    errors = {name: calibration_error(part) for name, part in parts.items()}
-    told = {"module": module, "format": format, "card": protocol_of([run]), "scores": scores, "errors": errors}
+    told = {"module": module, "format": format, "card": protocol_of([run]), "parts": parts}
+    told |= {"interval": metrics.interval, "calibration_error": calibration_error}
     return ModelCard.from_template(ModelCardData(), str(Path(__file__).with_name("card.md")), **run.info, **told)
 
 

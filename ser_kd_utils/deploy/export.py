@@ -3,13 +3,10 @@
 import json
 import logging
 import re
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
 
@@ -38,9 +35,9 @@ class LogMel(nn.Module):
         self.register_buffer("filters", torch.tensor(extractor.mel_filters.T)[..., None].float())
 
     def forward(self, waves: Tensor) -> Tensor:
-        padded = F.pad(waves[:, None], [self.fourier.shape[-1] // 2] * 2, mode="reflect")
-        real, imaginary = F.conv1d(padded, self.fourier, stride=HOP // 2)[..., :-1].square().chunk(2, 1)
-        energy = F.conv1d(real + imaginary, self.filters).clamp(min=1e-10).log10()
+        padded = nn.functional.pad(waves[:, None], [self.fourier.shape[-1] // 2] * 2, mode="reflect")
+        real, imaginary = nn.functional.conv1d(padded, self.fourier, stride=HOP // 2)[..., :-1].square().chunk(2, 1)
+        energy = nn.functional.conv1d(real + imaginary, self.filters).clamp(min=1e-10).log10()
         return (energy.maximum(energy.amax((1, 2), keepdim=True) - 8) + 4) / 4
 
 
@@ -54,9 +51,7 @@ class WaveClassifier(nn.Module):
     def __init__(self, folder: Path):
         super().__init__()
         refuse_unsafe(folder)
-        for method in METHODS.values():  # tells transformers of the classes that are not its own
-            if find_spec(module := f"{method.package}.model"):
-                import_module(module)
+        [method.experiment_class for method in METHODS.values()]  # tell transformers of the classes not its own
         self.network = AutoModelForAudioClassification.from_pretrained(folder, use_safetensors=True, dtype=torch.float)
         self.extractor, config = AutoFeatureExtractor.from_pretrained(folder), self.network.config
         whisper = config.model_type == "whisper"
@@ -69,7 +64,7 @@ class WaveClassifier(nn.Module):
     def forward(self, waves: Tensor) -> Tensor:
         lengths = waves.new_full((1,), waves.shape[1], dtype=torch.long)
         if self.log_mel:
-            waves = self.log_mel(F.pad(waves, (0, self.about["window"] - waves.shape[1])))
+            waves = self.log_mel(nn.functional.pad(waves, (0, self.about["window"] - waves.shape[1])))
         elif segment := getattr(self.network.config, "segment", 0):  # repeated as the network does, which has no graph
             waves = waves[:, torch.arange(torch.sym_max(waves.shape[1], segment)) % lengths]
         elif self.extractor.do_normalize:
@@ -92,8 +87,7 @@ def export(run: str, to: str, format: str = "onnx") -> int:
     """
     source, target = Path(run), Path(to)
     if format not in FORMATS or target.exists():
-        formats = ", ".join(FORMATS)
-        raise ValueError(f"Pass with --to a folder that is not there yet, and with --format one of {formats}.")
+        raise ValueError(f"Pass with --to a folder not there yet, and with --format one of {', '.join(FORMATS)}.")
     classifier = WaveClassifier(source / "model")
     with replaced(target, target.with_name(f".unfinished-{target.name}")) as fresh:
         if format.startswith("hub"):
@@ -120,10 +114,9 @@ def write_onnx(classifier: WaveClassifier, folder: Path, int8: bool = False) -> 
     shapes = {"waves": {1: torch.export.Dim("samples", min=SHORTEST, max=example.shape[1])}}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision
     program = torch.onnx.export(classifier, (example,), verbose=False, output_names=["logits"], dynamic_shapes=shapes)
-    model = program.model_proto
-    nodes, layer = model.graph.node, re.compile("aten.linear|modules.(conv|batchnorm)")  # norms are part of convolutions
-    others = [node.name for node in nodes if not layer.search(str(node.metadata_props))]
-    for part in (*nodes, *model.graph.value_info, *model.graph.initializer):
+    model, layer = program.model_proto, "aten.linear|modules.(conv|batchnorm)"  # norms are part of convolutions
+    others = [node.name for node in model.graph.node if not re.search(layer, str(node.metadata_props))]
+    for part in (*model.graph.node, *model.graph.value_info, *model.graph.initializer):
         part.ClearField("metadata_props")  # where the code lies on this machine
     # the second: the graph is optimised already, or onnxruntime would warn
     about = {"ser-kd": json.dumps(classifier.about), "onnx.quant.pre_process": "onnxruntime.quant"}
@@ -135,6 +128,6 @@ def write_onnx(classifier: WaveClassifier, folder: Path, int8: bool = False) -> 
             if weights.data_type == onnx.TensorProto.FLOAT and len(weights.dims) > 1:  # as spectra and positions
                 cast = onnx.helper.make_node("Cast", [f"{weights.name}_half"], [weights.name], to=weights.data_type)
                 model.graph.node.insert(0, cast)
-                halved = onnx.numpy_helper.to_array(weights).astype(np.float16)
+                halved = onnx.numpy_helper.to_array(weights).astype("float16")
                 weights.CopyFrom(onnx.numpy_helper.from_array(halved, *cast.input))
     onnx.save(model, folder / GRAPH)

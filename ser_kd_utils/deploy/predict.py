@@ -6,9 +6,9 @@ A folder with `model.onnx` is run by onnxruntime alone, without torch and transf
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -31,8 +31,7 @@ FORMATS = {
 _UNSAFE = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth", ".py")
 
 
-@dataclass(frozen=True)
-class Model:
+class Model(NamedTuple):
     """A network: its logits (labels,) of float32 waves (samples,) at 16 kHz, not longer than `window` samples."""
 
     logits: Callable[[np.ndarray], np.ndarray]
@@ -69,8 +68,7 @@ def open_model(folder: Path) -> Model:
 def refuse_unsafe(folder: Path) -> None:
     """Raises ValueError for a folder without a network, or with which code of somebody else would run."""
     if not any((*folder.glob(GRAPH), *folder.glob("*.safetensors"))):
-        needed = f"{GRAPH}, or config.json and weights in safetensors"
-        raise ValueError(f"{folder} holds no network: it needs {needed}. Another one is opened with --model DIR.")
+        raise ValueError(f"{folder} holds no network ({GRAPH}, or safetensors): pass the folder of one.")
     for path in sorted(folder.glob("*")):
         if path.suffix in _UNSAFE or (path.suffix == ".json" and "auto_map" in path.read_text(encoding="utf-8")):
             raise ValueError(f"{path} is a pickle or code, or asks for some (auto_map), which is not run here.")
@@ -100,9 +98,8 @@ def predict(
             print(f"ser-kd: {name}: {error.reason}", file=sys.stderr)
     if found:
         windows = pd.concat(found, names=["file"]).droplevel(1).reset_index()
-        means = windows.groupby("file", sort=False)[network.labels].mean()
-        means.insert(0, "label", means.idxmax(axis=1))
-        means.insert(1, "seconds", windows.groupby("file")["end"].max())
+        means = windows.groupby("file", sort=False).agg({"end": "max", **dict.fromkeys(network.labels, "mean")})
+        means.insert(0, "label", means[network.labels].idxmax(axis=1))
         print(FORMATS[format](windows, means.reset_index()))
     if found and plot:
         draw(found, network.labels, plot)

@@ -300,8 +300,8 @@ def test_remote_code_is_refused(run, tmp_path, capsys, name):
 
 def test_what_cannot_be_exported_is_said_with_what_to_do(run, tmp_path, capsys):
     assert "--format one of onnx, onnx-int8, hub, hub-float16" in refused(run, tmp_path, capsys, "--format", "tflite")
-    assert "Pass with --to a folder that is not there yet" in refused(run, tmp_path, capsys, "--to", str(run.folder))
+    assert "Pass with --to a folder not there yet" in refused(run, tmp_path, capsys, "--to", str(run.folder))
     (run.folder / "model" / "model.safetensors").unlink()
-    assert "holds no network: it needs" in refused(run, tmp_path, capsys)
+    assert "holds no network (" in refused(run, tmp_path, capsys)
     shutil.rmtree(run.folder / "model")
-    assert "model holds no network: it needs" in refused(run, tmp_path, capsys)
+    assert "model holds no network (" in refused(run, tmp_path, capsys)
