@@ -80,7 +80,7 @@ OPTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "noise": ("", "mix in noise of this type first, such as babble, white, pink", {"metavar": "KIND"}),
     "snr": (0.0, "of that noise (default: 0)", {"type": float, "metavar": "DB"}),
     "plot": ("", "draw what is said over time", {"metavar": "FILE"}),
-    "format": (argparse.SUPPRESS, "predict: table, json or csv; export: onnx, onnx-int8 or hub", {}),
+    "format": (argparse.SUPPRESS, "predict: table, json or csv; export: onnx, onnx-int8, hub or hub-float16", {}),
 }  # fmt: skip
 """Default, help and more of each option, and in capitals of what has its place in the command."""
 

@@ -98,7 +98,8 @@ def predict(
             print(f"ser-kd: {name}: {error.reason}", file=sys.stderr)
     if found:
         windows = pd.concat(found, names=["file"]).droplevel(1).reset_index()
-        means = windows.groupby("file", sort=False).agg({"end": "max", **dict.fromkeys(network.labels, "mean")})
+        how = {"seconds": ("end", "max"), **{label: (label, "mean") for label in network.labels}}
+        means = windows.groupby("file", sort=False).agg(**how)
         means.insert(0, "label", means[network.labels].idxmax(axis=1))
         print(FORMATS[format](windows, means.reset_index()))
     if found and plot:

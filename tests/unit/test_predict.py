@@ -76,7 +76,7 @@ def said(capsys, *arguments: object, code: int = 0) -> str:
 
 def test_every_format_of_audio_is_one_line(files, networks, long, capsys):
     lines = said(capsys, files, "--model", networks / "onnx").splitlines()
-    assert lines[0].split() == ["file", "label", "end", *LABELS]
+    assert lines[0].split() == ["file", "label", "seconds", *LABELS]
     assert [Path(line.split()[0]).name for line in lines[1:]] == [
         *("a.wav", "b.flac", "c.ogg", "d.mp3", "long.wav", "e.m4a", "f.mp4"),
     ]
@@ -114,7 +114,7 @@ def test_a_long_recording_goes_window_by_window(files, networks, long, capsys):
         np.testing.assert_allclose(row, np.exp(logits) / np.exp(logits).sum(), atol=1e-3)  # the file has 16 bits
     (whole,) = json.loads(said(capsys, path, "--model", networks / "onnx", "--format", "json"))
     np.testing.assert_allclose([whole[label] for label in LABELS], p.mean(0), atol=1e-5)
-    assert whole["label"] == LABELS[p.mean(0).argmax()] and whole["end"] == pytest.approx(7.3)
+    assert whole["label"] == LABELS[p.mean(0).argmax()] and whole["seconds"] == pytest.approx(7.3)
 
 
 @pytest.mark.parametrize("samples", [1, 3 * SAMPLE_RATE - 1, 3 * SAMPLE_RATE, 3 * SAMPLE_RATE + 1, 6 * SAMPLE_RATE])
