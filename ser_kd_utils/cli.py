@@ -40,8 +40,9 @@ def _numbers(text: str) -> tuple[int, ...]:
 CORPORA = (
     "demo", "iemocap", "iemocap-dev-speakers", "iemocap-improvised", "meld", "meld-4", "emodb", "ravdess", "manifest",
 )  # fmt: skip
+# What every experiment takes.
 SHARED = ("corpus", "name", "profile", "fold", "seed", "data_root", "noise_dir", "results", "overrides")
-"""What every experiment takes."""
+# Default, help and more of each option, and in capitals of what has its place in the command.
 OPTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "VARIANT": (None, "such as a, e, gamma-10, cnn-dkd, mc-full", {"nargs": "+"}),
     "NAME": (None, "emodb, ravdess; access explained: iemocap, meld, noisex-92", {}),
@@ -82,13 +83,13 @@ OPTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "plot": ("", "draw what is said over time", {"metavar": "FILE"}),
     "format": (argparse.SUPPRESS, "predict: table, json or csv; export: onnx, onnx-int8, hub or hub-float16", {}),
 }  # fmt: skip
-"""Default, help and more of each option, and in capitals of what has its place in the command."""
 
 RESULTS = ("corpus", "name", "profile", "results", "set")
 DATA = (*RESULTS, "data-root", "noise-dir", "speech-dir")
 PLAN = (*DATA, "folds", "seeds", "only", "ablations")
 RUN = (*PLAN, "workers", "scheduler", "time-limit", "run-limit", "force")
 PREDICT = ("FILE", "model", "format", "noise", "snr", "noise-dir", "plot")
+# What it calls, help and options of each command.
 COMMANDS = {
     "reproduce": ("reproduce.schedule:reproduce", "run the notebooks and write records, tables and figures", RUN),
     "status": ("reproduce.plan:status", "say what is done, running, stale or published, and what is left", PLAN),
@@ -100,7 +101,6 @@ COMMANDS = {
     "predict": ("deploy.predict:predict", "say what a network hears in recordings", PREDICT),
     "export": ("deploy.export:export", "write a network as ONNX, or for transformers", ("RUN", "to", "format")),
 }
-"""What it calls, help and options of each command."""
 
 
 def parser() -> argparse.ArgumentParser:

@@ -36,8 +36,8 @@ from ser_kd_utils.files import PACKAGE, digest, replaced, sha256, unfinished
 VERSIONED = ("torch", "transformers", "accelerate", "datasets", "numpy", "scipy", "scikit-learn", "soundfile")
 IN_CLONE = (PACKAGE.parent / "pyproject.toml").is_file()
 COLUMNS = ("utterance", "fold", "seed", "condition", "snr_db", "checkpoint", "label", "logits")
+# Committed evidence, one folder for each corpus and profile.
 EVIDENCE = PACKAGE.parent / "results"
-"""Committed evidence, one folder for each corpus and profile."""
 
 
 def results_folder(folder: str, corpus: str, profile: str, overrides: str = "") -> Path:

@@ -22,8 +22,8 @@ PUBLISHED = "published"
 CODE = "code of cited work"
 ASSUMED = "assumed"
 
+# The decorator of all settings: a value of another type is an error and is not converted.
 strict = dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
-"""The decorator of all settings: a value of another type is an error and is not converted."""
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -46,8 +46,8 @@ def setting(source: str, note: str, tiny: Any, paper: Any = None, whisper: Any =
 class Settings:
     """Base of all settings: build with `of(profile)`, change single values by keyword."""
 
+    # The name before the dot in an override: `mlkd` in `mlkd.epochs=2`.
     group: ClassVar[str]
-    """The name before the dot in an override: `mlkd` in `mlkd.epochs=2`."""
 
     @classmethod
     def of(cls, profile: str, **overrides: Any) -> Self:

@@ -14,8 +14,8 @@ from ser_kd_utils.data.audio import SAMPLE_RATE
 
 FRAME, POINTS = 640, 1024  # of the log filter bank: 40 ms, and the samples of its Fourier transform
 FILTERS, HIGHEST = 40, 4000  # Hz
+# Samples from one encoder frame to the next, 20 ms.
 HOP = 320
-"""Samples from one encoder frame to the next, 20 ms."""
 
 
 def on_disk(items: Iterable[np.ndarray]) -> tuple[np.ndarray, list[int]]:

@@ -261,12 +261,12 @@ def told(key: str) -> Column:
     return lambda sample: word(sample.info[key], sample.runs)
 
 
+# The first columns of a table of models.
 MODEL: dict[str, Column] = {
     "row": label,
     "model": told("title"),
     "parameters": lambda sample: word(f"{sample.info['parameters'] / 1e6:.2f}M"),
 }
-"""The first columns of a table of models."""
 
 
 def design(sample: Sample) -> Cell:

@@ -21,10 +21,10 @@ from ser_kd_utils.reproduce.run import DONE, PLACES, NotebookRun, code_cells, pr
 
 NOTEBOOKS = PACKAGE.parent / "notebooks"
 FIRST, LAST = "00_corpora_and_noise", "09_paper_tables"
+# Parameters of notebook 09, which only reads records.
 READING = ("corpus", "name", "profile", "results", "overrides")
-"""Parameters of notebook 09, which only reads records."""
+# Parameters of all others, which may have more of their own.
 EACH = (*READING, "data_root", "noise_dir", "fold", "seed")
-"""Parameters of all others, which may have more of their own."""
 
 
 def plan(options: Namespace) -> list[NotebookRun]:

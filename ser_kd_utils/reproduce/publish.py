@@ -16,8 +16,8 @@ from ser_kd_utils.report.tables import about, command, mark_of
 from ser_kd_utils.report.write import claims, write
 from ser_kd_utils.reproduce import counted
 
+# A path that only this machine has.
 _PLACE = re.compile(r"(?<![\w.-])(/(home|root|tmp|work|Users|data|mnt|media|scratch|var)/|[A-Z]:\\+Users)[^\s\"']*")
-"""A path that only this machine has."""
 CHECK = "What is behind a number: `ser-kd explain results/{}/tables/TABLE.csv ROW COLUMN`. How your own runs compare: "
 CHECK += "`ser-kd compare FOLDER`. Whether these files are as published: `sha256sum -c SHA256SUMS` in their folder."
 

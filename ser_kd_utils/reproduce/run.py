@@ -20,8 +20,8 @@ from typing import Any
 from ser_kd_utils.files import digest, is_held, only_one, sha256, unfinished
 from ser_kd_utils.fingerprint import code_of_source
 
+# Parameters that are places of this machine: what lies there counts, not where it lies.
 PLACES = ("data_root", "noise_dir", "speech_dir", "results")
-"""Parameters that are places of this machine: what lies there counts, not where it lies."""
 
 RECORDED, DONE, FAILED, BLOCKED, OUT_OF_TIME = "recorded", "done", "failed", "blocked", "out of time"
 

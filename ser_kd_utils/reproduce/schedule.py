@@ -22,13 +22,13 @@ from ser_kd_utils.reproduce import compare, counted
 from ser_kd_utils.reproduce.plan import plan
 from ser_kd_utils.reproduce.run import BLOCKED, FAILED, NotebookRun, Outcome, execute, one_line, say
 
+# Dask's topic of what workers say.
 PROGRESS = "ser-kd"
-"""Dask's topic of what workers say."""
+# Seconds that a scheduler has to answer.
 SOON = 30
-"""Seconds that a scheduler has to answer."""
 
+# An executor, what it does with a run, and how many runs it takes at a time.
 Place = tuple[Executor, Callable[[NotebookRun], Outcome], int]
-"""An executor, what it does with a run, and how many runs it takes at a time."""
 
 
 def reproduce(options: Namespace) -> int:

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from ser_kd_utils.data.audio import SAMPLE_RATE, AudioCache
 from ser_kd_utils.data.noise import NoiseBank, mix
 
+# The condition without noise; a condition is (noise type, SNR in dB).
 CLEAN = ("clean", math.nan)
-"""The condition without noise; a condition is (noise type, SNR in dB)."""
 
+# Most audio in one forward pass: bounds the memory, never the score.
 SECONDS_PER_BATCH = 40
-"""Most audio in one forward pass: bounds the memory, never the score."""
 
 
 def grid(types: Sequence[str], snr_db: Sequence[float]) -> list[tuple[str, float]]:

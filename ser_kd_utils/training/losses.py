@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ser_kd_utils.training.loop import Objective
 
+# The class index of speech that distillation may use and cross-entropy may not.
 UNLABELLED = -100
-"""The class index of speech that distillation may use and cross-entropy may not."""
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,11 @@ PROTOCOLS = {
     "P2": "the corpus's own; all utterances, short ones repeated up to a segment; the epoch chosen on dev speech",
 }
 SELECTION = "what is reported as P1: checkpoints test-UA and test-WA; `best` and the saved weights: highest dev UA"
+# P1 there: improvised speech, excitement instead of happiness.
 IMPROVISED = dict.fromkeys(("iemocap", "iemocap-dev-speakers"), "iemocap-improvised")
-"""P1 there: improvised speech, excitement instead of happiness."""
 SHAPE = ("features", "channels", "num_attention_heads", "head_dim", "attention")
+# Scores by which an epoch is also chosen on the test speech itself, to measure what that is worth.
 ON_TEST = ("UA", "WA")
-"""Scores by which an epoch is also chosen on the test speech itself, to measure what that is worth."""
 _BATCH = 256  # segments at a time where all are gone through
 
 

@@ -14,8 +14,8 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from ser_kd_utils.data.features import log_filter_bank, mfcc
 
+# The features and how many values each has per frame.
 BINS = {"log filter bank": 40, "mfcc": 26}
-"""The features and how many values each has per frame."""
 
 
 @strict

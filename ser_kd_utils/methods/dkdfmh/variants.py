@@ -6,8 +6,8 @@ from typing import Any
 from ser_kd_utils.methods.base import Variant
 from ser_kd_utils.methods.dkdfmh.settings import DKDFMHSettings
 
+# Trained under the paper's likely protocol too; the others under the honest one only.
 P1_VARIANTS = ("cnn-teacher", "cnn-alone", "cnn-kd", "cnn-dkd")
-"""Trained under the paper's likely protocol too; the others under the honest one only."""
 TAUGHT = {"teacher": "cnn-teacher", "baseline": "cnn-alone"}
 PART = TAUGHT | {"kind": "component", "baseline": "cnn-dkd"}
 NOISY = {"kind": "noise", "noisy": True, "baseline": "cnn-alone"}

@@ -6,16 +6,16 @@ from pydantic import Field
 
 from ser_kd_utils.settings import ASSUMED, CODE, PUBLISHED, Count, Fraction, Positive, Settings, Weight, setting, strict
 
+# A temperature between the ends of CTKD's T = 1 + 20 sigmoid(theta).
 Start = Annotated[float, Field(gt=1, lt=21)]
-"""A temperature between the ends of CTKD's T = 1 + 20 sigmoid(theta)."""
+# Of two utterances or more, one at least is left.
 Half = Annotated[float, Field(ge=0, le=0.5)]
-"""Of two utterances or more, one at least is left."""
 Layer = Annotated[int, Field(ge=0)]
 Even = Annotated[int, Field(ge=2, multiple_of=2)]
+# What a held-out meta batch teaches after a pilot step on distillation alone: nothing, the temperatures of student and
+# teacher (Meta Knowledge Distillation), or the teacher's head (MetaDistil). static: nothing, and the temperatures stay
+# where those of mc-meta ended on the same fold and seed, whatever `curriculum` says.
 Meta = Literal["none", "temperature", "static", "teacher"]
-"""What a held-out meta batch teaches after a pilot step on distillation alone: nothing, the temperatures of student and
-teacher (Meta Knowledge Distillation), or the teacher's head (MetaDistil). static: nothing, and the temperatures
-stay where those of mc-meta ended on the same fold and seed, whatever `curriculum` says."""
 
 
 @strict

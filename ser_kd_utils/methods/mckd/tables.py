@@ -17,8 +17,9 @@ from ser_kd_utils.report.tables import BLANK, Line, Score, Selection, Table, wor
 FULL = "mc-full"
 METRICS = ("WA", "UA", "WF1")
 IN_NOISE = ("mc-alone", FULL, "mc-z-score", "mc-alone-noisy", "mc-kd-noisy", "mc-full-noisy")
+# Gates: the teacher, and the student that knows no more than the labels.
 KD, NOISY = ("a", "mc-supcon"), ("a", "mc-alone-noisy")
-"""Gates: the teacher, and the student that knows no more than the labels."""
+# What the paper claims, or follows from it.
 CLAIMS = (
     Comparison("mc-supcon", "mc-alone", "clean", "drawing each class together (SupCon) helps"),
     Comparison("mc-kd", "mc-supcon", "clean", "a teacher helps", KD),
@@ -36,7 +37,6 @@ CLAIMS = (
     Comparison("mc-kd-noisy", "mc-alone-noisy", "noisy", "a clean teacher helps in noise, after training in it", NOISY),
     Comparison("mc-full-noisy", "mc-kd-noisy", "noisy", "so do curriculum and meta-knowledge", NOISY),
 )
-"""What the paper claims, or follows from it."""
 COMPARISONS = (*CLAIMS, Comparison(FULL, "mc-supcon", "clean"), Comparison(FULL, "mc-alone", "noisy"))
 
 

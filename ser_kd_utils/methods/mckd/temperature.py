@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+# Keyword arguments of a network -> its output, with given weights.
 Call = Callable[..., Any]
-"""Keyword arguments of a network -> its output, with given weights."""
 
 
 def curriculum_factor(epoch: float, ramp: int = 10) -> float:

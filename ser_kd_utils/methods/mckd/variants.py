@@ -8,8 +8,8 @@ from typing import Any
 from ser_kd_utils.methods.base import Variant
 from ser_kd_utils.methods.mckd.settings import MCKDSettings
 
+# The temperature at which CTKD begins: theta 1. With 4 classes KD above it hardly differs from matching logits.
 PUBLISHED_START = 1 + 20 / (1 + math.exp(-1))
-"""The temperature at which CTKD begins: theta 1. With 4 classes KD above it hardly differs from matching logits."""
 
 FIXED = {"curriculum": False, "meta": "none"}
 

@@ -6,8 +6,8 @@ from ser_kd_utils.settings import ASSUMED, CODE, Count, Fraction, Positive, Prec
 
 Stages = Literal["joint", "two-stage"]
 Network = Literal["fine-tuned", "untuned"]
+# The whole utterance is computed once, a piece at each step.
 Targets = Literal["utterance", "piece", "noisy piece"]
-"""The whole utterance is computed once, a piece at each step."""
 
 
 @strict

@@ -7,8 +7,8 @@ from ser_kd_utils.methods.base import Variant
 from ser_kd_utils.methods.mlkd.settings import MLKDSettings
 from ser_kd_utils.methods.teacher.variants import FEW
 
+# The override of a variant without distillation.
 NONE: dict[str, Any] = {"teacher_layers": ()}
-"""The override of a variant without distillation."""
 
 
 def variants(settings: Mapping[str, Any]) -> dict[str, Variant]:

@@ -6,12 +6,12 @@ from typing import Any, Literal
 
 from ser_kd_utils.settings import ASSUMED, CODE, Count, Fraction, Positive, Precision, Settings, Weight, setting, strict
 
+# Of wav2vec2-base; known to hold a pickle and no safetensors: convert it once.
 BASE_COMMIT = "0b5b8e868dd84f03fd87d01f9c4ff0f080fecfe8"
-"""Of wav2vec2-base; known to hold a pickle and no safetensors: convert it once."""
 
+# Of whisper-tiny.en. Whisper heard much noisy speech in its pre-training, and its states bear noise well (Shi et al.,
+# arXiv 2311.07093): a student of it starts from more than one of wav2vec2-base, which heard read speech only.
 WHISPER_COMMIT = "87c7102498dcde7456f24cfd30239ca606ed9063"
-"""Of whisper-tiny.en. Whisper heard much noisy speech in its pre-training, and its states bear noise well (Shi et al.,
-arXiv 2311.07093): a student of it starts from more than one of wav2vec2-base, which heard read speech only."""
 
 FAMILIES = ("wav2vec2", "hubert", "wavlm", "whisper")
 

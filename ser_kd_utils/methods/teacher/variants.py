@@ -5,8 +5,8 @@ from typing import Any
 
 from ser_kd_utils.methods.base import Variant
 
+# Of the labels, where students are told few.
 FEW = 0.25
-"""Of the labels, where students are told few."""
 
 
 def variants(settings: Mapping[str, Any]) -> dict[str, Variant]:
