@@ -146,6 +146,7 @@ def main(arguments: list[str] | None = None) -> int:
 def train(options: argparse.Namespace) -> int:
     """Train the variants that are not recorded yet; notebooks then find their records."""
     from ser_kd_utils.methods import METHODS, settings_of
+    from ser_kd_utils.metrics import score
 
     settings = settings_of(options.profile, options.overrides)
     methods = {name: method for method in METHODS.values() for name in method.variants(settings)}
@@ -159,7 +160,10 @@ def train(options: argparse.Namespace) -> int:
         given = (*SHARED, *own, *["protocol"] * bool(options.protocol))
         run = methods[name].experiment_class(**{each: getattr(options, each) for each in given}).run(name)
         if os.environ.get("RANK", "0") == "0":  # of the processes of torchrun one says it
-            print(f"{name}: epoch {run.info['best_epoch']} in {run.folder}", flush=True)
+            best = run.predictions.query("checkpoint == 'best' and in_range")
+            parts = {"clean": best["snr_db"].isna(), "noisy": best["snr_db"].notna()}
+            told = ", ".join(f"{part} {100 * score(best[rows]):.1f}" for part, rows in parts.items())
+            print(f"{name}: UA {told}; epoch {run.info['best_epoch']} of {len(run.history)}, {run.folder}", flush=True)
     return 0
 
 

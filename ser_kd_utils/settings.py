@@ -31,6 +31,7 @@ Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Decibels = Annotated[float, Field(allow_inf_nan=False)]
 Precision = Literal["float32", "bf16"]
+GRID = (20, 15, 10, 5, 0, -5)
 
 
 def setting(source: str, note: str, tiny: Any, paper: Any = None, whisper: Any = None) -> Any:
@@ -105,7 +106,7 @@ class NoiseSettings(Settings):
     train_snr_db: tuple[Decibels, Decibels] = setting(CODE, "drawn uniformly, as RobustDistiller", (0.0, 20.0))
     train_types: tuple[str, ...] = setting(ASSUMED, "noise types heard in training; empty: all of them", ())
     test_snr_db: tuple[Decibels, ...] = setting(
-        ASSUMED, "EUSIPCO 2019 IEMOCAP study, and one below training", (20, 15, 10, 5, 0, -5)
+        ASSUMED, "EUSIPCO 2019 IEMOCAP study and one below training; tiny: fewer", (20, 10, 0, -5), GRID, GRID
     )
     speech_level: Literal["active", "overall"] = setting(ASSUMED, "active frames; RobustDistiller: overall", "active")
 

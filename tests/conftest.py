@@ -10,12 +10,54 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-_SESSION = tempfile.TemporaryDirectory(prefix="ser-kd-tests-")
+# At import, so that the workers of pytest-xdist and the kernels which nbval starts inherit them.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _SESSION = tempfile.TemporaryDirectory(prefix="ser-kd-tests-")
+    os.environ["SER_KD_CACHE"] = str(Path(_SESSION.name, "cache"))
+    os.environ["SER_KD_RESULTS"] = str(Path(_SESSION.name, "results"))
+    os.environ["HF_HUB_OFFLINE"] = "1"
 
-# at import, so that the kernels which nbval starts inherit them
-os.environ["SER_KD_CACHE"] = str(Path(_SESSION.name, "cache"))
-os.environ["SER_KD_RESULTS"] = str(Path(_SESSION.name, "results"))
-os.environ["HF_HUB_OFFLINE"] = "1"
+# Files that take longest: with two processes they begin first, in this order, so that neither waits for the other.
+# The teacher of notebook 01 comes before whatever needs it.
+LONGEST = (
+    "notebooks/01_teacher_finetuning.ipynb",
+    "notebooks/04_decoupled_distillation.ipynb",
+    "tests/real_data/test_meld_clips.py",
+    "tests/real_data/test_main_job.py",
+    "notebooks/02_noisy_student_distillation.ipynb",
+    "notebooks/06_curriculum_meta_distillation.ipynb",
+    "tests/faults/test_killed.py",
+    "tests/faults/test_disk.py",
+    "tests/faults/test_cluster.py",
+    "tests/faults/test_notebooks_fail.py",
+    "tests/real_data/test_paper_profile.py",
+    "notebooks/03_mlkd_ablations.ipynb",
+    "notebooks/05_decoupled_ablations.ipynb",
+    "notebooks/07_curriculum_meta_ablations.ipynb",
+)
+LAST = "notebooks/09_paper_tables.ipynb"  # lists what all others have recorded
+SLOW = (
+    "notebooks",
+    "tests/notebooks",
+    "tests/faults",
+    "tests/real_data",
+    "tests/unit/test_compare.py",
+    "tests/unit/test_demo.py",
+    "tests/unit/test_explain.py",
+    "tests/unit/test_ledger.py",
+    "tests/unit/test_mckd.py",
+    "tests/unit/test_reproduce.py",
+    "tests/unit/test_toy_method.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {item: str(item.path.relative_to(ROOT)) for item in items}
+    for item, place in places.items():
+        if place.startswith(SLOW):
+            item.add_marker(pytest.mark.slow)
+    order = {place: number for number, place in enumerate(LONGEST)} | {LAST: len(LONGEST) + 1}
+    items.sort(key=lambda item: order.get(places[item], len(LONGEST)))
 
 
 @pytest.fixture(scope="session")

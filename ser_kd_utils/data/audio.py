@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import soundfile
-from scipy.signal import resample_poly
 
 from ser_kd_utils.data.corpora import Corpus, Split
 from ser_kd_utils.data.corpora.manifest import PARTS, some
@@ -66,6 +65,8 @@ def read(path: str | Path) -> tuple[np.ndarray, int]:
 
 def to_mono(samples: np.ndarray, rate: int) -> np.ndarray:
     """(samples, channels) at `rate` -> float32 (samples,) at 16 kHz: mean of the channels, polyphase resampling."""
+    from scipy.signal import resample_poly  # takes a second to import
+
     mono = samples.mean(axis=1, dtype=np.float64)
     return resample_poly(mono, SAMPLE_RATE, rate).astype(np.float32)
 

@@ -177,7 +177,8 @@ def _papermill(run: NotebookRun, options: Namespace, gpu: str) -> tuple[str, str
 
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what went wrong is said once, by us
     end = min(time.time() + 60 * options.run_limit, options.deadline)
-    kernel = ["--log-level=50"]  # its notices would land in the terminal
+    kernel = ["--log-level=50"]  # its notices would land in the terminal, and tornado's errors as it shuts down
+    kernel.append("--IPKernelApp.exec_lines=__import__('logging').getLogger('tornado').setLevel('CRITICAL')")
     if gpu:  # set in the kernel, since runs of one process get different ones
         kernel.append(f"--IPKernelApp.exec_lines=__import__('os').environ.update(CUDA_VISIBLE_DEVICES={gpu!r})")
     try:

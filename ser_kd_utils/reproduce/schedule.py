@@ -53,7 +53,7 @@ def reproduce(options: Namespace) -> int:
 
 
 def run_all(place: Place, runs: Sequence[NotebookRun]) -> dict[str, Outcome]:
-    """Each run after those it needs, the first of the plan first; a line is said of each as it ends.
+    """Each run after those it needs, first those that most others need; a line is said of each as it ends.
 
     A run does not begin where one that it needs has failed. Raises ConnectionError when the executor is lost.
     """
@@ -63,7 +63,9 @@ def run_all(place: Place, runs: Sequence[NotebookRun]) -> dict[str, Outcome]:
     going: dict[Future[Outcome], NotebookRun] = {}
     while waiting or going:
         left = {run.name for run in (*waiting, *going.values())}
-        for run in [run for run in waiting if left.isdisjoint(run.needs)][: room - len(going)]:
+        ready = [run for run in waiting if left.isdisjoint(run.needs)]
+        needed = Counter(name for run in waiting for name in run.needs)
+        for run in sorted(ready, key=lambda run: -needed[run.name])[: room - len(going)]:
             waiting.remove(run)
             failed = [name for name in run.needs if name in ended and ended[name].code == 1 and not run.last]
             task = (Outcome, BLOCKED, 0.0, f"needs {failed[0]}") if failed else (work, run)

@@ -98,7 +98,7 @@ def fit(
     settings: Any, *, optimizer: torch.optim.Optimizer, schedule: Callable[[float], float] | None = None, seed: int,
     folder: Path, teacher: nn.Module | None = None, extra_state: Mapping[str, Any] | None = None, **how: Any,
 ) -> Fitted:  # fmt: skip
-    """Train for all epochs and return the weights of the epoch with the highest dev UA (the first among equals).
+    """Train for all epochs and return the weights of the epoch with the highest dev UA; ties go to the earliest epoch.
 
     Where `folder` holds checkpoints of this training, it resumes from the last undamaged one, and on a CPU ends with
     the same weights, bit for bit, as if it had never stopped. Several processes (torchrun) each take their part of a

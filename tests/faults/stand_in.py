@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -110,6 +112,7 @@ class Suite:
             text=True,
             start_new_session=True,
             env=os.environ | self.environment,
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
         )
 
     def run(self, *extra: str, what: str = "reproduce") -> subprocess.CompletedProcess:

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
+from waveform import TEACHER
 
 from ser_kd_utils.data.features import HOP
 from ser_kd_utils.data.noise import NoiseBank
 from ser_kd_utils.methods.teacher import encoders
-from ser_kd_utils.methods.teacher.settings import TeacherSettings
 from ser_kd_utils.training import dataset
 from ser_kd_utils.training.dataset import (
     KeyedSampler,
@@ -25,7 +25,7 @@ from ser_kd_utils.training.dataset import (
 from ser_kd_utils.training.losses import UNLABELLED
 
 RATE = 16_000
-TINY = TeacherSettings.of("tiny")
+TINY = TEACHER
 LAYERS = (1, 3)
 
 

@@ -59,10 +59,10 @@ def test_a_fresh_process_makes_the_same_session(root, tmp_path):
 def test_loader_reads_it():
     corpus = load_corpus("demo")
     assert corpus.synthetic
-    assert corpus.manifest.label.value_counts().to_dict() == {"angry": 60, "happy": 100, "neutral": 100, "sad": 60}
+    assert corpus.manifest.label.value_counts().to_dict() == {"angry": 120, "happy": 200, "neutral": 200, "sad": 120}
     per_voice = pd.crosstab(corpus.manifest.speaker, corpus.manifest.label)
     assert per_voice.shape == (10, 4)
-    assert (per_voice == [6, 10, 10, 6]).all(axis=None)
+    assert (per_voice == [12, 20, 20, 12]).all(axis=None)
     speakers = corpus.manifest.groupby("session").speaker.unique()
     assert [sorted(s) for s in speakers] == [[f"Ses0{k}F", f"Ses0{k}M"] for k in range(1, 6)]
 

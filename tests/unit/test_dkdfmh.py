@@ -42,7 +42,7 @@ VARIANTS = {
     "cnn-alone": ALONE,
     "cnn-kd": {"loss": "kd"},
     "cnn-dkd": {},
-    "cnn-wav2vec2": {"teacher": ["a"]},
+    "cnn-whisper": {"teacher": ["a"]},
     "cnn-tckd": {"beta": 0.0},
     "cnn-nckd": {"alpha": 0.0},
     "cnn-kd-same-temperature": {"loss": "kd", "kd_temperature": 2.0},
@@ -334,7 +334,7 @@ def test_the_trainings_of_two_variants_differ_in_what_the_variants_say(own, give
     assert {name: {key: use[key] for key in use if use[key] != dkd[key]} for name, use in found.items()} == VARIANTS
     # those of one shape start from the same weights
     start = {name: torch.nn.utils.parameters_to_vector(fit.model.parameters()) for name, fit in fits.items()}
-    same = ("cnn-alone", "cnn-kd", "cnn-wav2vec2", "cnn-mfcc")
+    same = ("cnn-alone", "cnn-kd", "cnn-whisper", "cnn-mfcc")
     assert all(torch.equal(start["cnn-dkd"], start[name]) for name in same)
 
 
@@ -381,7 +381,7 @@ def test_a_change_makes_the_variants_stale_that_it_concerns_and_no_other(trained
         return {name for name, value in before.items() if other.fingerprint(name) != value}
 
     assert stale(make(overrides="mlkd.gamma=3.0")) == set()
-    assert stale(make(overrides="teacher.epochs=1")) == {"cnn-wav2vec2"}
+    assert stale(make(overrides="teacher.epochs=1")) == {"cnn-whisper"}
     for options in (
         {"overrides": "dkdfmh.max_grad_norm=1.0"},
         {"overrides": "noise.speech_level='overall'"},
@@ -391,7 +391,7 @@ def test_a_change_makes_the_variants_stale_that_it_concerns_and_no_other(trained
         assert stale(make(**options)) == every
     taught = make()
     taught.variants["cnn-teacher"] = dataclasses.replace(own.variants["cnn-teacher"], overrides={"lr": 0.1})
-    assert every - stale(taught) == {"cnn-alone", "cnn-alone-noisy", "cnn-wav2vec2"}
+    assert every - stale(taught) == {"cnn-alone", "cnn-alone-noisy", "cnn-whisper"}
 
 
 def test_the_teacher_is_the_record_of_notebook_01(trained, corpus):

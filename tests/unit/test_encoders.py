@@ -16,6 +16,7 @@ from transformers import (
     Wav2Vec2Model,
     pipeline,
 )
+from waveform import TEACHER as TINY
 
 from ser_kd_utils.data.features import HOP
 from ser_kd_utils.methods.mlkd.experiment import MLKDExperiment
@@ -28,7 +29,6 @@ from ser_kd_utils.methods.teacher.settings import TeacherSettings
 from ser_kd_utils.training.dataset import hidden_states
 
 LABELS = ("angry", "happy", "neutral", "sad")
-TINY = TeacherSettings.of("tiny")
 MLKD = MLKDSettings.of("tiny")
 DEPTH = TINY.num_hidden_layers
 WIDTH = TINY.network["hidden_size"]
@@ -74,7 +74,7 @@ def states_in_train_mode(model, passes: int = 20):
 
 
 def test_a_checkpoint_drops_no_layer_masks_nothing_and_recomputes_nothing(careless_checkpoint):
-    settings = TeacherSettings.of("tiny", checkpoint=careless_checkpoint)
+    settings = TINY.replace(checkpoint=careless_checkpoint)
     teacher = build_teacher(settings, LABELS)
     student = first_layers(teacher, DEPTH)
     for model in (teacher, student, build_teacher(TINY, LABELS)):
@@ -101,7 +101,7 @@ def test_levels_are_the_outputs_of_the_transformer_layers_counted_from_one(teach
 
 def test_a_checkpoint_keeps_its_encoder_and_takes_the_corpus_labels(teacher, tmp_path):
     teacher.wav2vec2.half().save_pretrained(tmp_path)
-    loaded = build_teacher(TeacherSettings.of("tiny", checkpoint=str(tmp_path)), ("no", "yes", "maybe"))
+    loaded = build_teacher(TINY.replace(checkpoint=str(tmp_path)), ("no", "yes", "maybe"))
     assert loaded.config.id2label == {0: "no", 1: "yes", 2: "maybe"}
     assert loaded.config.label2id == {"no": 0, "yes": 1, "maybe": 2}
     encoder = teacher.wav2vec2.state_dict()
@@ -208,7 +208,7 @@ def test_a_network_with_another_frame_rate_is_refused():
     """Windows of speech could not be aligned with its frames."""
     network = TINY.network | {"conv_stride": (5, *TINY.network["conv_stride"][1:])}
     with pytest.raises(ValueError, match=f"frames of The network are 160 samples apart, not {HOP}"):
-        build_teacher(TeacherSettings.of("tiny", network=network), LABELS)
+        build_teacher(TINY.replace(network=network), LABELS)
 
 
 def test_both_networks_have_a_frame_each_20_ms(teacher):
@@ -237,9 +237,7 @@ def test_padding_does_not_change_the_logits_of_a_layer_norm_network(teacher, wav
 
 @pytest.mark.parametrize("network", [TINY.network, {"num_hidden_layers": 1, "intermediate_size": 64}])
 def test_a_tenth_of_a_second_is_enough(network):
-    teacher = build_teacher(
-        TeacherSettings.of("tiny", network=network, num_hidden_layers=network["num_hidden_layers"]), LABELS
-    )
+    teacher = build_teacher(TINY.replace(network=network, num_hidden_layers=network["num_hidden_layers"]), LABELS)
     student = DistilledStudent(first_layers(teacher, 1), teacher_layers=(1,), width=teacher.config.hidden_size)
     output = student.train()(input_values=torch.randn(2, 1600), attention_mask=torch.ones(2, 1600, dtype=torch.long))
     assert output.logits.isfinite().all() and output.hidden_states[0].shape[1] >= 1

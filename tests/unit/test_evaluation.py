@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from waveform import TEACHER
 
 from ser_kd_utils.data.noise import NoiseBank
 from ser_kd_utils.methods.teacher import encoders
-from ser_kd_utils.methods.teacher.settings import TeacherSettings
 from ser_kd_utils.training import evaluation
 from ser_kd_utils.training.evaluation import CLEAN, grid, noisy_views
 from ser_kd_utils.training.experiment import Experiment
@@ -23,7 +23,7 @@ SNRS = (20, 0, -5)
 
 
 def predict(*given, **named):
-    prepare = encoders.inputs_of_teacher(TeacherSettings.of("tiny")).prepare_inputs
+    prepare = encoders.inputs_of_teacher(TEACHER).prepare_inputs
     return evaluation.predict(*given, prepare_inputs=prepare, **named)
 
 
@@ -45,7 +45,7 @@ def noise():
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    model = encoders.build_teacher(TeacherSettings.of("tiny"), ("angry", "sad"))
+    model = encoders.build_teacher(TEACHER, ("angry", "sad"))
     with torch.no_grad():
         model.classifier.weight.mul_(100)  # so that logits differ beyond their 16 bits
     return model

@@ -99,7 +99,7 @@ def test_a_number_is_followed_to_its_run(results, capsys):
     assert code == 0 and f"UA noisy                    {cell.text}\n" in text
     assert "made again from the records: equal" in text
     flat, info = " ".join(text.split()), of_e(results).info
-    assert "64 utterances, 1,600 predictions of the epoch with the highest dev UA" in flat
+    assert "128 utterances, 1,920 predictions of the epoch with the highest dev UA" in flat
     assert "(e), student + levels: 1 run\n" in text and "teacher: teacher__a, same fold and seed" in flat
     assert info["commit"][:12] in text and info["finished"][:10] in text
     assert re.search(rf"\n +1 +0 +{info['best_epoch']} +{info['predictions_sha256'][:16]}", text)
@@ -110,7 +110,7 @@ def test_a_comparison_shows_the_runs_of_both_rows_and_a_file_names_its_table(res
     file = str(results / "tables" / "mlkd_comparisons.md")
     code, text = explained(capsys, results, file, "(e) - (c)", "UA, points")
     assert code == 0 and text.index("(e), student + levels") < text.index("(c), student, noisy")
-    assert "(d)," not in text and " ".join(text.split()).count("64 utterances, 1,600 predictions") == 2
+    assert "(d)," not in text and " ".join(text.split()).count("128 utterances, 1,920 predictions") == 2
 
 
 def test_both_protocols_stand_behind_a_row_and_one_behind_a_cell(results, capsys):
@@ -118,7 +118,7 @@ def test_both_protocols_stand_behind_a_row_and_one_behind_a_cell(results, capsys
     assert "cnn-dkd, student + DKD, P1: 1 run" in text and "cnn-dkd, student + DKD, P2: 1 run" in text
     _, text = explained(capsys, results, "dkd", "cnn-dkd", "WA P1")
     assert "P2" not in text.partition("protocol\n")[0]
-    assert "62 predictions of the epoch with the highest WA on the clean test itself" in " ".join(text.split())
+    assert "126 predictions of the epoch with the highest WA on the clean test itself" in " ".join(text.split())
 
 
 def test_a_changed_logit_is_seen(results, capsys):

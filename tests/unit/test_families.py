@@ -5,13 +5,14 @@ import pytest
 import torch
 from torch.nn.functional import softmax
 from transformers import AutoModelForAudioClassification, WhisperFeatureExtractor, pipeline
+from waveform import TEACHER
 
 from ser_kd_utils.data.features import HOP, whisper_log_mel
 from ser_kd_utils.methods.mlkd.experiment import MLKDExperiment
 from ser_kd_utils.methods.mlkd.model import DistilledStudent, scale_cnn_gradient
 from ser_kd_utils.methods.teacher import encoders
 from ser_kd_utils.methods.teacher.experiment import TeacherExperiment
-from ser_kd_utils.methods.teacher.settings import FAMILIES, TINY_NETWORK, TeacherSettings
+from ser_kd_utils.methods.teacher.settings import FAMILIES, TeacherSettings
 from ser_kd_utils.training.dataset import hidden_states, teacher_outputs
 
 LABELS = ("angry", "happy", "neutral", "sad")
@@ -216,8 +217,7 @@ def test_a_short_window_is_the_beginning_of_the_long_one():
 def test_a_group_norm_hears_padding_alike_in_training_and_tests():
     """wav2vec2-base was pre-trained without a mask, and none is given it; with layer norms there is one."""
     waves, lengths, mask = speech(), torch.tensor([RATE // 2]), torch.ones(1, RATE, dtype=torch.long)
-    group, layer = build("wav2vec2"), encoders.build_teacher(TeacherSettings.of("tiny"), LABELS)
-    assert TINY_NETWORK["feat_extract_norm"] == "layer"
+    group, layer = build("wav2vec2"), encoders.build_teacher(TEACHER, LABELS)
     for model, keys in ((group, {"input_values"}), (layer, {"input_values", "attention_mask"})):
         assert encoders.inputs_of(model.config).prepare_inputs(waves, lengths, mask).keys() == keys
         extractor = TeacherExperiment.feature_extractor(model)

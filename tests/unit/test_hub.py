@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import Wav2Vec2Model
+from waveform import TEACHER
 
 from ser_kd_utils.methods import settings_of
 from ser_kd_utils.methods.teacher.encoders import build_teacher
@@ -30,7 +31,8 @@ from ser_kd_utils.methods.teacher.settings import TeacherSettings
 from safetensors.torch import save_file
 for name, commit, kept in json.loads(sys.argv[1]):
     try:
-        model = build_teacher(TeacherSettings.of("tiny", checkpoint=name, revision=commit), "abcd")
+        settings = TeacherSettings.of("tiny", checkpoint=name, revision=commit, model_type="wav2vec2")
+        model = build_teacher(settings, "abcd")
         save_file({key: value.contiguous() for key, value in model.wav2vec2.state_dict().items()}, kept)
         print("loaded")
     except (ValueError, FileNotFoundError) as error:
@@ -53,7 +55,7 @@ def encoder(tmp_path_factory):
     """The folder of a tiny encoder: config.json and model.safetensors."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("encoder")
-    build_teacher(TeacherSettings.of("tiny"), LABELS).wav2vec2.save_pretrained(folder)
+    build_teacher(TEACHER, LABELS).wav2vec2.save_pretrained(folder)
     return folder
 
 
@@ -166,7 +168,9 @@ def test_a_hub_name_without_a_whole_commit_is_refused_at_the_door(revision):
 
 def test_a_folder_needs_no_commit_and_takes_the_profiles(encoder):
     for profile in ("tiny", "paper"):
-        teacher = build_teacher(TeacherSettings.of(profile, checkpoint=str(encoder), num_hidden_layers=3), LABELS)
+        teacher = build_teacher(
+            TeacherSettings.of(profile, checkpoint=str(encoder), num_hidden_layers=3, model_type="wav2vec2"), LABELS
+        )
         weights = load_file(encoder / "model.safetensors")
         assert all(torch.equal(value, weights[name]) for name, value in teacher.wav2vec2.state_dict().items())
 
@@ -179,7 +183,7 @@ def test_a_pickle_in_a_folder_is_refused_unopened(encoder, tmp_path):
     with pytest.raises(
         ValueError, match=r"holds no weights in safetensors.*convert it once.*save_pretrained\('folder'\)"
     ):
-        build_teacher(TeacherSettings.of("tiny", checkpoint=str(folder)), LABELS)
+        build_teacher(TEACHER.replace(checkpoint=str(folder)), LABELS)
     assert not sprung.exists()
     pickle.loads((folder / "pytorch_model.bin").read_bytes()).close()
     assert sprung.exists()  # the trap works
@@ -191,7 +195,7 @@ def test_the_conversion_that_the_refusal_names_works(encoder, tmp_path):
     (pickled / "config.json").write_bytes((encoder / "config.json").read_bytes())
     torch.save(Wav2Vec2Model.from_pretrained(encoder).state_dict(), pickled / "pytorch_model.bin")
     with pytest.raises(ValueError) as caught:
-        build_teacher(TeacherSettings.of("tiny", checkpoint=str(pickled)), LABELS)
+        build_teacher(TEACHER.replace(checkpoint=str(pickled)), LABELS)
     code = str(caught.value).split('python -c "')[1].split('"')[0]
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, timeout=120)
-    build_teacher(TeacherSettings.of("tiny", checkpoint=str(folder)), LABELS)
+    build_teacher(TEACHER.replace(checkpoint=str(folder)), LABELS)

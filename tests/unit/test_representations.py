@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 import torch
 from transformers import Wav2Vec2Config, Wav2Vec2ForSequenceClassification
+from waveform import NETWORK as TINY_NETWORK
 
 from ser_kd_utils.data.noise import NoiseBank
-from ser_kd_utils.methods.teacher.settings import TINY_NETWORK
 from ser_kd_utils.report.representations import States, class_distances, layer_states, linear_cka, plane, similarity
 from ser_kd_utils.training.evaluation import CLEAN, noisy_views
 

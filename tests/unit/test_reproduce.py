@@ -8,6 +8,7 @@ import sys
 import time
 import types
 from argparse import Namespace
+from concurrent.futures import ThreadPoolExecutor
 
 import nbformat
 import numpy as np
@@ -21,6 +22,8 @@ from ser_kd_utils.methods import METHODS
 from ser_kd_utils.methods.base import Method, Notebook
 from ser_kd_utils.reproduce import compare, plan, schedule
 from ser_kd_utils.reproduce import run as run_module
+from ser_kd_utils.reproduce.run import NotebookRun, Outcome
+from ser_kd_utils.reproduce.schedule import run_all
 
 TYPES = {"fold": "int = 1", "seed": "int = 0"}
 OF = {"01": "teacher a", "02": "mlkd e", "03": "mlkd two-stage", "04": "dkdfmh cnn-dkd", "05": "dkdfmh cnn-nckd",
@@ -185,7 +188,7 @@ def test_a_run_knows_its_parameters_needs_and_records(request_of, notebooks, cor
     assert runs["03"].needs == tuple(f"{name}__fold-2__seed-3" for name in NAMES[:2])
     assert runs["09"].needs == (plan.FIRST, *(f"{name}__fold-2__seed-3" for name in NAMES)) and runs["09"].last
     names = {name.removesuffix("__fold-2__seed-3") for name in runs["04"].records}
-    assert names == {f"dkdfmh__cnn-{name}" for name in ("teacher", "alone", "kd", "dkd", "wav2vec2")} | {
+    assert names == {f"dkdfmh__cnn-{name}" for name in ("teacher", "alone", "kd", "dkd", "whisper")} | {
         f"dkdfmh__cnn-{name}+P1" for name in ("teacher", "alone", "kd", "dkd")
     }
     assert all("+P1" not in name for name in runs["05"].records) and len(runs["05"].records) > 10
@@ -303,6 +306,21 @@ def test_force_drops_the_weights_but_not_the_record(run, notebooks, folder):
         (each / "run.json").write_text("{}")
     assert run("--folds", "1", "--only", "01", "--force") == 0
     assert not (record / "model").exists() and (record / "run.json").exists() and (other / "model").exists()
+
+
+def test_what_others_need_begins_before_what_only_the_tables_need(tmp_path):
+    needs = {"01": [], "02": ["01"], "03": ["01", "02"], "06": ["01"], "07": ["01", "06"]}
+    needs["09"] = [*needs]
+    runs = [NotebookRun(name, tmp_path, {}, tmp_path, {}, tuple(needed)) for name, needed in needs.items()]
+    began = []
+
+    def work(run: NotebookRun) -> Outcome:
+        began.append(run.name)
+        return Outcome("done")
+
+    with ThreadPoolExecutor(1) as executor:
+        run_all((executor, work, 1), runs)
+    assert began == ["01", "02", "06", "03", "07", "09"]
 
 
 def test_of_a_failing_notebook_one_line_is_said_and_the_others_go_on(run, notebooks, receipts, capsys):

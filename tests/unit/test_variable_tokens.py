@@ -11,7 +11,13 @@ from scipy.special import erf, softmax
 from torch.func import functional_call, grad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForAudioClassification, Wav2Vec2Config, Wav2Vec2ForSequenceClassification, pipeline
+from transformers import (
+    AutoModelForAudioClassification,
+    Wav2Vec2Config,
+    Wav2Vec2ForSequenceClassification,
+    WhisperConfig,
+    pipeline,
+)
 
 from ser_kd_utils.data.features import log_filter_bank
 from ser_kd_utils.methods.mckd.experiment import MCKDExperiment
@@ -98,13 +104,13 @@ def test_parameter_counts_at_the_papers_size():
 
 def test_parameter_counts_of_the_tiny_profile():
     """As recorded: with the front, which the student needs."""
-    use, front = MCKDSettings.of("tiny"), Wav2Vec2Config(**TINY_NETWORK).to_diff_dict()
-    names = ("frames", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    use, front = MCKDSettings.of("tiny"), WhisperConfig(**TINY_NETWORK, max_source_positions=100).to_diff_dict()
+    names = (*SMALL, "feature_layer")
     sizes = {}
     for name, tokens in TOKENS.items():
         config = VariableTokenConfig(**CLASSES, **tokens, **{each: getattr(use, each) for each in names}, front=front)
         sizes[name] = VariableTokenForAudioClassification(config).num_parameters()
-    assert sizes == {"variable": 152_932, "variable, mean": 128_612, "time": 125_156}
+    assert sizes == {"variable": 276_708, "variable, mean": 252_388, "time": 248_932}
 
 
 def by_hand(model, item: np.ndarray) -> np.ndarray:

@@ -54,7 +54,7 @@ SITUATED = {
     "random-start": {"initial": "random"},
     "few-labels": {"label_fraction": 0.25},
     "few-for-both": {"label_fraction": 0.25, "teacher": "a-few-labels"},
-    "long": {"epochs": {"tiny": 32, "whisper": 2 * MLKDSettings.of("whisper").epochs, "paper": 60}},
+    "long": {"epochs": {"tiny": 16, "whisper": 2 * MLKDSettings.of("whisper").epochs, "paper": 60}},
     "unseen": {"held_out_noise": True},
 }
 # What those of the CNN change in cnn-dkd; those for a number of a list follow from the settings.

@@ -36,7 +36,7 @@ class DKDFMHSettings(Settings):
     betas: tuple[Weight, ...] = setting(ASSUMED, "of DKD; 0.5: not tried", (0.25, 0.5, 2.0, 8.0))
     temperatures: tuple[Positive, ...] = setting(ASSUMED, "of DKD and KD, as alphas", (1.0, 2.0, 4.0))
     head_counts: tuple[Count, ...] = setting(ASSUMED, "the student's, compared in notebook 05", (1, 2, 8))
-    epochs: Count = setting(CODE, "Head Fusion (50)", 24, 50)
+    epochs: Count = setting(CODE, "Head Fusion (50)", 8, 50, 24)
     batch_size: Count = setting(CODE, "segments a step, Head Fusion", 32)
     lr: Positive = setting(CODE, "Adam, Head Fusion", 1e-3)
     lr_drops: tuple[Fraction, ...] = setting(CODE, "to a tenth each (Head Fusion)", (0.6, 0.85), (0.2, 0.4, 0.6, 0.8))

@@ -36,7 +36,7 @@ class MLKDSettings(Settings):
     gammas: tuple[Weight, ...] = setting(ASSUMED, "compared in notebook 03", (0.1, 1.0, 10.0))
     depths: tuple[Count, ...] = setting(ASSUMED, "student layers of notebook 03", (1, 2, 3), (1, 2, 4), (1, 2, 4))
     cnn_gradient: Weight = setting(CODE, "scales the gradient into the CNN (DistilHuBERT)", 0.1)
-    epochs: Count = setting(ASSUMED, "students start from the teacher's weights; whisper: of 8, 12 and 16", 16, 30, 12)
+    epochs: Count = setting(ASSUMED, "students start from the teacher's weights; whisper: of 8, 12 and 16", 8, 30, 12)
     batch_size: Count = setting(CODE, "DistilHuBERT (24)", 8, 24)
     lr: Positive = setting(
         ASSUMED, "AdamW, all weights of students and of the teacher-size baseline; whisper: of 1e-4, 3e-4 and 1e-3 "

@@ -19,17 +19,10 @@ TINY_NETWORK = {
     "hidden_size": 96,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
-    "intermediate_size": 288,
-    "conv_dim": (32, 32, 32, 32, 32, 32),
-    "conv_kernel": (20, 3, 3, 3, 3, 2),
-    "conv_stride": (10, 2, 2, 2, 2, 2),
-    "feat_extract_norm": "layer",
-    "feat_extract_activation": "silu",
-    "do_stable_layer_norm": True,
-    "num_conv_pos_embeddings": 32,
-    "num_conv_pos_embedding_groups": 4,
+    "encoder_ffn_dim": 288,
+    "num_mel_bins": 40,
     "classifier_proj_size": 64,
-    **dict.fromkeys(("hidden_dropout", "attention_dropout", "feat_proj_dropout", "final_dropout"), 0.05),
+    "dropout": 0.05,
 }
 
 
@@ -45,10 +38,10 @@ class TeacherSettings(Settings):
     revision: str = setting(ASSUMED, "commit of a hub name; a folder has none", "", BASE_COMMIT, WHISPER_COMMIT)
     ready: str = setting(ASSUMED, "hub name or folder of a fine-tuned classifier, the teacher as it is", "")
     model_type: Literal[FAMILIES] = setting(
-        ASSUMED, "family of the network; a checkpoint of another is refused", "wav2vec2", "wav2vec2", "whisper"
+        ASSUMED, "family of the network; a checkpoint of another is refused", "whisper", "wav2vec2"
     )
     network: dict[str, Any] = setting(
-        ASSUMED, "of random weights; sized on dev speakers of EMO-DB folds 1 and 2", TINY_NETWORK, {}, {}
+        ASSUMED, "of random weights; so small that it learns the demo in a minute", TINY_NETWORK, {}, {}
     )
     num_hidden_layers: Count = setting(ASSUMED, "transformer layers; a checkpoint of other depth is refused", 3, 12, 4)
     freeze_cnn: bool = setting(CODE, "SpeechBrain IEMOCAP recipe; random weights must be trained", False, True)
@@ -56,7 +49,7 @@ class TeacherSettings(Settings):
         ASSUMED, "frozen: a weighted sum of the encoder's layers and the head learn (SUPERB)", "full"
     )
     label_fraction: Fraction = setting(ASSUMED, "of each class whose labels the teacher is told", 1.0)
-    epochs: Count = setting(CODE, "SpeechBrain IEMOCAP recipe (30)", 22, 30, 8)
+    epochs: Count = setting(CODE, "SpeechBrain IEMOCAP recipe (30)", 10, 30, 8)
     batch_size: Count = setting(ASSUMED, "utterances a step", 8, 24)
     lr_encoder: Positive = setting(CODE, "SpeechBrain IEMOCAP recipe (1e-5)", 1e-3, 1e-5, 1e-4)
     lr_head: Positive = setting(CODE, "SpeechBrain IEMOCAP recipe (1e-4)", 1e-3, 1e-4)
