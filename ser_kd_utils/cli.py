@@ -163,7 +163,8 @@ def train(options: argparse.Namespace) -> int:
             best = run.predictions.query("checkpoint == 'best' and in_range")
             parts = {"clean": best["snr_db"].isna(), "noisy": best["snr_db"].notna()}
             told = ", ".join(f"{part} {100 * score(best[rows]):.1f}" for part, rows in parts.items())
-            print(f"{name}: UA {told}; epoch {run.info['best_epoch']} of {len(run.history)}, {run.folder}", flush=True)
+            kept = f"epoch {run.info['best_epoch']} of {len(run.history)}"
+            print(f"{name}: UA {told}; {kept}\n  {run.folder}", flush=True)
     return 0
 
 

@@ -31,7 +31,7 @@ Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Decibels = Annotated[float, Field(allow_inf_nan=False)]
 Precision = Literal["float32", "bf16"]
-GRID = (20, 15, 10, 5, 0, -5)
+GRID = (20, 15, 10, 5, 0, -5)  # SNRs of the tests in dB
 
 
 def setting(source: str, note: str, tiny: Any, paper: Any = None, whisper: Any = None) -> Any:

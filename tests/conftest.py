@@ -6,7 +6,9 @@ import os
 import tempfile
 from pathlib import Path
 
+import nbval.kernel
 import pytest
+from jupyter_client.manager import KernelManager
 
 ROOT = Path(__file__).parents[1]
 
@@ -16,6 +18,15 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["SER_KD_CACHE"] = str(Path(_SESSION.name, "cache"))
     os.environ["SER_KD_RESULTS"] = str(Path(_SESSION.name, "results"))
     os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def kernel_of_nbval(**given) -> KernelManager:
+    """A kernel that listens on files: a TCP port found free may be taken before the kernel listens on it."""
+    sockets = tempfile.mkdtemp(prefix="kernel-", dir=Path(os.environ["SER_KD_CACHE"]).parent)
+    return KernelManager(**given, transport="ipc", ip=f"{sockets}/kernel")
+
+
+nbval.kernel.KernelManager = kernel_of_nbval
 
 # Files that take longest: with two processes they begin first, in this order, so that neither waits for the other.
 # The teacher of notebook 01 comes before whatever needs it.

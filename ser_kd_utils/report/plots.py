@@ -115,7 +115,7 @@ def _heat_maps(
     and blue is more; bar: what the colours are, for a bar of colours.
     """
     rows, (high, wide) = -(-len(tables) // columns), next(iter(tables.values())).shape
-    size = (columns * (1.2 + 0.6 * wide), rows * (1.2 + 0.45 * high))
+    size = (columns * (1.2 + 0.6 * wide) + bool(bar), rows * (1.2 + 0.45 * high))  # in inches; a bar takes one
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
     limit = top or max(1, *(table.abs().max(axis=None) for table in tables.values()))  # under a point is pale
     look |= {"vmin": 0 if top else -limit, "vmax": limit, "cmap": "Blues" if top else "RdBu"}

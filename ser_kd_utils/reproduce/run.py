@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cache, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from ser_kd_utils.files import digest, is_held, only_one, sha256, unfinished
@@ -174,23 +175,28 @@ def _papermill(run: NotebookRun, options: Namespace, gpu: str) -> tuple[str, str
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill.exceptions import PapermillExecutionError
+    from traitlets.config import Config
 
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what went wrong is said once, by us
     end = min(time.time() + 60 * options.run_limit, options.deadline)
-    kernel = ["--log-level=50"]  # its notices would land in the terminal, and tornado's errors as it shuts down
-    kernel.append("--IPKernelApp.exec_lines=__import__('logging').getLogger('tornado').setLevel('CRITICAL')")
+    # a kernel's notices would land in the terminal, and tornado's errors as it shuts down
+    quiet = "__import__('logging').getLogger('tornado').setLevel('CRITICAL')"
+    kernel = ["--log-level=50", f"--IPKernelApp.exec_lines={quiet}"]
     if gpu:  # set in the kernel, since runs of one process get different ones
         kernel.append(f"--IPKernelApp.exec_lines=__import__('os').environ.update(CUDA_VISIBLE_DEVICES={gpu!r})")
     try:
         run.output.parent.mkdir(exist_ok=True)
-        papermill.execute_notebook(
-            *(str(path).replace("{", "{{").replace("}", "}}") for path in (run.source, run.output)),  # it formats them
-            parameters=dict(run.parameters),
-            kernel_name="python3",
-            progress_bar=False,
-            extra_arguments=kernel,
-            timeout_func=(lambda _cell: max(1, end - time.time())) if end < math.inf else None,
-        )
+        with TemporaryDirectory(prefix="ser-kd-") as sockets:
+            papermill.execute_notebook(
+                *(str(path).replace("{", "{{").replace("}", "}}") for path in (run.source, run.output)),  # formatted
+                parameters=dict(run.parameters),
+                kernel_name="python3",
+                progress_bar=False,
+                extra_arguments=kernel,
+                timeout_func=(lambda _cell: max(1, end - time.time())) if end < math.inf else None,
+                # A TCP port that was free may be taken by another process before the kernel listens on it.
+                config=Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"}),
+            )
     except PapermillExecutionError as error:
         return FAILED, one_line(f"cell {error.cell_index}: {error.ename}: {error.evalue}")
     except DeadKernelError:

@@ -361,11 +361,13 @@ def test_train_reads_what_is_recorded_and_prints_its_scores(trained, no_training
     places = ["--data-root", experiment.options["data_root"], "--results", experiment.options["results"]]
     few = ["--set", "mlkd.epochs=1", "--set", "teacher.epochs=1"]
     assert main(["train", "a", "e", "--corpus", "manifest", *places, *few]) == 0
-    for name, line in zip("ae", capsys.readouterr().out.splitlines(), strict=True):
+    lines = capsys.readouterr().out.splitlines()
+    for name, line, place in zip("ae", lines[::2], lines[1::2], strict=True):
         best = runs[name].predictions.query("checkpoint == 'best' and not snr_db < 0")
         right = best.assign(right=best["prediction"] == best["label"], noisy=best["condition"] != "clean")
         clean, noisy = 100 * right.groupby(["noisy", "label"])["right"].mean().groupby("noisy").mean()
-        assert line == f"{name}: UA clean {clean:.1f}, noisy {noisy:.1f}; epoch 1 of 1, {runs[name].folder}"
+        assert line == f"{name}: UA clean {clean:.1f}, noisy {noisy:.1f}; epoch 1 of 1"
+        assert place == f"  {runs[name].folder}"
 
 
 def test_best_and_last_epoch_are_told_apart(experiment, trained):
