@@ -15,10 +15,11 @@ from ser_kd_utils.report.write import card as protocol_of
 GENDER_OF = {"emodb": lambda u: GENDERS[u[:2]], "iemocap": lambda u: u[-4], "ravdess": lambda u: "FM"[int(u[-2:]) % 2]}
 
 
-def card(run: records.Run, format: str, module: str) -> ModelCard:
-    """Of a run's network, exported as `format` (of `deploy.export.FORMATS`).
+def card(run: records.Run, format: str, module: str, **more: object) -> ModelCard:
+    """Of a run's network, exported as `format` (of `deploy.export.FORMATS`, or several of them).
 
-    module: of the network's class; unless it is transformers' own, it must be imported to read the network.
+    module: of the network's class; unless it is transformers' own, it must be imported to read the network. more: what
+    `card.md` tells where it is known: `chosen`, `licences`, `not_heard` and `rounded`.
     """
     table = records.predictions([run])
     noisy, base = table[table["condition"] != "clean"], run.info["corpus"].split("-")[0]
@@ -27,9 +28,9 @@ def card(run: records.Run, format: str, module: str) -> ModelCard:
     gender = noisy["utterance"].map(GENDER_OF.get(base, {})).map({"F": "women, all noise", "M": "men, all noise"})
     for names in (heard + " in training", noisy["condition"], noisy["snr_db"].map("{:g} dB".format), gender):
         parts |= dict(iter(noisy.groupby(names, sort=False)))
-    told = {"module": module, "format": format, "card": protocol_of([run]), "parts": parts}
+    told = run.info | more | {"module": module, "format": format, "card": protocol_of([run]), "parts": parts}
     told |= {"interval": metrics.interval, "calibration_error": calibration_error}
-    return ModelCard.from_template(ModelCardData(), str(Path(__file__).with_name("card.md")), **run.info, **told)
+    return ModelCard.from_template(ModelCardData(), str(Path(__file__).with_name("card.md")), **told)
 
 
 def calibration_error(table: pd.DataFrame, bins: int = 15) -> float:

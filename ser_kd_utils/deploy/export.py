@@ -54,10 +54,9 @@ class WaveClassifier(nn.Module):
         [method.experiment_class for method in METHODS.values()]  # tell transformers of the classes not its own
         self.network = AutoModelForAudioClassification.from_pretrained(folder, use_safetensors=True, dtype=torch.float)
         self.extractor, config = AutoFeatureExtractor.from_pretrained(folder), self.network.config
-        whisper = config.model_type == "whisper"
-        self.log_mel = LogMel(self.extractor) if whisper else None
+        self.log_mel = LogMel(self.extractor) if config.model_type == "whisper" else None
         # 10 s for what hears recordings of any length
-        window = HOP * (config.max_source_positions if whisper else getattr(config, "frames", 500))
+        window = HOP * (config.max_source_positions if self.log_mel else getattr(config, "frames", 500))
         self.about = {"labels": [config.id2label[index] for index in range(config.num_labels)], "window": window}
         self.eval().requires_grad_(False)
 

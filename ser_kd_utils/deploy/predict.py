@@ -139,8 +139,6 @@ def draw(found: Mapping[str, pd.DataFrame], labels: list[str], path: str) -> Non
     for axes, (name, windows) in zip(figure.subplots(len(found), squeeze=False)[:, 0], found.items(), strict=True):
         steps = pd.concat([windows, windows.tail(1).assign(start=windows["end"])])
         axes.stackplot(steps["start"], steps[labels].T, labels=labels, step="post")
-        axes.set(
-            title=Path(name).name, xlim=(0, steps["start"].max()), ylim=(0, 1), xlabel="seconds", ylabel="probability"
-        )
+        axes.set(title=Path(name).name, xlabel="seconds", ylabel="probability", xmargin=0, ymargin=0)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper")
     figure.savefig(path)
