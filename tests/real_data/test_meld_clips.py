@@ -17,7 +17,7 @@ from ser_kd_utils.methods import METHODS, settings_of
 from ser_kd_utils.records import read_runs
 
 FOLDERS = {"train": "train_splits", "dev": "dev_splits_complete", "test": "output_repeated_splits_test"}
-ROWS, OF_CLASS = 70, 8  # the first of each published table, and the first of each class
+ROWS, OF_CLASS = 30, 6  # the first of each published table, and the first of each class
 
 
 def write_clip(path: Path, seconds: float, layout: str) -> None:
