@@ -569,7 +569,11 @@ def test_the_command_alone_prints_its_help(capsys):
         main([])
     assert ended.value.code == 0
     listed = re.findall(r"^    (\w+)", capsys.readouterr().out, re.MULTILINE)
-    assert listed == ["reproduce", "status", "train", "download", "explain", "publish", "compare"]
+    assert listed == [
+        *("reproduce", "status", "train", "download", "explain", "publish", "compare"),
+        "predict",
+        "export",
+    ]
 
 
 @pytest.mark.parametrize(
