@@ -75,12 +75,20 @@ OPTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "url": ("", "another address of the same archive", {}),
     "json": (False, "print JSON", {"action": "store_true"}),
     "page": ("", "write the comparison as a page, too", {"metavar": "FILE"}),
+    "FILE": (None, "a recording, a folder of them, or - for a WAV on standard input", {"nargs": "+"}),
+    "RUN": (None, "the folder of a run of your own, such as results/local/demo-tiny/runs/<id>", {}),
+    "model": ("", "the network's folder (default: the student that comes with the suite)", {"metavar": "DIR"}),
+    "noise": ("", "mix in noise of this type first, such as babble, white, pink", {"metavar": "KIND"}),
+    "snr": (0.0, "of that noise (default: 0)", {"type": float, "metavar": "DB"}),
+    "plot": ("", "draw what is said over time", {"metavar": "FILE"}),
+    "format": (argparse.SUPPRESS, "predict: table, json or csv; export: onnx, onnx-int8, hub or hub-float16", {}),
 }  # fmt: skip
 
 RESULTS = ("corpus", "name", "profile", "results", "set")
 DATA = (*RESULTS, "data-root", "noise-dir", "speech-dir")
 PLAN = (*DATA, "folds", "seeds", "only", "ablations")
 RUN = (*PLAN, "workers", "scheduler", "time-limit", "run-limit", "force")
+PREDICT = ("FILE", "model", "format", "noise", "snr", "noise-dir", "plot")
 # What it calls, help and options of each command.
 COMMANDS = {
     "reproduce": ("reproduce.schedule:reproduce", "run the notebooks and write records, tables and figures", RUN),
@@ -90,6 +98,8 @@ COMMANDS = {
     "explain": ("reproduce.explain:explain", "from a number to its records", ("TABLE", "ROW", "COLUMN", *RESULTS)),
     "publish": ("reproduce.publish:publish", "copy your records to the committed evidence", (*RESULTS, "to")),
     "compare": ("reproduce.compare:compare", "set results beside the evidence", ("FOLDER", *RESULTS, "json", "page")),
+    "predict": ("deploy.predict:predict", "say what a network hears in recordings", PREDICT),
+    "export": ("deploy.export:export", "write a network as ONNX, or for transformers", ("RUN", "to", "format")),
 }
 # What the help of each command ends with.
 EXAMPLES = """\

@@ -46,7 +46,10 @@ LONGEST = (
     "notebooks/05_decoupled_ablations.ipynb",
     "notebooks/07_curriculum_meta_ablations.ipynb",
 )
-LAST = "notebooks/09_paper_tables.ipynb"  # lists what all others have recorded
+LAST = (
+    "notebooks/08_comparison_and_efficiency.ipynb",
+    "notebooks/09_paper_tables.ipynb",
+)  # read what all others recorded
 SLOW = (
     "notebooks",
     "tests/notebooks",
@@ -67,7 +70,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item, place in places.items():
         if place.startswith(SLOW):
             item.add_marker(pytest.mark.slow)
-    order = {place: number for number, place in enumerate(LONGEST)} | {LAST: len(LONGEST) + 1}
+    order = {place: number for number, place in enumerate(LONGEST)} | {place: len(LONGEST) + 1 for place in LAST}
     items.sort(key=lambda item: order.get(places[item], len(LONGEST)))
 
 

@@ -20,8 +20,8 @@ from ser_kd_utils.records import Run, evidence, folders, run_id
 from ser_kd_utils.reproduce.run import DONE, PLACES, NotebookRun, code_cells, provenance_of, state_of
 
 NOTEBOOKS = PACKAGE.parent / "notebooks"
-FIRST, LAST = "00_corpora_and_noise", "09_paper_tables"
-# Parameters of notebook 09, which only reads records.
+FIRST, *LAST = "00_corpora_and_noise", "08_comparison_and_efficiency", "09_paper_tables"
+# Parameters of notebooks 08 and 09, which only read records.
 READING = ("corpus", "name", "profile", "results", "overrides")
 # Parameters of all others, which may have more of their own.
 EACH = (*READING, "data_root", "noise_dir", "fold", "seed")
@@ -51,7 +51,7 @@ def plan(options: Namespace) -> list[NotebookRun]:
     trained = _trained(settings, options, corpus.synthetic)
     if not NOTEBOOKS.is_dir():
         raise FileNotFoundError(f"no notebooks at {NOTEBOOKS}: clone the project and `pip install -e .` the clone")
-    known = sorted({name[:2] for name in (FIRST, *(notebook.name for _, notebook, _ in trained), LAST)})
+    known = sorted({name[:2] for name in (FIRST, *(notebook.name for _, notebook, _ in trained), *LAST)})
     wanted = [number.strip().zfill(2) for number in options.only.split(",") if number.strip()] or known
     if unknown := [number for number in wanted if number not in known]:
         raise ValueError(f"No notebook {', '.join(unknown)} in the plan: choose among {', '.join(known)}.")
@@ -74,7 +74,8 @@ def plan(options: Namespace) -> list[NotebookRun]:
             records = tuple(run_id(method.name, name, fold, seed, mark) for name, mark in marked)
             needs = tuple(needed + where for needed in notebook.needs)
             add(notebook.name, where, (*EACH, *notebook.parameters), values, needs=needs, records=records)
-    add(LAST, "", READING, given, needs=tuple(run.name for run in runs), last=True)
+    for name in LAST:
+        add(name, "", READING, given, needs=tuple(run.name for run in runs if not run.last), last=True)
     return [replace(run, label=f"[{number}/{len(runs)}] {run.name}") for number, run in enumerate(runs, 1)]
 
 

@@ -14,7 +14,7 @@ from ser_kd_utils.reproduce.plan import FIRST, LAST
 def suite(tmp_path) -> Suite:
     suite = Suite(tmp_path)
     write_corpus(tmp_path)
-    for name in (FIRST, *NOTEBOOKS, LAST):
+    for name in (FIRST, *NOTEBOOKS, *LAST):
         suite.notebook(name[:2])
     return suite
 

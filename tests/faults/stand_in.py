@@ -48,7 +48,7 @@ FEW_EPOCHS = "mlkd.epochs=4, teacher.epochs=4"
 def parameters_of(notebook: str) -> str:
     """The parameters cell that the plan asks for."""
     own = NOTEBOOKS[notebook][1].parameters if notebook in NOTEBOOKS else ()
-    names = READING if notebook == LAST else (*EACH, *own)
+    names = READING if notebook in LAST else (*EACH, *own)
     return "\n".join(f"{name}: {TYPES.get(name, 'str = ' + repr(''))}" for name in names)
 
 
@@ -90,7 +90,7 @@ class Suite:
 
     def notebook(self, number: str, *cells: str) -> None:
         """Other cells for a notebook; without any it leaves a record and a line in executed.txt."""
-        (name,) = [name for name in (FIRST, *NOTEBOOKS, LAST) if name.startswith(number)]
+        (name,) = [name for name in (FIRST, *NOTEBOOKS, *LAST) if name.startswith(number)]
         usual = record(number) if name in NOTEBOOKS else "results"
         write_notebook(self.root / "notebooks" / f"{name}.ipynb", *(cells or (usual,)))
 

@@ -27,7 +27,7 @@ def code_cells(book: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
 
 
 def test_every_notebook_is_planned_and_every_planned_one_exists():
-    assert {path.stem for path in PATHS} == {FIRST, *PLANNED, LAST}
+    assert {path.stem for path in PATHS} == {FIRST, *PLANNED, *LAST}
 
 
 def test_shape(notebook):
@@ -65,7 +65,7 @@ def test_parameters_are_plain_and_shared(notebook):
         values[name] = ast.literal_eval(value)
         assert type(values[name]).__name__ == kind, name
     own = PLANNED[path.stem].parameters if path.stem in PLANNED else ()
-    names = READING if path.stem == LAST else (*EACH, *own)
+    names = READING if path.stem in LAST else (*EACH, *own)
     defaults = {"corpus": "demo", "profile": "tiny", "fold": 1, "seed": 0}
     assert values == {name: defaults.get(name, "") for name in names}
 

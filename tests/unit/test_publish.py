@@ -139,6 +139,18 @@ def test_publishing_again_gives_the_same_bytes(place, tmp_path):
     assert files(tmp_path / "evidence" / "demo-tiny") == first
 
 
+def test_a_student_beside_the_records_stays_and_has_checksums_of_its_own(place, tmp_path):
+    for variant in "ae":
+        record(tmp_path / "local", variant)
+    publish(place)
+    folder = tmp_path / "evidence" / "demo-tiny"
+    before = files(folder)
+    (folder / "student").mkdir()
+    (folder / "student" / "model.onnx").write_bytes(bytes(range(256)))
+    publish(place)
+    assert files(folder) == before | {"student/model.onnx": bytes(range(256))}
+
+
 @pytest.mark.parametrize("fingerprint", ["f", "another"])
 def test_runs_published_before_stay_and_those_made_again_are_replaced(place, tmp_path, fingerprint):
     record(tmp_path / "local", "a", share=0.5), record(tmp_path / "local", "e", share=0.6)

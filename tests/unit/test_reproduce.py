@@ -57,7 +57,7 @@ def parameters(names) -> str:
 def write_notebook(path, *cells, first=None):
     run_module._code_of.cache_clear()  # a process reads a notebook once
     own = {"03": ("speech_dir", "ablations"), "05": ("ablations",), "07": ("ablations",)}.get(path.name[:2], ())
-    names = plan.READING if path.stem == plan.LAST else (*plan.EACH, *own)
+    names = plan.READING if path.stem in plan.LAST else (*plan.EACH, *own)
     tagged = new_code_cell(parameters(names) if first is None else first, metadata={"tags": ["parameters"]})
     book = new_notebook(cells=[tagged, *map(new_code_cell, cells)])
     book.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
@@ -68,7 +68,7 @@ def write_notebook(path, *cells, first=None):
 def notebooks(tmp_path, monkeypatch):
     folder = tmp_path / "notebooks"
     folder.mkdir()
-    for name in (plan.FIRST, *NAMES, plan.LAST):
+    for name in (plan.FIRST, *NAMES, *plan.LAST):
         write_notebook(folder / f"{name}.ipynb", record(name[:2]) if name in NAMES else "corpus")
     monkeypatch.setattr(plan, "NOTEBOOKS", folder)
     monkeypatch.setattr(records, "EVIDENCE", tmp_path / "evidence")
@@ -155,7 +155,7 @@ def test_plan_is_notebook_by_fold_by_seed(notebooks, shown):
     out = shown("--folds", "1-2", "--seeds", "0,3")
     lines = [line.split()[2] for line in out.splitlines() if line.startswith("not run")]
     each = [f"{name}__fold-{fold}__seed-{seed}" for fold in (1, 2) for seed in (0, 3) for name in NAMES]
-    assert lines == [plan.FIRST, *each, plan.LAST]
+    assert lines == [plan.FIRST, *each, *plan.LAST]
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_plan_is_notebook_by_fold_by_seed(notebooks, shown):
 )
 def test_ablations_go_to_the_notebook_that_knows_them(request_of, notebooks, asked, wanted):
     runs = plan.plan(request_of("--folds", "1", "--ablations", asked))
-    assert [run.name[:2] for run in runs] == sorted({"00", "01", "02", "04", "06", "09"} | wanted.keys())
+    assert [run.name[:2] for run in runs] == sorted({"00", "01", "02", "04", "06", "08", "09"} | wanted.keys())
     assert {run.name[:2]: run.parameters["ablations"] for run in runs if "ablations" in run.parameters} == wanted
     for run in runs:
         if wanted.get(run.name[:2]):
@@ -185,6 +185,8 @@ def test_a_run_knows_its_parameters_needs_and_records(request_of, notebooks, cor
     shared |= {"data_root": str(corpus), "results": str(tmp_path / "results"), "fold": 2, "seed": 3}
     assert runs["00"].parameters == runs["04"].parameters == shared
     assert runs["05"].parameters == shared | {"ablations": ""}
+    assert runs["08"].parameters == runs["09"].parameters
+    assert runs["08"].needs == runs["09"].needs and runs["08"].last
     assert runs["09"].parameters.keys() == {"corpus", "name", "profile", "results", "overrides"}
     assert runs["03"].needs == tuple(f"{name}__fold-2__seed-3" for name in NAMES[:2])
     assert runs["09"].needs == (plan.FIRST, *(f"{name}__fold-2__seed-3" for name in NAMES)) and runs["09"].last
@@ -331,9 +333,9 @@ def test_of_a_failing_notebook_one_line_is_said_and_the_others_go_on(run, notebo
     said = r"  failed after \d+ s: cell 2: ValueError: the noise folder is silent\n"
     assert re.search(MLKD + said, out)
     assert f"{ABLATIONS}  blocked: needs {MLKD}\n" in out
-    assert "7 done, 1 failed, 1 blocked" in out and "Traceback" not in out + error
+    assert "8 done, 1 failed, 1 blocked" in out and "Traceback" not in out + error
     assert {name[:2]: receipt["status"] for name, receipt in receipts().items()} == {
-        **dict.fromkeys(("00", "01", "04", "05", "06", "07", "09"), "done"), "02": "failed"}  # fmt: skip
+        **dict.fromkeys(("00", "01", "04", "05", "06", "07", "08", "09"), "done"), "02": "failed"}  # fmt: skip
 
 
 def test_status_says_what_is_done_and_what_is_not_and_why(run, notebooks, folder, corpus, status, monkeypatch):
@@ -341,7 +343,7 @@ def test_status_says_what_is_done_and_what_is_not_and_why(run, notebooks, folder
     options = ("--folds", "1", "--ablations", "none")
     run(*options)
     assert status(*options) == {
-        **dict.fromkeys(("00", "01", "02", "06", "09"), "done"),
+        **dict.fromkeys(("00", "01", "02", "06", "08", "09"), "done"),
         "04": "failed: cell 2: ZeroDivisionError: division by zero",
     }
     runs = folder / "runs"
@@ -568,7 +570,11 @@ def test_the_command_alone_prints_its_help(capsys):
         main([])
     assert ended.value.code == 0
     listed = re.findall(r"^    (\w+)", capsys.readouterr().out, re.MULTILINE)
-    assert listed == ["reproduce", "status", "train", "download", "explain", "publish", "compare"]
+    assert listed == [
+        *("reproduce", "status", "train", "download", "explain", "publish", "compare"),
+        "predict",
+        "export",
+    ]
 
 
 @pytest.mark.parametrize(
