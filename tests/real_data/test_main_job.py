@@ -41,6 +41,7 @@ def test_reproduce_on_recorded_speech_and_noise(small_emodb, shared_data, tmp_pa
     options += ["--speech-dir", str(speech)]
     options += ["--ablations", "unlabelled, e-unseen, cnn-kd-same-temperature, mc-taught-teacher"]
     few = [part for method in METHODS for part in ("--set", f"{method}.epochs=1")]
+    few += ["--set", "noise.test_snr_db=(10,0,-5)"]
     assert main(["reproduce", "--corpus", "emodb", *options, "--folds", "2", *few]) == 0
     (folder,) = tmp_path.iterdir()
     runs = [run for run in read_runs(folder) if mark_of(run) != "P1"]
@@ -74,7 +75,7 @@ def test_reproduce_on_recorded_speech_and_noise(small_emodb, shared_data, tmp_pa
     assert list(pd.read_csv(folder / "tables" / "mlkd_unseen_noise.csv")["row"]) == ["(c)", "(e)"]
     assert (folder / "figures" / "snr_curves.png").stat().st_size > 10_000
     receipts = [json.loads(path.read_text()) for path in (folder / "receipts").iterdir()]
-    assert len(receipts) == 9 and {receipt["status"] for receipt in receipts} == {"done"}
+    assert len(receipts) == 10 and {receipt["status"] for receipt in receipts} == {"done"}
     assert "already recorded" not in capsys.readouterr().out
 
 
