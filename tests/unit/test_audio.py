@@ -250,14 +250,10 @@ def test_the_cache_folder_holds_nothing_else_and_the_home_nothing_at_all(tmp_pat
     assert sorted(path.name for path in contents() if path.is_file()) == ["audio.arrow"]
 
 
-def test_reading_an_utterance_is_fast(tmp_path):
+def test_an_utterance_is_decoded_once_and_read_from_the_cache_ever_after(tmp_path):
     cache = cache_audio(write_corpus(tmp_path / "c", {"a": integers(0, 4 * SAMPLE_RATE)}))
-    durations = []
-    for _ in range(200):
-        start = time.perf_counter()
-        cache["a"]
-        durations.append(time.perf_counter() - start)
-    assert min(durations) < 100e-6
+    (tmp_path / "c" / "a.flac").unlink()
+    assert len(cache["a"]) == 4 * SAMPLE_RATE and np.array_equal(cache["a"], cache["a"])
 
 
 BAD = {
