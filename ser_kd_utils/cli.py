@@ -111,7 +111,7 @@ explain mlkd "(e)" "UA noisy" --corpus emodb
 publish --corpus emodb --to EVIDENCE
 compare --page comparison.md
 predict recording.wav --noise babble --snr 0
-export results/local/emodb-whisper/runs/mlkd__e__fold-1__seed-0 --to MODEL --format onnx-int8"""
+export RUN --to MODEL --format onnx-int8"""
 
 
 def parser() -> argparse.ArgumentParser:

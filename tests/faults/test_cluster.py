@@ -64,7 +64,7 @@ def test_two_at_a_time_leave_the_same_records_and_teachers_come_first(suite, sch
     for seed in "01":
         first = suite.executed.index(f"a 1 {seed}")
         assert all(first < suite.executed.index(f"{variant} 1 {seed}") for variant in ("e", "cnn-dkd", "mc-full"))
-    assert len(suite.executed) == 8 and "10 done" in done.stdout
+    assert len(suite.executed) == 8 and "11 done" in done.stdout
     where = r"$" if place == "here" else r" \(tcp://"
     running = re.findall(rf"01_teacher_finetuning__fold-1__seed-0  running \.\.\.{where}", done.stdout, re.MULTILINE)
     assert len(running) == 1
