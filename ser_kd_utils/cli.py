@@ -1,4 +1,17 @@
-"""The `ser-kd` command. Heavy imports wait until a command needs them: `ser-kd --help` is instant."""
+"""The `ser-kd` command. Heavy imports wait until a command needs them: `ser-kd --help` is instant.
+
+The help of each command ends with its line of these:
+
+    ser-kd reproduce --corpus emodb --data-root DATA --noise-dir NOISE
+    ser-kd status --corpus emodb --data-root DATA --seeds 0-4
+    ser-kd train a e --fold 2 --seed 1
+    ser-kd download emodb --to DATA
+    ser-kd explain mlkd "(e)" "UA noisy" --corpus emodb
+    ser-kd publish --corpus emodb --to EVIDENCE
+    ser-kd compare --page comparison.md
+    ser-kd predict recording.wav --noise babble --snr 0
+    ser-kd export RUN --to MODEL --format onnx-int8
+"""
 
 import argparse
 import math
@@ -101,17 +114,6 @@ COMMANDS = {
     "predict": ("deploy.predict:predict", "say what a network hears in recordings", PREDICT),
     "export": ("deploy.export:export", "write a network as ONNX, or for transformers", ("RUN", "to", "format")),
 }
-# What the help of each command ends with.
-EXAMPLES = """\
-reproduce --corpus emodb --data-root DATA --noise-dir NOISE
-status --corpus emodb --data-root DATA --seeds 0-4
-train a e --fold 2 --seed 1
-download emodb --to DATA
-explain mlkd "(e)" "UA noisy" --corpus emodb
-publish --corpus emodb --to EVIDENCE
-compare --page comparison.md
-predict recording.wav --noise babble --snr 0
-export RUN --to MODEL --format onnx-int8"""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -120,8 +122,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"ser-kd {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (_, description, options) in COMMANDS.items():
-        example = next(line for line in EXAMPLES.splitlines() if line.startswith(name))
-        words = {"help": description, "description": description, "epilog": f"example: ser-kd {example}"}
+        example = re.search(rf"ser-kd {name} .+", __doc__ or "")  # python -OO leaves no docstring
+        words = {"help": description, "description": description, "epilog": f"example: {example[0]}" if example else ""}
         command = commands.add_parser(name, **words)
         for option in options:
             default, text, more = OPTIONS[option]

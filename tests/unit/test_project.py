@@ -107,18 +107,21 @@ def test_the_floors_hold():
 
 
 def code_lines(text: str) -> int:
-    """Lines with code on them: docstrings, comments and blank lines, which only explain, do not count."""
+    """Lines with code on them: docstrings, comments and blank lines, which only explain, do not count; each line of a
+    string does."""
     explained = set()
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             explained |= set(range(node.lineno, node.end_lineno + 1))
     layout = {"COMMENT", "NL", "NEWLINE", "INDENT", "DEDENT", "ENDMARKER"}
     tokens = tokenize.generate_tokens(io.StringIO(text).readline)
-    return len({token.start[0] for token in tokens if tokenize.tok_name[token.type] not in layout} - explained)
+    coded = [token for token in tokens if tokenize.tok_name[token.type] not in layout]
+    return len({line for token in coded for line in range(token.start[0], token.end[0] + 1)} - explained)
 
 
 def test_code_is_what_counts():
     assert code_lines('"""Doc."""\n\n# why\nx = 1  # how\n\n\ndef f():\n    """Doc\n    on."""\n    return x\n') == 3
+    assert code_lines('x = """\na\nb\n"""\n') == 4
 
 
 def test_the_package_stays_thin():
