@@ -214,12 +214,16 @@ class Experiment:
         given = {"audio": self.audio, "snr_db": self.noise_settings.train_snr_db, "seed": self.seed}
         return SpeechDataset(classes=classes, **given | noise | more)
 
+    def inputs_of(self, model: nn.Module) -> Callable[..., dict]:
+        """`prepare_inputs` of a network that is trained here; all are given speech alike, unless a method says more."""
+        return self.prepare_inputs
+
     def _optimise(self, name: str, model: nn.Module, objective, data, dev: Callable | None = None, **more) -> Fitted:
         """Train with what all methods have in common; more: as `training.loop.fit` takes it."""
         # checkpoints: another fingerprint, another place
         folder = unfinished(self.folder) / f"{self._run_folder(name).name}@{self.fingerprint(name)[:12]}"
         level, use, dev = self.noise_settings.speech_level, self.settings_of(name), dev or self._dev_scores(name)
-        given = {"speech_level": level, "seed": self.seed, "folder": folder, "prepare_inputs": self.prepare_inputs}
+        given = {"speech_level": level, "seed": self.seed, "folder": folder, "prepare_inputs": self.inputs_of(model)}
         return fit(model, objective, data, dev, use, **given, **more)
 
     def _dev_scores(self, name: str) -> Callable[[nn.Module], dict[str, float]]:
@@ -239,7 +243,7 @@ class Experiment:
         return {name: scores[name] for name in ("UA", "WA")}
 
     def _predict(self, model: nn.Module, utterances: Iterable[str], conditions: Callable, part: str) -> pd.DataFrame:
-        given = {"speech_level": self.noise_settings.speech_level, "prepare_inputs": self.prepare_inputs}
+        given = {"speech_level": self.noise_settings.speech_level, "prepare_inputs": self.inputs_of(model)}
         return predict(model, self.audio, utterances, conditions, self.noise, part=part, seed=self.seed, **given)
 
     def _test(self, fitted: Fitted, others: list[pd.DataFrame]) -> pd.DataFrame:

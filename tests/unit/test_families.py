@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn.functional import softmax
 from transformers import AutoModelForAudioClassification, WhisperFeatureExtractor, pipeline
-from waveform import TEACHER
+from waveform import OVERRIDES, TEACHER
 
 from ser_kd_utils.data.features import HOP, whisper_log_mel
 from ser_kd_utils.methods.mlkd.experiment import MLKDExperiment
@@ -285,3 +285,55 @@ def test_a_student_is_distilled_from_a_ready_teacher_which_nothing_trains(tones,
     logits = theirs(**given(theirs, wave)).logits[0]
     np.testing.assert_allclose(row["logits"], logits[[2, 1, 3, 0]].detach(), atol=2e-3)
     assert student.info["teacher_fingerprint"] == experiment.teachers.fingerprint("a")
+
+
+@pytest.fixture
+def on_log_mel(tones, tmp_path):
+    """Students of a teacher that hears waveforms, in two steps of half the training set each."""
+    short = "teacher.epochs=1, mlkd.epochs=1, mlkd.batch_size=12, noise.test_snr_db=(0,)"
+    given = {"data_root": str(tones), "results": str(tmp_path), "overrides": f"{OVERRIDES}, {short}"}
+    return MLKDExperiment("manifest", "tiny", **given)
+
+
+def test_a_student_on_log_mel_is_a_whisper_of_the_teachers_shape(on_log_mel):
+    """Trained in noise, recorded and saved as any other; plain transformers gives what the record says."""
+    run = on_log_mel.run("e-log-mel")
+    assert len(on_log_mel.dataset("e-log-mel")) == 24 and {"ce", "feature"} <= {*run.history}
+    student = AutoModelForAudioClassification.from_pretrained(run.folder / "model").eval()
+    theirs, own = on_log_mel.teachers.teacher().config, student.config
+    assert (own.model_type, own.num_hidden_layers, own.max_source_positions) == ("whisper", 1, 100)
+    for name in ("hidden_size", "num_attention_heads", "classifier_proj_size", "id2label"):
+        assert getattr(own, name) == getattr(theirs, name), name
+    assert own.encoder_ffn_dim == theirs.intermediate_size and own.dropout == theirs.hidden_dropout == 0.05
+    row = run.predictions.query("checkpoint == 'best' and condition == 'clean'").iloc[0]
+    wave = torch.from_numpy(on_log_mel.audio[row["utterance"]])[None]
+    scores = softmax(torch.tensor(np.asarray(row["logits"], np.float32)), -1).tolist()
+    labels = on_log_mel.labels
+    assert plain_answer(run.folder / "model", wave) == pytest.approx(dict(zip(labels, scores, strict=True)), abs=2e-3)
+
+
+def test_a_student_on_log_mel_learns_from_the_frames_that_its_teacher_has(on_log_mel, monkeypatch):
+    """Of an utterance of 15 times 20 ms the teacher has 14 frames: what pads its states is no target."""
+    found = {}
+
+    def keep(name, student, objective, data, **more):
+        found.update(student=student.eval(), objective=objective, data=data)
+
+    monkeypatch.setattr(on_log_mel, "_optimise", keep)
+    on_log_mel.trained("e-log-mel")
+    teacher, student, batch = on_log_mel.teachers.teacher(), found["student"], found["data"].batch([0, 1])
+    lengths, waves = torch.tensor([RATE // 2, 15 * HOP]), batch["clean"]
+    waves[1, lengths[1] :] = 0
+    alone = waves[1:, : lengths[1]]
+    frames = teacher(**given(teacher, alone), output_hidden_states=True).hidden_states[-1].shape[1]
+    assert frames == 14 and batch["teacher_states"].shape[1] == 24
+    output = student(**on_log_mel.inputs_of(student)(waves, lengths))
+    assert output.hidden_states[0].shape[1] == 100  # of the window: the rest is silence
+
+    def loss(first: int) -> float:
+        states = batch["teacher_states"].clone()
+        states[1, first:] += 100
+        terms = found["objective"](batch | {"lengths": lengths, "teacher_states": states}, output, None, 0.0)
+        return terms["feature"].item()
+
+    assert loss(24) == loss(frames) < loss(frames - 1) - 0.1

@@ -56,6 +56,7 @@ SITUATED = {
     "few-for-both": {"label_fraction": 0.25, "teacher": "a-few-labels"},
     "long": {"epochs": {"tiny": 16, "whisper": 2 * MLKDSettings.of("whisper").epochs, "paper": 60}},
     "unseen": {"held_out_noise": True},
+    "log-mel": {"initial": "log-mel"},
 }
 # What those of the CNN change in cnn-dkd; those for a number of a list follow from the settings.
 CNN = {
@@ -163,8 +164,12 @@ def test_a_component_changes_in_mlkd_what_it_says_and_nothing_else(profile):
     assert {each.baseline for each in parts.values()} == {"e"}
 
 
-@each_profile
-@pytest.mark.parametrize("situation", SITUATED)
+def situated(profile: str) -> list[str]:
+    """The teachers of the other profiles hear log-mel themselves."""
+    return [name for name in SITUATED if name != "log-mel" or profile == "paper"]
+
+
+@pytest.mark.parametrize(("profile", "situation"), [(each, name) for each in PROFILES for name in situated(each)])
 def test_the_variants_of_a_situation_change_it_alone_and_differ_in_layers_alone(profile, situation):
     own, wanted = variants(profile, "mlkd"), SITUATED[situation]
     wanted = {name: value[profile] if isinstance(value, dict) else value for name, value in wanted.items()}
@@ -213,9 +218,8 @@ def test_the_variants_of_the_first_protocol_need_no_other():
 
 @each_profile
 def test_there_are_no_other_variants(profile):
-    situated = {f"{letter}-{name}" for name in SITUATED for letter in "ce"}
-    situated.add("c-pseudo-labels")
-    assert variants(profile, "mlkd").keys() == {*"bcde", *PARTS, *OF_PROFILE[profile], *situated}
+    pairs = {f"{letter}-{name}" for name in situated(profile) for letter in "ce"}
+    assert variants(profile, "mlkd").keys() == {*"bcde", *PARTS, *OF_PROFILE[profile], *pairs, "c-pseudo-labels"}
     assert variants(profile, "dkdfmh").keys() == {*of_family(CNN, profile), *cnn_parts_of(profile), *CNN_NOISE}
 
 
@@ -261,6 +265,7 @@ def test_each_variant_is_trained_by_one_notebook_of_its_method(profile):
         ("tiny", "mlkd.stages='two-stage', mlkd.cosine_weight=0.0", {"two-stage", "l1-only"}, {"logits"}),
         ("tiny", "mlkd.targets='piece', mlkd.cnn_gradient=1.0", {"piece-targets", "cnn-gradient-1"}, {"noisy-teacher"}),
         ("tiny", "mlkd.gammas=(0.5,), mlkd.depths=()", {"gamma-0.1", "depth-2", "depth-3"}, {"gamma-0.5"}),
+        ("paper", "mlkd.targets='piece'", {"c-log-mel", "e-log-mel"}, {"e-unseen"}),
         ("tiny", "mlkd.unlabelled_speech=True", {"unlabelled"}, {"logits"}),
         ("tiny", "dkdfmh.temperature=4.0", {"cnn-kd-same-temperature", "cnn-temperature-4"}, {"cnn-temperature-1"}),
         ("tiny", "dkdfmh.betas=(0.0,)", {"cnn-beta-0"}, {"cnn-tckd"}),
@@ -277,6 +282,13 @@ def test_each_variant_is_trained_by_one_notebook_of_its_method(profile):
 def test_what_the_settings_make_equal_to_the_method_is_left_out(profile, overrides, absent, present):
     names = variants_of(settings_of(profile, overrides)).keys()
     assert present <= names and not absent & names
+
+
+@pytest.mark.parametrize(("profile", "more"), [("tiny", ""), ("whisper", ""), ("paper", ", mlkd.targets='piece'")])
+def test_a_student_on_log_mel_needs_a_teacher_that_hears_waveforms_and_is_asked_beforehand(profile, more):
+    assert "e" in variants("paper", "mlkd", "mlkd.initial='log-mel'")
+    with pytest.raises(ValueError, match="mlkd.initial=log-mel needs a teacher that hears waveforms"):
+        variants(profile, "mlkd", f"mlkd.initial='log-mel'{more}")
 
 
 def test_one_layer_is_asked_for_once():

@@ -48,13 +48,19 @@ class MLKDExperiment(EncoderExperiment):
     def command(self, name: str) -> str:
         return super().command(name) + " --speech-dir SPEECH" * self._uses_speech(name)
 
+    def inputs_of(self, model):
+        return encoders.inputs_of(model.config).prepare_inputs
+
     def student(self, name: str) -> DistilledStudent:
         """The variant's student, with fresh prediction heads and the scaled gradient into its CNN."""
         use, teacher = self.settings_of(name), self.teachers.teacher(name=self.variants[name].teacher)
         torch.manual_seed(self.seed)  # after the teacher, which may have to be trained first
         small = self.variants[name].role == "student"
         depth = use.student_layers if small else teacher.config.num_hidden_layers
-        network = encoders.first_layers(teacher, depth, use.initial)
+        if use.initial == "log-mel":
+            network = encoders.log_mel_student(teacher, depth, use.max_seconds)
+        else:
+            network = encoders.first_layers(teacher, depth, use.initial)
         scale_cnn_gradient(network, use.cnn_gradient)
         return DistilledStudent(network, use.teacher_layers, teacher.config.hidden_size)
 
@@ -84,8 +90,10 @@ class MLKDExperiment(EncoderExperiment):
     def trained(self, name: str):
         use, objective, more, student = self.settings_of(name), CrossEntropy(), {}, self.student(name)
         if use.teacher_layers:
-            depth = self.all_settings["teacher"].num_hidden_layers
-            objective = MultiLevel(use, depth, partial(encoders.frame_mask, student.student))
+            # of the teacher's frames: at the end of an utterance a student on log-mel may have one more
+            teacher = self.all_settings["teacher"]
+            mask = partial(encoders.frame_mask, encoders.inputs_of_teacher(teacher))
+            objective = MultiLevel(use, teacher.num_hidden_layers, mask)
             if use.targets != "utterance":
                 teacher = self.teachers.teacher(use.target_network == "fine-tuned", self.variants[name].teacher)
                 more = {"teacher": teacher, "noisy_targets": use.targets == "noisy piece"}

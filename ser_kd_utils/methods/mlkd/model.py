@@ -29,7 +29,7 @@ class DistilledStudent(nn.Module):
     def __init__(self, student: PreTrainedModel, teacher_layers: Sequence[int], width: int):
         super().__init__()
         self.student = student
-        own = student.config.hidden_size
+        self.config, own = student.config, student.config.hidden_size
         self.heads = nn.ModuleDict(
             {str(n): nn.Sequential(nn.Linear(own, width), nn.GELU(), nn.Linear(width, width)) for n in teacher_layers}
         )

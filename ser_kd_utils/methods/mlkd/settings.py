@@ -26,7 +26,10 @@ class MLKDSettings(Settings):
     logit_weight: Weight = setting(ASSUMED, "weight of distillation from the teacher's logits", 0.0)
     temperature: Positive = setting(ASSUMED, "of distillation from logits", 2.0)
     stages: Stages = setting(ASSUMED, "two-stage: features only, then, from half on, labels only", "joint")
-    initial: Literal["teacher", "random"] = setting(CODE, "first weights (DistilHuBERT)", "teacher")
+    initial: Literal["teacher", "random", "log-mel"] = setting(
+        CODE, "first weights (DistilHuBERT); log-mel: random ones, behind Whisper's two convolutions on log-mel "
+        "(Radford et al. 2022) in place of the teacher's front end (ASSUMED)", "teacher",
+    )  # fmt: skip
     target_network: Network = setting(ASSUMED, "untuned: the encoder before fine-tuning", "fine-tuned")
     targets: Targets = setting(ASSUMED, "what the teacher hears, clean unless it says noisy", "utterance")
     clean_fraction: Fraction = setting(ASSUMED, "of the training items that the student hears clean", 0.0)

@@ -14,13 +14,17 @@ NONE: dict[str, Any] = {"teacher_layers": ()}
 def variants(settings: Mapping[str, Any]) -> dict[str, Variant]:
     """Main variants, components and situations. A component whose settings equal those of (e) is left out.
 
-    Raises ValueError for teacher layers or a student depth that the teacher does not have.
+    Raises ValueError for teacher layers or a student depth that the teacher does not have, and for a student on log-mel
+    where the teacher hears log-mel, too, or is asked about what the student is given.
     """
     own, depth = settings["mlkd"], settings["teacher"].num_hidden_layers
     _check_depths(own, depth)
+    log_mel = settings["teacher"].model_type != "whisper" and own.targets == "utterance"
+    if own.initial == "log-mel" and not log_mel:
+        raise ValueError("mlkd.initial=log-mel needs a teacher that hears waveforms, and mlkd.targets=utterance.")
     start = "untuned" if settings["teacher"].source else "random"  # what an untuned teacher is
     components = (each for each in _components(own, depth, start) if own.replace(**each.overrides) != own)
-    return {each.name: each for each in (*_main(own), *components, *_situations(own))}
+    return {each.name: each for each in (*_main(own), *components, *_situations(own, log_mel))}
 
 
 def _check_depths(own: MLKDSettings, depth: int) -> None:
@@ -73,15 +77,16 @@ def _components(own: MLKDSettings, depth: int, start: str) -> list[Variant]:
     ]
 
 
-def _situations(own: MLKDSettings) -> list[Variant]:
+def _situations(own: MLKDSettings, log_mel: bool) -> list[Variant]:
     """Where distillation may matter most: a variant without it (c-...) and one with it (e-...), otherwise alike."""
-    found = []
+    found, front = [], f"a student with two convolutions on log-mel, of the first {own.max_seconds:g} s"
     for name, words, overrides, teacher in (
         ("random-start", "a student from random weights", {"initial": "random"}, "a"),
         ("few-labels", "a quarter of the labels", {"label_fraction": FEW}, "a"),
         ("few-for-both", "a quarter of the labels, for the teacher, too", {"label_fraction": FEW}, "a-few-labels"),
         ("long", "twice the epochs", {"epochs": 2 * own.epochs}, "a"),
         ("unseen", "a noise type not heard in training", {}, "a"),
+        *[("log-mel", front, {"initial": "log-mel"}, "a")] * log_mel,
     ):
         for letter, kind, question, baseline, more in (
             ("c", "control", "The control of the next row.", "", NONE),

@@ -3,6 +3,7 @@
 Teachers and students are transformers' own classifiers of these families; what differs among them stands here.
 """
 
+import math
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -203,6 +204,23 @@ def first_layers(teacher: PreTrainedModel, layers: int, initial: str = "teacher"
     return student
 
 
+def log_mel_student(teacher: PreTrainedModel, layers: int, seconds: float) -> PreTrainedModel:
+    """A Whisper classifier of fresh weights whose `layers` layers and head have the shape of the teacher's.
+
+    Its front end is Whisper's: two convolutions on a log-mel of 80 filters (Radford et al. 2022, section 2.2), 20 ms a
+    frame as in the teachers that hear waveforms, whose seven convolutions are most of a small student's work. It hears
+    the first `seconds`, rounded up to whole ones.
+    """
+    like = teacher.config
+    config = AutoConfig.for_model(
+        "whisper", d_model=like.hidden_size, encoder_layers=layers, encoder_attention_heads=like.num_attention_heads,
+        encoder_ffn_dim=like.intermediate_size, classifier_proj_size=like.classifier_proj_size,
+        dropout=like.hidden_dropout, attention_dropout=like.attention_dropout, id2label=like.id2label,
+        label2id=like.label2id, max_source_positions=math.ceil(seconds) * SAMPLE_RATE // HOP,
+    )  # fmt: skip
+    return AutoModelForAudioClassification.from_config(config)
+
+
 def encoder_of(model: PreTrainedModel) -> nn.Module:
     """All of a classifier but its head."""
     return model.encoder if model.config.model_type == "whisper" else model.base_model
@@ -276,7 +294,10 @@ def normalise(waves: Tensor, lengths: Tensor) -> Tensor:
     return centred / (variance + 1e-7).sqrt()
 
 
-def frame_mask(model: PreTrainedModel, frames: int, lengths: Tensor) -> Tensor:
-    """(batch, frames) booleans: which of the network's 20 ms frames hold samples of the item; lengths: (batch,)."""
+def frame_mask(model: PreTrainedModel | WaveformInputs | LogMelInputs, frames: int, lengths: Tensor) -> Tensor:
+    """(batch, frames) booleans: which of a network's 20 ms frames hold samples of the item; lengths: (batch,).
+
+    model: the network, or how it is given speech.
+    """
     counts = inputs_of(model.config).frame_counts(lengths)
     return torch.arange(frames, device=lengths.device) < counts[:, None]
