@@ -65,10 +65,12 @@ def read(path: str | Path) -> tuple[np.ndarray, int]:
 
 def to_mono(samples: np.ndarray, rate: int) -> np.ndarray:
     """(samples, channels) at `rate` -> float32 (samples,) at 16 kHz: mean of the channels, polyphase resampling."""
-    from scipy.signal import resample_poly  # takes a second to import
-
     mono = samples.mean(axis=1, dtype=np.float64)
-    return resample_poly(mono, SAMPLE_RATE, rate).astype(np.float32)
+    if rate != SAMPLE_RATE:
+        from scipy.signal import resample_poly  # takes a second to import
+
+        mono = resample_poly(mono, SAMPLE_RATE, rate)
+    return mono.astype(np.float32)
 
 
 def _read(path: Path) -> tuple[np.ndarray, int]:

@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.special import softmax
 
 from ser_kd_utils.data.audio import SAMPLE_RATE, SILENCE, AudioError, cache_audio, decode
 from ser_kd_utils.data.corpora import load_corpus
@@ -45,8 +44,9 @@ class Model(NamedTuple):
         """
         last = max(len(wave) - self.window, 0)
         starts = np.array([*range(0, last, self.window), last])
-        logits = [self.logits(wave[start : start + self.window]) for start in starts]
-        found = pd.DataFrame(softmax(logits, axis=1), columns=self.labels)
+        logits = np.stack([self.logits(wave[start : start + self.window]) for start in starts])
+        odds = np.exp(logits - logits.max(1, keepdims=True))  # scipy's softmax, whose import takes a while
+        found = pd.DataFrame(odds / odds.sum(1, keepdims=True), columns=self.labels)
         spans = {"start": starts, "end": np.minimum(starts + self.window, len(wave))}
         return pd.DataFrame(spans).div(SAMPLE_RATE).assign(label=found.idxmax(axis=1)).join(found)
 
