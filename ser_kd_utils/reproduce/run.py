@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import socket
+import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Mapping
@@ -20,6 +21,7 @@ from typing import Any
 
 from ser_kd_utils.files import digest, is_held, only_one, sha256, unfinished
 from ser_kd_utils.fingerprint import code_of_source
+from ser_kd_utils.progress import FILE, rewrite
 
 # Parameters that are places of this machine: what lies there counts, not where it lies.
 PLACES = ("data_root", "noise_dir", "speech_dir", "results")
@@ -55,6 +57,16 @@ class NotebookRun:
     def receipt_path(self) -> Path:
         return self.folder / "receipts" / f"{self.name}.json"
 
+    @property
+    def line_path(self) -> Path:
+        """Where it leaves a line about what it does at the moment."""
+        return unfinished(self.folder) / f"{self.name}.line"
+
+    def line(self) -> str:
+        """What it does at the moment, "" where it has not said."""
+        text = self.line_path.read_text(encoding="utf-8") if self.line_path.exists() else ""
+        return text and f"{self.label.partition(' ')[0]} {text}"
+
     def receipt(self) -> dict[str, Any]:
         """What its last execution left: status, by, at, seconds, error, provenance, records; {} without one."""
         with suppress(FileNotFoundError, ValueError):  # of a damaged one the run counts as not run
@@ -89,7 +101,8 @@ class Outcome:
 
 
 def say(text: str) -> None:
-    """Print a line in one piece, for there are threads."""
+    """Print a line in one piece, for there are threads, in the place of one that rewrites itself."""
+    rewrite("", sys.stdout)
     print(f"{text}\n", end="", flush=True)
 
 
@@ -181,9 +194,10 @@ def _papermill(run: NotebookRun, options: Namespace, gpu: str) -> tuple[str, str
     end = min(time.time() + 60 * options.run_limit, options.deadline)
     # a kernel's notices would land in the terminal, and tornado's errors as it shuts down
     quiet = "__import__('logging').getLogger('tornado').setLevel('CRITICAL')"
-    kernel = ["--log-level=50", f"--IPKernelApp.exec_lines={quiet}"]
-    if gpu:  # set in the kernel, since runs of one process get different ones
-        kernel.append(f"--IPKernelApp.exec_lines=__import__('os').environ.update(CUDA_VISIBLE_DEVICES={gpu!r})")
+    # set in the kernel, since runs of one process get different ones
+    own = {FILE: str(run.line_path)} | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})
+    environment = f"__import__('os').environ.update({own!r})"
+    kernel = ["--log-level=50", *(f"--IPKernelApp.exec_lines={code}" for code in (quiet, environment))]
     try:
         run.output.parent.mkdir(exist_ok=True)
         with TemporaryDirectory(prefix="ser-kd-") as sockets:
@@ -206,6 +220,8 @@ def _papermill(run: NotebookRun, options: Namespace, gpu: str) -> tuple[str, str
         return (OUT_OF_TIME, "stopped by --time-limit") if time.time() >= options.deadline else too_long
     except Exception as error:
         return FAILED, one_line(f"{type(error).__name__}: {error}")
+    finally:
+        run.line_path.unlink(missing_ok=True)
     return DONE, ""
 
 

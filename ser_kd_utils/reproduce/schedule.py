@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import sys
 import textwrap
 import threading
 import time
@@ -18,6 +19,7 @@ from typing import Any
 
 from ser_kd_utils import records
 from ser_kd_utils.files import PACKAGE, digest, unfinished
+from ser_kd_utils.progress import rewrite
 from ser_kd_utils.reproduce import compare, counted
 from ser_kd_utils.reproduce.plan import plan
 from ser_kd_utils.reproduce.run import BLOCKED, FAILED, NotebookRun, Outcome, execute, one_line, say
@@ -43,7 +45,7 @@ def reproduce(options: Namespace) -> int:
         ended = run_all(place, runs)
     counts = Counter(outcome.status for outcome in ended.values())
     told = ", ".join(f"{count} {status}" for status, count in counts.items())
-    print(f"{told}, in {(time.time() - started) / 60:.1f} min.")
+    say(f"{told}, in {(time.time() - started) / 60:.1f} min.")
     if (records.EVIDENCE / folder.name).is_dir():
         try:
             print(f"\n{textwrap.fill(compare.compared(folder).summary, 80)}")
@@ -70,7 +72,9 @@ def run_all(place: Place, runs: Sequence[NotebookRun]) -> dict[str, Outcome]:
             failed = [name for name in run.needs if name in ended and ended[name].code == 1 and not run.last]
             task = (Outcome, BLOCKED, 0.0, f"needs {failed[0]}") if failed else (work, run)
             going[executor.submit(*task)] = run
-        for future in wait(going, return_when=FIRST_COMPLETED).done:
+        done = wait(going, timeout=1, return_when=FIRST_COMPLETED).done
+        rewrite(" | ".join(filter(None, (run.line() for run in going.values()))), sys.stdout)
+        for future in done:
             run = going.pop(future)
             ended[run.name] = outcome = _outcome(future)
             say(f"{run.label}  {outcome}")

@@ -22,6 +22,7 @@ from ser_kd_utils.data.audio import AudioCache
 from ser_kd_utils.data.features import HOP, on_disk
 from ser_kd_utils.data.noise import NoiseBank, draw, keyed_rng, mix
 from ser_kd_utils.files import make_once
+from ser_kd_utils.progress import over
 
 
 class KeyedSampler(torch.utils.data.Sampler):
@@ -162,7 +163,7 @@ class SpeechDataset(torch.utils.data.Dataset):
             batch = self.batch([*range(first, min(first + batch_size, len(self)))])
             return features_of(noisy_input(batch, speech_level)).cpu().numpy()
 
-        return on_disk(map(features, range(0, len(self), batch_size)))
+        return on_disk(map(features, over(range(0, len(self), batch_size), "features of batch")))
 
     def _cut(self, index: int) -> tuple[str, str, int, np.ndarray]:
         """Utterance, the window's own key, its first sample, and the window."""
@@ -248,7 +249,7 @@ def _ask(model, prepare_inputs, audio, utterances, layers, folder: Path) -> None
     frames, logits, embeddings, read = [], [], [], []
     hook = model.projector.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
     with (folder / "states").open("wb") as file:
-        for utterance in utterances:
+        for utterance in over(utterances, "the teacher hears utterance"):
             wave = torch.from_numpy(audio[utterance])[None].to(device)
             inputs = prepare_inputs(wave, torch.tensor([wave.shape[1]], device=device))
             output = model(**inputs, output_hidden_states=True)

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from functools import partial
@@ -25,6 +25,7 @@ from ser_kd_utils.data.noise import NoiseBank, draw, keyed_rng
 from ser_kd_utils.files import digest, only_one, unfinished
 from ser_kd_utils.fingerprint import code_of
 from ser_kd_utils.metrics import ser_metrics
+from ser_kd_utils.progress import line, over
 from ser_kd_utils.settings import Settings
 from ser_kd_utils.training.dataset import SpeechDataset
 from ser_kd_utils.training.evaluation import CLEAN, grid, predict
@@ -120,16 +121,17 @@ class Experiment:
     def run(self, name: str) -> records.Run:
         """The record of a variant: read when it is complete with this fingerprint, else trained and written.
 
-        Raises ValueError for a variant that is not in `variants`, and where a training diverges.
+        One line tells how far it is, and at the end which of the two was done. Raises ValueError for a variant that is
+        not in `variants`, and where a training diverges.
         """
         if name not in self.variants:
             raise ValueError(f"No variant {name!r}: choose among {', '.join(self.variants)}.")
         wanted, run, state = self.fingerprint(name), records.Run(self._run_folder(name)), processes()
-        if state.num_processes == 1 and run.complete(wanted):
-            return run
+        done = state.num_processes == 1 and run.complete(wanted)
         # several processes that share a training (torchrun) take one turn among them
-        with only_one(self.folder, run.id) if state.is_main_process else nullcontext():
-            (done,) = broadcast_object_list([run.complete(wanted)])
+        turn = only_one(self.folder, run.id) if state.is_main_process and not done else nullcontext()
+        with line(name) as said, turn:
+            (done,) = broadcast_object_list([done or run.complete(wanted)])
             if not done:
                 network, fitted, others = self.trained(name)
             if not done and state.is_main_process:
@@ -139,6 +141,7 @@ class Experiment:
                 for old in unfinished(self.folder).glob(f"{run.id}@*"):
                     shutil.rmtree(old)
             state.wait_for_everyone()
+            said.write(f"{name}: {'read from its record' if done else 'trained'}, runs/{run.id}")
         return records.Run(run.folder)
 
     @classmethod
@@ -239,7 +242,7 @@ class Experiment:
         scores = ser_metrics().compute(predictions=guess, references=truth)
         return {name: scores[name] for name in ("UA", "WA")}
 
-    def _predict(self, model: nn.Module, utterances: Sequence[str], conditions: Callable, part: str) -> pd.DataFrame:
+    def _predict(self, model: nn.Module, utterances: Iterable[str], conditions: Callable, part: str) -> pd.DataFrame:
         given = {"speech_level": self.noise_settings.speech_level, "prepare_inputs": self.inputs_of(model)}
         return predict(model, self.audio, utterances, conditions, self.noise, part=part, seed=self.seed, **given)
 
@@ -253,8 +256,8 @@ class Experiment:
         middle = snr_db[(len(snr_db) - 1) // 2 :][:1]
         for checkpoint, weights, some in (("last", fitted.last, middle), ("best", best, snr_db)):
             model.load_state_dict(weights)
-            conditions = grid(self.noise.types, some)
-            table = self._predict(model, self.test, lambda _, conditions=conditions: conditions, "test")
+            conditions, utterances = grid(self.noise.types, some), over(self.test, "test on utterance")
+            table = self._predict(model, utterances, lambda _, conditions=conditions: conditions, "test")
             tables.append(table.assign(checkpoint=checkpoint))
         table = pd.concat([*tables, *others], ignore_index=True)
         table = table.assign(fold=self.fold, seed=self.seed, label=table["utterance"].map(self.label_of))

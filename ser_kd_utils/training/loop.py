@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from transformers import get_linear_schedule_with_warmup
 
 from ser_kd_utils.data.noise import keyed_rng
+from ser_kd_utils.progress import show
 from ser_kd_utils.training.checkpoints import last_checkpoint, save_checkpoint
 from ser_kd_utils.training.dataset import noisy_input
 
@@ -146,8 +147,10 @@ def fit(
         loader.set_epoch(epoch - 1)  # the dataset's, too, which decides order, windows and noise
         torch.manual_seed(int(keyed_rng("dropout", seed, epoch - 1, accelerator.process_index).integers(2**62)))
         network.train()
+        reached = f", dev UA {100 * history[-1]['dev_UA']:.1f}" if history else ""
         losses = []
         for step, batch in enumerate(loader, start=(epoch - 1) * len(loader)):
+            show(f"epoch {epoch} of {settings.epochs}{reached}", step / steps, time.monotonic() - started)
             optimizer.zero_grad(set_to_none=True)
             terms, _ = forward(network, objective, batch, teacher=teacher, step=step, progress=step / steps, **how)
             loss = sum(terms.values())

@@ -29,10 +29,10 @@ class MethodExperiment(Experiment):
 
     @classmethod
     def code_by_value(cls) -> list[str]:
-        """Modules that count in a fingerprint by what they gave (samples, split, settings), or that only keep files."""
-        names = ("__init__", "data.corpora", "records", "settings", "files", "fingerprint", "methods.__init__")
+        """Modules that count in a fingerprint by what they gave (samples, split, settings), or that compute nothing."""
+        names = ("__init__", "data.corpora", "records", "settings", "files", "fingerprint", "progress")
         rooms = [f"{m.package}.{part}" for m in METHODS.values() for part in ("__init__", "settings", "variants")]
-        return [f"ser_kd_utils.{name}" for name in (*names, "methods.base")] + rooms
+        return [f"ser_kd_utils.{name}" for name in (*names, "methods.__init__", "methods.base")] + rooms
 
     def available(self) -> dict[str, Variant]:
         return METHODS[self.method].variants(self.all_settings)
