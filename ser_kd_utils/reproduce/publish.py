@@ -58,8 +58,9 @@ def publish(options: Namespace) -> int:
         _refuse_places(files, {name for run in runs for name in run.stored["utterance"]})
         sums = "".join(f"{sha256(path)}  {path.relative_to(fresh).as_posix()}\n" for path in files)
         (fresh / "SHA256SUMS").write_text(sums, encoding="utf-8")
-        if (to / "student").is_dir():  # a network of these records, with checksums of its own
-            shutil.copytree(to / "student", fresh / "student")
+        for beside in ("student", "baselines"):  # with checksums of their own
+            if (to / beside).is_dir():
+                shutil.copytree(to / beside, fresh / beside)
     if text := claims(to.parent, tables_of):
         (to.parent / "CLAIMS.md").write_text(text, encoding="utf-8")
     if not has_all:

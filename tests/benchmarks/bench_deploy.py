@@ -26,6 +26,7 @@ from transformers import (
 
 from ser_kd_utils.data.audio import SAMPLE_RATE
 from ser_kd_utils.deploy.export import WaveClassifier, write_onnx
+from ser_kd_utils.methods.teacher.encoders import log_mel_student
 
 SECONDS, ROUNDS = 3, 7
 WHISPER = {"d_model": 384, "encoder_attention_heads": 6, "encoder_ffn_dim": 1536, "max_source_positions": 50 * SECONDS}
@@ -52,7 +53,16 @@ def networks() -> dict[str, tuple]:
         )
         for layers in (4, 1)
     }
-    return wav2vec2 | whisper
+    teacher = Wav2Vec2ForSequenceClassification(wav2vec2["wav2vec2-base, 2 layers"][1])
+    on_log_mel = {  # the second as profile paper has it: its silence after 3 s is computed, too
+        f"log-mel student of it, 2 layers, {seconds} s heard": (
+            WhisperForAudioClassification,
+            log_mel_student(teacher, 2, seconds).config,
+            WhisperFeatureExtractor(chunk_length=seconds),
+        )
+        for seconds in (SECONDS, 10)
+    }
+    return wav2vec2 | on_log_mel | whisper
 
 
 def seconds(answer: Callable[[], object]) -> float:

@@ -147,8 +147,10 @@ def test_a_student_beside_the_records_stays_and_has_checksums_of_its_own(place, 
     before = files(folder)
     (folder / "student").mkdir()
     (folder / "student" / "model.onnx").write_bytes(bytes(range(256)))
+    (folder / "baselines").mkdir()
+    (folder / "baselines" / "svm.json").write_bytes(b"{}")
     publish(place)
-    assert files(folder) == before | {"student/model.onnx": bytes(range(256))}
+    assert files(folder) == before | {"student/model.onnx": bytes(range(256)), "baselines/svm.json": b"{}"}
 
 
 @pytest.mark.parametrize("fingerprint", ["f", "another"])
