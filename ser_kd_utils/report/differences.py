@@ -12,8 +12,6 @@ correction for the method's claims and, of a claim about distillation, a teacher
 `ledger` sets the claims of all methods on all corpora in one table.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -130,7 +128,7 @@ class Tested(NamedTuple):
 class Differences(Table):
     """A table with a test in each line; family: of a table of verdicts, that whose claims they are."""
 
-    family: Family | None = None
+    family: "Family | None" = None
 
     @property
     def caption(self) -> str:

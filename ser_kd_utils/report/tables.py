@@ -16,8 +16,6 @@ averaged over seeds first. It says how much the choice of utterances matters.
 "Noisy" means all noise types at the SNRs inside the range heard in training.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial, reduce
@@ -50,7 +48,7 @@ class Selection:
     snr_db: float | tuple[float, ...] | None = None
     metric: str = "UA"
     protocol: str = ""
-    beside: tuple[Selection, ...] = ()
+    beside: tuple["Selection", ...] = ()
     difference: bool = False
 
     def predictions(self, runs: Sequence[Run]) -> list[pd.DataFrame]:
@@ -151,7 +149,7 @@ class Sample:
         """What is recorded of the variant."""
         return self.runs[0].info
 
-    def at(self, condition: str, snr_db: float | tuple[float, ...] | None = None) -> Sample:
+    def at(self, condition: str, snr_db: float | tuple[float, ...] | None = None) -> "Sample":
         """The part in some speech: see `Selection`."""
         table, selection = self.table, replace(self.selection, condition=condition, snr_db=snr_db)
         clean = table["condition"] == "clean"

@@ -40,17 +40,11 @@ def _read_split(root: Path, split: str) -> pd.DataFrame:
         times = table[["StartTime", "EndTime"]].apply(lambda time: pd.to_timedelta(time.str.replace(",", ".")))
     except ValueError as error:  # columns, encoding, times
         raise ValueError(f"{path} is not MELD's table as published: {str(error).strip()}") from None
-    names = "dia" + table.Dialogue_ID + "_utt" + table.Utterance_ID
-    return pd.DataFrame(
-        {
-            "utterance": f"{split}_" + names,  # ids start anew in each split
-            "path": [str(clip.with_name(f"{name}.mp4")) for name in names],
-            "label": table.Emotion,
-            "speaker": table.Speaker,
-            "split": split,
-            "seconds": (times.EndTime - times.StartTime).dt.total_seconds(),
-        }
-    )
+    table = table.rename(columns={"Emotion": "label", "Speaker": "speaker"})
+    names = "dia" + table.Dialogue_ID + "_utt" + table.Utterance_ID  # they start anew in each split
+    paths = [str(clip.with_name(f"{name}.mp4")) for name in names]
+    seconds = (times.EndTime - times.StartTime).dt.total_seconds()
+    return table.assign(utterance=f"{split}_" + names, path=paths, split=split, seconds=seconds)
 
 
 MELD = Corpus(

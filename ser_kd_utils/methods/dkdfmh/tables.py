@@ -6,8 +6,6 @@ tests all utterances and chooses the epoch on dev speakers. Their numbers never 
 the difference (`_optimism`). Scores are those of clean speech unless a column says noisy.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any

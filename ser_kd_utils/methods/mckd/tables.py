@@ -1,7 +1,5 @@
 """MCKD's tables. Scores are those of clean speech unless a column says noisy."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """MLKD's tables: rows (a) to (e), MLKD with one component changed, and distillation in other situations."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
