@@ -125,10 +125,9 @@ class Table:
     @property
     def frame(self) -> pd.DataFrame:
         """What the CSV file holds; a number that stands alone is a number."""
-        lines = [{name: line.get(name, BLANK) for name in self.columns} for line in self.lines]
-        return pd.DataFrame(lines, columns=self.columns).map(
-            lambda cell: cell.value if cell.text in ("", str(cell.value)) else cell.text
-        )
+        lines = ([line.get(name, BLANK) for name in self.columns] for line in self.lines)
+        told = ([cell.value if cell.text in ("", str(cell.value)) else cell.text for cell in line] for line in lines)
+        return pd.DataFrame(told, columns=self.columns)
 
     def key(self, line: Line) -> str:
         """What tells the line apart, in words: `(e)`, or `hum, 0, (e)`."""
