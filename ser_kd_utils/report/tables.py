@@ -19,7 +19,6 @@ averaged over seeds first. It says how much the choice of utterances matters.
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial, reduce
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -144,7 +143,7 @@ class Sample:
     selection: Selection
 
     @property
-    def info(self) -> dict[str, Any]:
+    def info(self) -> dict:
         """What is recorded of the variant."""
         return self.runs[0].info
 
@@ -296,15 +295,13 @@ def snrs(runs: Sequence[Run]) -> list[float]:
 # --- tables
 
 
-def scores(
-    name: str, samples: Callable[[], Mapping[str, Sample]], columns: Mapping[str, Column], words: str = ""
-) -> Table:
+def scores(name: str, samples: Callable[[], Mapping[str, Sample]], columns: Mapping[str, Column]) -> Table:
     """A line for each variant; the first column names it. samples: called when the lines are wanted."""
 
     def lines() -> list[Line]:
         return [{title: column(sample) for title, column in columns.items()} for sample in samples().values()]
 
-    return Table(name, (next(iter(columns)),), lines, words)
+    return Table(name, (next(iter(columns)),), lines)
 
 
 def in_noise(name: str, runs: Sequence[Run], names: Iterable[str]) -> Table:

@@ -7,7 +7,6 @@ the difference (`_optimism`). Scores are those of clean speech unless a column s
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import pandas as pd
 
@@ -24,7 +23,7 @@ IN_NOISE = ("cnn-alone", FULL, "cnn-alone-noisy", "cnn-dkd-noisy")
 HELPS = "it helps more than classical distillation"
 
 
-def claims(settings: Mapping[str, Any], runs: Sequence[Run] = ()) -> tuple[Comparison, ...]:
+def claims(settings: Mapping, runs: Sequence[Run] = ()) -> tuple[Comparison, ...]:
     """The paper's first claim, those of its loss and questions of ours.
 
     Decoupled and classical distillation are compared as they are set, at each temperature with the same weights, and
