@@ -34,6 +34,7 @@ import pandas as pd
 from ser_kd_utils.files import PACKAGE, digest, replaced, sha256, unfinished
 
 VERSIONED = ("torch", "transformers", "accelerate", "datasets", "numpy", "scipy", "scikit-learn", "soundfile")
+IN_CLONE = (PACKAGE.parent / "pyproject.toml").is_file()
 COLUMNS = ("utterance", "fold", "seed", "condition", "snr_db", "checkpoint", "label", "logits")
 # Committed evidence, one folder for each corpus and profile.
 EVIDENCE = PACKAGE.parent / "results"
@@ -47,7 +48,7 @@ def results_folder(folder: str, corpus: str, profile: str, overrides: str = "") 
     name = re.sub(r"[^\w.,=+-]+", "_", "+".join(part for part in (f"{corpus}-{profile}", overrides) if part))
     if len(name.encode()) > 150:  # file systems take 255 bytes
         name = f"{name[:60]}-{digest([corpus, profile, overrides])[:16]}"
-    here = EVIDENCE / "local" if (PACKAGE.parent / "pyproject.toml").is_file() else Path("results")
+    here = EVIDENCE / "local" if IN_CLONE else Path("results")
     return Path(folder or os.environ.get("SER_KD_RESULTS") or here) / name
 
 
