@@ -73,13 +73,9 @@ def only_one(results: Path, name: str, waiting: Callable[[], None] = lambda: Non
 
     It goes with the process that holds it. waiting: called once where another process has it.
     """
-    lock = FileLock(unfinished(results) / "locks" / f"{name}.lock")
-    try:
-        held = lock.acquire(blocking=False)
-    except Timeout:
+    if is_held(results, name):
         waiting()
-        held = lock.acquire()
-    with held:
+    with FileLock(unfinished(results) / "locks" / f"{name}.lock"):
         yield
 
 

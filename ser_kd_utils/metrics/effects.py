@@ -5,8 +5,6 @@ a fold more exact, but they are no further independent observations. The folds s
 resampled t-test of Nadeau & Bengio (2003) enlarges the variance of their mean for this.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import reduce

@@ -1,6 +1,6 @@
 """Tables of differences: comparisons, components, claims with their verdicts, and what chance alone looks like.
 
-    CLAIMS = read_claims(Path(__file__).with_name("claims.csv"))
+    CLAIMS = read_claims(__file__)
 
     def tables(runs):
         family = Family(runs, CLAIMS)
@@ -11,8 +11,6 @@ A difference is the mean over folds of that within each, seeds averaged first, a
 correction for the method's claims and, of a claim about distillation, a teacher that is better than its student.
 `ledger` sets the claims of all methods on all corpora in one table.
 """
-
-from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -71,12 +69,14 @@ class Comparison:
         return frozenset((self.better, self.worse)), self.condition, self.margin, self.snrs
 
 
-def read_claims(path: Path, **names: str) -> list[Comparison]:
-    """The claims of a method from its claims.csv: the fields of Comparison, with the gate as teacher and student.
+def read_claims(module: str, **names: str) -> list[Comparison]:
+    """The claims of a method from the claims.csv beside its module: the fields of Comparison, with the gate as teacher
+    and student.
 
     What does not apply is blank; two SNRs stand side by side; `{name}` stands for the variant given as `name`.
+    module: the module's `__file__`.
     """
-    table = pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records")
+    table = pd.read_csv(Path(module).with_name("claims.csv"), dtype=str, keep_default_na=False).to_dict("records")
     return [
         Comparison(
             *(line[key].format(**names) for key in ("better", "worse", "condition", "claim")),
@@ -130,7 +130,7 @@ class Tested(NamedTuple):
 class Differences(Table):
     """A table with a test in each line; family: of a table of verdicts, that whose claims they are."""
 
-    family: Family | None = None
+    family: "Family | None" = None
 
     @property
     def caption(self) -> str:
@@ -207,11 +207,8 @@ class Family:
 
         known: their order; condition: the speech in which the difference is tested.
         """
-        columns = {
-            "row": (0, report.told("title")),
-            "question": (0, report.told("question")),
-            "against": (1, report.label),
-        }
+        columns = {"row": (0, report.told("title")), "question": (0, report.told("question"))}
+        columns["against"] = 1, report.label
         columns |= {f"UA {part}": (0, PointEstimate(part)) for part in ("clean", "noisy")}
         declared = self.with_baselines("component", known, condition)
         return self.differences(name, declared, "difference, points", ("better", "worse"), columns)

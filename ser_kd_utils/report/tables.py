@@ -16,12 +16,9 @@ averaged over seeds first. It says how much the choice of utterances matters.
 "Noisy" means all noise types at the SNRs inside the range heard in training.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial, reduce
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -50,7 +47,7 @@ class Selection:
     snr_db: float | tuple[float, ...] | None = None
     metric: str = "UA"
     protocol: str = ""
-    beside: tuple[Selection, ...] = ()
+    beside: tuple["Selection", ...] = ()
     difference: bool = False
 
     def predictions(self, runs: Sequence[Run]) -> list[pd.DataFrame]:
@@ -127,10 +124,9 @@ class Table:
     @property
     def frame(self) -> pd.DataFrame:
         """What the CSV file holds; a number that stands alone is a number."""
-        lines = [{name: line.get(name, BLANK) for name in self.columns} for line in self.lines]
-        return pd.DataFrame(lines, columns=self.columns).map(
-            lambda cell: cell.value if cell.text in ("", str(cell.value)) else cell.text
-        )
+        lines = ([line.get(name, BLANK) for name in self.columns] for line in self.lines)
+        told = ([cell.value if cell.text in ("", str(cell.value)) else cell.text for cell in line] for line in lines)
+        return pd.DataFrame(told, columns=self.columns)
 
     def key(self, line: Line) -> str:
         """What tells the line apart, in words: `(e)`, or `hum, 0, (e)`."""
@@ -147,11 +143,11 @@ class Sample:
     selection: Selection
 
     @property
-    def info(self) -> dict[str, Any]:
+    def info(self) -> dict:
         """What is recorded of the variant."""
         return self.runs[0].info
 
-    def at(self, condition: str, snr_db: float | tuple[float, ...] | None = None) -> Sample:
+    def at(self, condition: str, snr_db: float | tuple[float, ...] | None = None) -> "Sample":
         """The part in some speech: see `Selection`."""
         table, selection = self.table, replace(self.selection, condition=condition, snr_db=snr_db)
         clean = table["condition"] == "clean"
@@ -299,15 +295,13 @@ def snrs(runs: Sequence[Run]) -> list[float]:
 # --- tables
 
 
-def scores(
-    name: str, samples: Callable[[], Mapping[str, Sample]], columns: Mapping[str, Column], words: str = ""
-) -> Table:
+def scores(name: str, samples: Callable[[], Mapping[str, Sample]], columns: Mapping[str, Column]) -> Table:
     """A line for each variant; the first column names it. samples: called when the lines are wanted."""
 
     def lines() -> list[Line]:
         return [{title: column(sample) for title, column in columns.items()} for sample in samples().values()]
 
-    return Table(name, (next(iter(columns)),), lines, words)
+    return Table(name, (next(iter(columns)),), lines)
 
 
 def in_noise(name: str, runs: Sequence[Run], names: Iterable[str]) -> Table:

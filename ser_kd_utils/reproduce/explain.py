@@ -7,7 +7,6 @@ import textwrap
 from argparse import Namespace
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -131,7 +130,7 @@ def _describe(group: Sequence[Run], names: Mapping[str, str]) -> None:
     print(textwrap.indent(listed.loc[:, (listed != "").any()].to_string(index=False, formatters=short), "  "))
 
 
-def _settings(info: Mapping[str, Any]) -> str:
+def _settings(info: Mapping) -> str:
     settings = settings_of(info["profile"])
     usual = json.loads(json.dumps({group: dataclasses.asdict(use) for group, use in settings.items()}))
     used = [(group, name, value) for group, own in info["settings"].items() for name, value in own.items()]

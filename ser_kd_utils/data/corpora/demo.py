@@ -123,8 +123,7 @@ def record(spoken: np.ndarray, tilt: float, level: float, floor: float, pads: np
     octaves = np.log2(np.fft.rfftfreq(len(spoken), 1 / RATE).clip(300) / 300)
     spoken = np.fft.irfft(spectrum * 10 ** (tilt * octaves / 20), len(spoken))
     spoken *= 10 ** ((level - 26) / 20) / np.sqrt(np.mean(spoken**2))
-    before, after = (int(RATE * p) for p in pads)
-    samples = np.pad(spoken, (before, after))
+    samples = np.pad(spoken, [int(RATE * pad) for pad in pads])
     samples += 10 ** (floor / 20) * rng.standard_normal(len(samples))
     return samples / max(1.0, np.abs(samples).max() / 0.99)
 

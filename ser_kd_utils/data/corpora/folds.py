@@ -1,19 +1,13 @@
 """Protocols: which utterances train, choose and test a model."""
 
-from __future__ import annotations
-
 import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from ser_kd_utils.data.corpora.manifest import CARDS, PARTS
-
-if TYPE_CHECKING:
-    from ser_kd_utils.data.corpora import Corpus
+from ser_kd_utils.data.corpora.manifest import CARDS, PARTS, Corpus
 
 GENDER_GROUPS = {"emodb": 5, "ravdess": 4}  # one woman and one man each, three and three
 OWN_GROUPS = 5
@@ -46,13 +40,10 @@ class Split:
     def card(self) -> dict[str, object]:
         """The protocol in plain words, ready for JSON."""
         known = {*self.speakers["train"], *self.speakers["dev"]}
-        names = ("corpus", "protocol", "fold", "seed", "optimistic", "classes")
-        return {name: getattr(self, name) for name in names} | {
-            "speakers": {part: list(names) for part, names in self.speakers.items()},
-            "rule": RULES[self.protocol],
-            "speaker_independent": known.isdisjoint(self.speakers["test"]),
-            "sizes": {part: len(getattr(self, part)) for part in PARTS},
-        }
+        told = {name: value for name, value in asdict(self).items() if name not in PARTS}
+        told |= {"rule": RULES[self.protocol], "speaker_independent": known.isdisjoint(self.speakers["test"])}
+        speakers = {part: list(names) for part, names in self.speakers.items()}
+        return told | {"speakers": speakers, "sizes": {part: len(getattr(self, part)) for part in PARTS}}
 
 
 def fold_count(corpus: Corpus, protocol: str | None = None) -> int:
@@ -138,9 +129,9 @@ def _random(corpus: Corpus, fold: int, seed: int) -> pd.Series:
     labels = corpus.manifest.label
     rest, test = [*StratifiedKFold(RANDOM_FOLDS, shuffle=True, random_state=seed).split(labels, labels)][fold - 1]
     _, dev = next(StratifiedKFold(RANDOM_DEV, shuffle=True, random_state=seed).split(rest, labels.iloc[rest]))
-    parts = np.full(len(labels), "train", dtype=object)
-    parts[test], parts[rest[dev]] = "test", "dev"
-    return pd.Series(parts, index=labels.index)
+    parts = pd.Series("train", index=labels.index, dtype=object)
+    parts.iloc[test], parts.iloc[rest[dev]] = "test", "dev"
+    return parts
 
 
 def _check_classes(classes: dict[str, dict[str, int]], where: str) -> None:

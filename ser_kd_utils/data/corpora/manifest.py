@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -96,7 +95,7 @@ class Corpus:
         return replace(self, manifest=kept, excluded=extended)
 
 
-def card(name: str) -> dict[str, Any]:
+def card(name: str) -> dict:
     """What cards.toml tells of a corpus, as Corpus takes it; the classes are those whose counts are published."""
     told = {key: tuple(value) if isinstance(value, list) else value for key, value in CARDS[name].items()}
     return told | {"name": name} | ({"labels": tuple(told["counts"])} if told.get("counts") else {})

@@ -12,15 +12,10 @@ CLIPS = "dia*_utt*.mp4"
 NEEDED = ["Speaker", "Emotion", "Dialogue_ID", "Utterance_ID", "StartTime", "EndTime"]
 
 
-def _places(split: str, *names: str) -> list[str]:
-    """Wherever the release may have been unpacked."""
-    return [f"{release}{part}{name}" for name in names for release in ("", "MELD.Raw/") for part in ("", f"{split}/")]
-
-
-def _find(root: Path, split: str, *names: str, hint: str) -> Path:
-    if not (found := first_of(root, *_places(split, *names))):
-        raise FileNotFoundError(f"{root}: no {names[0]}; {hint}")
-    return found[0]
+def _find(root: Path, split: str, *names: str) -> list[Path]:
+    """What has one of the names, wherever the release may have been unpacked."""
+    folders = [f"{release}{part}" for release in ("", "MELD.Raw/") for part in ("", f"{split}/")]
+    return first_of(root, *(f"{folder}{name}" for name in names for folder in folders))
 
 
 def read(root: Path) -> pd.DataFrame:
@@ -32,30 +27,26 @@ def read(root: Path) -> pd.DataFrame:
 
 
 def _read_split(root: Path, split: str) -> pd.DataFrame:
-    path = _find(root, split, f"{split}_sent_emo.csv", hint="copy it from declare-lab/MELD, data/MELD")
-    clips = (f"{CLIP_FOLDERS[split]}/{CLIPS}", f"{split}/{CLIPS}")
-    clip = _find(root, split, *clips, hint=f"unpack MELD's {split}.tar.gz")
+    name, clips = f"{split}_sent_emo.csv", f"{CLIP_FOLDERS[split]}/{CLIPS}"
+    if not (tables := _find(root, split, name)):
+        raise FileNotFoundError(f"{root}: no {name}; copy it from declare-lab/MELD, data/MELD")
+    if not (found := _find(root, split, clips, f"{split}/{CLIPS}")):
+        raise FileNotFoundError(f"{root}: no {clips}; unpack MELD's {split}.tar.gz")
     try:
-        table = pd.read_csv(path, usecols=NEEDED, dtype="str", keep_default_na=False, encoding="utf-8-sig")
+        table = pd.read_csv(tables[0], usecols=NEEDED, dtype="str", keep_default_na=False, encoding="utf-8-sig")
         times = table[["StartTime", "EndTime"]].apply(lambda time: pd.to_timedelta(time.str.replace(",", ".")))
     except ValueError as error:  # columns, encoding, times
-        raise ValueError(f"{path} is not MELD's table as published: {str(error).strip()}") from None
-    names = "dia" + table.Dialogue_ID + "_utt" + table.Utterance_ID
-    return pd.DataFrame(
-        {
-            "utterance": f"{split}_" + names,  # ids start anew in each split
-            "path": [str(clip.with_name(f"{name}.mp4")) for name in names],
-            "label": table.Emotion,
-            "speaker": table.Speaker,
-            "split": split,
-            "seconds": (times.EndTime - times.StartTime).dt.total_seconds(),
-        }
-    )
+        raise ValueError(f"{tables[0]} is not MELD's table as published: {str(error).strip()}") from None
+    table = table.rename(columns={"Emotion": "label", "Speaker": "speaker"})
+    names = "dia" + table.Dialogue_ID + "_utt" + table.Utterance_ID  # they start anew in each split
+    paths = [str(found[0].with_name(f"{name}.mp4")) for name in names]
+    seconds = (times.EndTime - times.StartTime).dt.total_seconds()
+    return table.assign(utterance=f"{split}_" + names, path=paths, split=split, seconds=seconds)
 
 
-MELD = Corpus(
-    **card("meld"),
-    recognises=lambda root: any(first_of(root, *_places(split, f"{split}_sent_emo.csv")) for split in PARTS),
-    read=read,
-)
+def _recognises(root: Path) -> bool:
+    return any(_find(root, split, f"{split}_sent_emo.csv") for split in PARTS)
+
+
+MELD = Corpus(**card("meld"), recognises=_recognises, read=read)
 MELD_4 = replace(MELD, name="meld-4", labels=MELD.labels[:4])

@@ -6,11 +6,7 @@ tests all utterances and chooses the epoch on dev speakers. Their numbers never 
 the difference (`_optimism`). Scores are those of clean speech unless a column says noisy.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -27,7 +23,7 @@ IN_NOISE = ("cnn-alone", FULL, "cnn-alone-noisy", "cnn-dkd-noisy")
 HELPS = "it helps more than classical distillation"
 
 
-def claims(settings: Mapping[str, Any], runs: Sequence[Run] = ()) -> tuple[Comparison, ...]:
+def claims(settings: Mapping, runs: Sequence[Run] = ()) -> tuple[Comparison, ...]:
     """The paper's first claim, those of its loss and questions of ours.
 
     Decoupled and classical distillation are compared as they are set, at each temperature with the same weights, and
@@ -35,7 +31,7 @@ def claims(settings: Mapping[str, Any], runs: Sequence[Run] = ()) -> tuple[Compa
     """
     known, own = variants(settings), settings["dkdfmh"]
     named = {own.replace(**known[name].overrides): name for name in sum(grids(known), [])}
-    first, as_set, *others = read_claims(Path(__file__).with_name("claims.csv"), encoder=of_encoder(settings))
+    first, as_set, *others = read_claims(__file__, encoder=of_encoder(settings))
     pairs = {}
     for t in own.temperatures:
         pairs[f"at T {t:g}"] = named[own.replace(temperature=t)], named[own.replace(loss="kd", kd_temperature=t)]
@@ -59,12 +55,9 @@ def tables(runs: Sequence[Run]) -> list[Table]:
     p1, p2 = [run for run in runs if report.mark_of(run) == "P1"], honest(runs)
     settings = settings_of(*[runs[0].info[key] for key in ("profile", "overrides")] if runs else ["tiny"])
     known, claimed = variants(settings), claims(settings, p2)
-    others = (
-        ("cnn-teacher", "cnn-alone", "clean"),
-        (of_encoder(settings), "cnn-alone", "clean"),
-        (FULL, "cnn-alone", "noisy"),
-    )
-    compared = {each.key: each for each in (*claimed, *(Comparison(*other) for other in others))}.values()
+    others = [Comparison(teacher, "cnn-alone", "clean") for teacher in ("cnn-teacher", of_encoder(settings))]
+    others.append(Comparison(FULL, "cnn-alone", "noisy"))
+    compared = {each.key: each for each in (*claimed, *others)}.values()
     family = Family([*p2, *teachers], claimed)
     return [
         Table("dkd", ("row",), lambda: _main(runs, known)),

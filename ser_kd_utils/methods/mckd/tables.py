@@ -1,11 +1,6 @@
 """MCKD's tables. Scores are those of clean speech unless a column says noisy."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-
-import pandas as pd
 
 from ser_kd_utils.methods import settings_of
 from ser_kd_utils.methods.mckd.variants import variants
@@ -13,13 +8,13 @@ from ser_kd_utils.metrics import score
 from ser_kd_utils.records import Run
 from ser_kd_utils.report import tables as report
 from ser_kd_utils.report.differences import Comparison, Family, read_claims
-from ser_kd_utils.report.tables import BLANK, Line, Score, Selection, Table, word
+from ser_kd_utils.report.tables import BLANK, Line, Sample, Score, Selection, Table, word
 
 FULL = "mc-full"
 METRICS = ("WA", "UA", "WF1")
 IN_NOISE = ("mc-alone", FULL, "mc-z-score", "mc-alone-noisy", "mc-kd-noisy", "mc-full-noisy")
 # What the paper claims, or follows from it.
-CLAIMS = read_claims(Path(__file__).with_name("claims.csv"))
+CLAIMS = read_claims(__file__)
 COMPARISONS = (*CLAIMS, Comparison(FULL, "mc-supcon", "clean"), Comparison(FULL, "mc-alone", "noisy"))
 
 
@@ -43,18 +38,17 @@ def _main(runs: Sequence[Run], names: Iterable[str]) -> list[Line]:
     The published scores are those of another corpus unless this is IEMOCAP or MELD, and second-hand.
     """
     columns = report.MODEL | {metric: Score("clean", metric=metric) for metric in METRICS} | {"UA noisy": Score()}
-    lines = []
-    for sample in (sample for name in names for sample in report.together(runs, Selection((name,)))):
-        line = {title: column(sample) for title, column in columns.items()} | {"published": BLANK}
-        line |= {"published": word(_published())} if sample.info["variant"] == FULL else {}
-        lines.append(line | {"folds x seeds": report.design(sample), "command": word(report.command(sample.runs))})
-    return [*lines, _floor(sample.at("clean").table, lines[-1])] if lines else []
+    columns["published"] = lambda sample: word(_published() if sample.info["variant"] == FULL else "")
+    columns |= {"folds x seeds": report.design, "command": lambda sample: word(report.command(sample.runs))}
+    samples = [sample for name in names for sample in report.together(runs, Selection((name,)))]
+    lines = [{title: column(sample) for title, column in columns.items()} for sample in samples]
+    return [*lines, _floor(samples[-1].at("clean"), lines[-1])] if lines else []
 
 
-def _floor(clean: pd.DataFrame, last: Line) -> Line:
+def _floor(clean: Sample, last: Line) -> Line:
     """The line of a model that always answers the commonest class of what is tested."""
-    commonest = clean["label"].mode()[0]
-    guess = clean.assign(prediction=commonest)
+    commonest = clean.table["label"].mode()[0]
+    guess = clean.table.assign(prediction=commonest)
     line = dict.fromkeys(last, BLANK) | {"row": word("floor"), "model": word(f"always {commonest}")}
     line |= {metric: word(f"{100 * score(guess, metric):.1f}") for metric in METRICS}
     return line | {key: word(last[key].value) for key in ("folds x seeds", "command")}

@@ -1,11 +1,8 @@
 """MLKD's tables: rows (a) to (e), MLKD with one component changed, and distillation in other situations."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -19,7 +16,7 @@ from ser_kd_utils.report.tables import Cell, Line, PointEstimate, Sample, Score,
 
 # what the paper claims, or distillation at large; the teacher's dev speech is clean and the students' noisy, so their
 # scores are no premise, and the claims say so
-CLAIMS = read_claims(Path(__file__).with_name("claims.csv"))
+CLAIMS = read_claims(__file__)
 # several layers against one, either against none; (e) near the full size (b); what layers and noisy training do; and
 # what layers give in little noise less what they give in much
 COMPARISONS = [Comparison(*pair) for pair in ("ed", "ec", "dc", "eb", "cb", "ba")]
