@@ -1,29 +1,19 @@
 """The `ser-kd` command. Heavy imports wait until a command needs them: `ser-kd --help` is instant.
 
-The help of each command ends with its line of these:
-
-    ser-kd reproduce --corpus emodb --data-root DATA --noise-dir NOISE
-    ser-kd status --corpus emodb --data-root DATA --seeds 0-4
-    ser-kd train a e --fold 2 --seed 1
-    ser-kd download emodb --to DATA
-    ser-kd explain mlkd "(e)" "UA noisy" --corpus emodb
-    ser-kd publish --corpus emodb --to EVIDENCE
-    ser-kd compare --page comparison.md
-    ser-kd predict recording.wav --noise babble --snr 0
-    ser-kd export RUN --to MODEL --format onnx-int8
+Commands, options and what is said of them stand in cli.toml.
 """
 
 import argparse
-import math
 import os
 import re
 import sys
+import tomllib
 import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from ser_kd_utils import __version__
 
@@ -50,70 +40,9 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(numbers))
 
 
-CORPORA = (
-    "demo", "iemocap", "iemocap-dev-speakers", "iemocap-improvised", "meld", "meld-4", "emodb", "ravdess", "manifest",
-)  # fmt: skip
-# What every experiment takes.
-SHARED = ("corpus", "name", "profile", "fold", "seed", "data_root", "noise_dir", "results", "overrides")
-# Default, help and more of each option, and in capitals of what has its place in the command.
-OPTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
-    "VARIANT": (None, "such as a, e, gamma-10, cnn-dkd, mc-full", {"nargs": "+"}),
-    "NAME": (None, "emodb, ravdess; access explained: iemocap, meld, noisex-92", {}),
-    "TABLE": ("", "such as mlkd, or a table's file (default: list tables)", {"nargs": "?"}),
-    "ROW": ("", "such as '(e)' (default: list rows and columns)", {"nargs": "?"}),
-    "COLUMN": ("", "such as 'UA noisy' (default: all)", {"nargs": "?"}),
-    "FOLDER": ("", "your results (default: where reproduce wrote them)", {"nargs": "?"}),
-    "corpus": ("demo", f"one of {', '.join(CORPORA)} (default: demo, made on first use)", {}),
-    "name": ("", "what results of --corpus manifest are called (default: as its CSV file)", {}),
-    "profile": ("tiny", "tiny: small, CPU; whisper: pre-trained; paper: wav2vec2-base, GPU", {}),
-    "results": ("", "where results are written (default: results/local)", {"metavar": "DIR"}),
-    "set": ([], "a setting other than the profile's, such as mlkd.epochs=2; may be repeated",
-            {"action": "append", "dest": "overrides", "metavar": "METHOD.NAME=VALUE"}),
-    "data-root": ("", "where the corpus lies (manifest: its CSV file)", {"metavar": "DIR"}),
-    "noise-dir": ("", "noise recordings (default: generated noise)", {"metavar": "DIR"}),
-    "speech-dir": ("", "unlabelled speech, for the ablations that use it", {"metavar": "DIR"}),
-    "folds": ((), "1,2 or 1-5 (default: all; the demo: its first)", {"type": _numbers, "metavar": "LIST"}),
-    "seeds": ((0,), "0,1,2 or 0-4 (default: 0)", {"type": _numbers, "metavar": "LIST"}),
-    "only": ("", "notebook numbers, such as 01,09 (default: all)", {"metavar": "LIST"}),
-    "ablations": ("", "variants by name, or none (default: all; the demo: one a method)", {"metavar": "LIST"}),
-    "workers": (0, "so many runs at a time here (default: one a core, or a GPU)", {"type": int, "metavar": "N"}),
-    "scheduler": ("", "spread the runs over a running Dask cluster", {"metavar": "ADDRESS"}),
-    "time-limit": (math.inf, "stop in time; the same command goes on", {"type": float, "metavar": "MINUTES"}),
-    "run-limit": (math.inf, "a notebook that takes longer has failed", {"type": float, "metavar": "MINUTES"}),
-    "force": (False, "run again what is already recorded", {"action": "store_true"}),
-    "fold": (1, "the one that is tested (default: 1)", {"type": int, "metavar": "N"}),
-    "seed": (0, "of everything random (default: 0)", {"type": int, "metavar": "N"}),
-    "protocol": ("", "another protocol of the method, such as DKDFMH's P1", {}),
-    "to": ("", "the folder it goes to", {"metavar": "DIR"}),
-    "url": ("", "another address of the same archive", {}),
-    "json": (False, "print JSON", {"action": "store_true"}),
-    "page": ("", "write the comparison as a page, too", {"metavar": "FILE"}),
-    "FILE": (None, "a recording, a folder of them, or - for a WAV on standard input", {"nargs": "+"}),
-    "RUN": (None, "the folder of a run of your own, such as results/local/demo-tiny/runs/<id>", {}),
-    "model": ("", "the network's folder (default: the student that comes with the suite)", {"metavar": "DIR"}),
-    "noise": ("", "mix in noise of this type first, such as babble, white, pink", {"metavar": "KIND"}),
-    "snr": (0.0, "of that noise (default: 0)", {"type": float, "metavar": "DB"}),
-    "plot": ("", "draw what is said over time", {"metavar": "FILE"}),
-    "format": (argparse.SUPPRESS, "predict: table, json or csv; export: onnx, onnx-int8, hub or hub-float16", {}),
-}  # fmt: skip
-
-RESULTS = ("corpus", "name", "profile", "results", "set")
-DATA = (*RESULTS, "data-root", "noise-dir", "speech-dir")
-PLAN = (*DATA, "folds", "seeds", "only", "ablations")
-RUN = (*PLAN, "workers", "scheduler", "time-limit", "run-limit", "force")
-PREDICT = ("FILE", "model", "format", "noise", "snr", "noise-dir", "plot")
-# What it calls, help and options of each command.
-COMMANDS = {
-    "reproduce": ("reproduce.schedule:reproduce", "run the notebooks and write records, tables and figures", RUN),
-    "status": ("reproduce.plan:status", "say what is done, running, stale or published, and what is left", PLAN),
-    "train": ("cli:train", "train variants, alone or by torchrun", ("VARIANT", *DATA, "fold", "seed", "protocol")),
-    "download": ("data.download:download", "fetch an open corpus, or say how to get another", ("NAME", "to", "url")),
-    "explain": ("reproduce.explain:explain", "from a number to its records", ("TABLE", "ROW", "COLUMN", *RESULTS)),
-    "publish": ("reproduce.publish:publish", "copy your records to the committed evidence", (*RESULTS, "to")),
-    "compare": ("reproduce.compare:compare", "set results beside the evidence", ("FOLDER", *RESULTS, "json", "page")),
-    "predict": ("deploy.predict:predict", "say what a network hears in recordings", PREDICT),
-    "export": ("deploy.export:export", "write a network as ONNX, or for transformers", ("RUN", "to", "format")),
-}
+TOLD = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+CORPORA, SHARED, COMMANDS, OPTIONS = (TOLD[name] for name in ("corpora", "shared", "commands", "options"))
+TYPES = {"int": int, "float": float, "numbers": _numbers}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -121,14 +50,14 @@ def parser() -> argparse.ArgumentParser:
     top = _Parser(prog="ser-kd", description="Reproduce knowledge distillation for speech emotion recognition.")
     top.add_argument("--version", action="version", version=f"ser-kd {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, (_, description, options) in COMMANDS.items():
-        example = re.search(rf"ser-kd {name} .+", __doc__ or "")  # python -OO leaves no docstring
-        words = {"help": description, "description": description, "epilog": f"example: {example[0]}" if example else ""}
+    for name, told in COMMANDS.items():
+        words = {"help": told["help"], "description": told["help"], "epilog": f"example: {told['example']}"}
         command = commands.add_parser(name, **words)
-        for option in options:
-            default, text, more = OPTIONS[option]
-            flag = option.lower() if option.isupper() else f"--{option}"
-            command.add_argument(flag, default=default, help=text, **more)
+        for option in told["options"]:
+            more = {"default": "", **OPTIONS[option]}
+            more |= {"help": more["help"].format(corpora=", ".join(CORPORA)), "type": TYPES.get(more.get("type"))}
+            given = {key: value for key, value in more.items() if value is not None}
+            command.add_argument(option.lower() if option.isupper() else f"--{option}", **given)
     return top
 
 
@@ -137,14 +66,15 @@ def main(arguments: list[str] | None = None) -> int:
     warnings.showwarning = lambda message, *_: print(f"ser-kd: {message}", file=sys.stderr)  # without a line of code
     try:
         options = parser().parse_args((sys.argv[1:] if arguments is None else arguments) or ["--help"])
-        call = resolve_name(f"ser_kd_utils.{COMMANDS[vars(options).pop('command')][0]}")
+        call = resolve_name(f"ser_kd_utils.{COMMANDS[vars(options).pop('command')]['call']}")
         if "corpus" in options:
             options.overrides, own = ", ".join(options.overrides), options.corpus == "manifest"
             options.name = options.name or Path(getattr(options, "data_root", "")).stem * own
             if options.name in CORPORA or (options.name and not own):
                 said = f"a name is for --corpus manifest, and none of {', '.join(CORPORA)}"
                 raise ValueError(f"--name {options.name}: {said}")
-        code = call(options) if "corpus" in options else call(**vars(options))
+        given = {name: value for name, value in vars(options).items() if value != ""}  # the rest is as the call has it
+        code = call(options) if "corpus" in options else call(**given)
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # whoever reads, such as `head`, has seen enough

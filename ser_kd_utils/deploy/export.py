@@ -77,7 +77,7 @@ def load(folder: Path) -> Model:
     return Model(lambda wave: classifier(torch.from_numpy(wave)[None])[0].numpy(), **classifier.about)
 
 
-def export(run: str, to: str, format: str = "onnx") -> int:
+def export(run: str, to: str = "", format: str = "onnx") -> int:
     """Write the network of a run's folder into the new folder `to`, with a model card; format: one of FORMATS.
 
     onnx: model.onnx, from waves (1, samples) to logits; onnx-int8: with 8-bit weights in its linear and convolutional

@@ -369,7 +369,7 @@ def test_ids_in_melds_tables_are_text(tmp_path):
 def test_unknown_name():
     said = only_error(ValueError, lambda: load_corpus("iemocpa"))
     assert "'iemocpa'" in said and all(name in said for name in CORPORA)
-    assert cli.CORPORA == CORPORA
+    assert tuple(cli.CORPORA) == CORPORA
 
 
 @pytest.mark.parametrize("root", [None, ""])
