@@ -311,6 +311,26 @@ def in_noise(name: str, runs: Sequence[Run], names: Iterable[str]) -> Table:
     return scores(name, lambda: aligned(runs, names), columns | {"UA noisy": PointEstimate(), "folds x seeds": design})
 
 
+def students(runs: Sequence[Run]) -> Table:
+    """All methods' students tested on unheard speakers, UA in percent, on what all of them have in common.
+
+    dev UA: the mean over these folds and seeds at the chosen epoch. A student trained in noise has dev speech in noise,
+    another one clean dev speech: only students trained on the same kind of speech can be compared by it.
+    """
+
+    def dev(sample: Sample) -> Cell:
+        own = [run for run in sample.runs if run.info["variant"] in sample.selection.variants]
+        return word(round(float(100 * np.mean([run.history["dev_UA"][run.info["best_epoch"]] for run in own])), 1), own)
+
+    own = [run for run in runs if run.info["role"] == "student" and run.info["kind"] in ("main", "noise")]
+    own = [run for run in own if not run.info["protocol"]["optimistic"]]
+    columns = MODEL | {"trained on": lambda sample: word("noisy" if sample.info["train_noise"] else "clean")}
+    columns |= {"dev UA": dev, "UA clean": Score("clean")}
+    columns |= {f"UA {snr:g} dB": Score(snr_db=snr) for snr in snrs(runs) if snr in (10, 0)}
+    names = dict.fromkeys(run.info["variant"] for run in own)
+    return scores("students", lambda: aligned(own, names), columns | {"folds x seeds": design})
+
+
 # --- what is said of the records, and what is published
 
 
