@@ -30,14 +30,14 @@ from ser_kd_utils import __version__
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """As all other errors: one line, said by `main`."""
+        """Raise ValueError, so that `main` prints one line as for all other errors."""
         wrong = re.search(r"(?:unrecognized arguments: |invalid choice: ')([\w-]+)", message)
         meant = did_you_mean(wrong[1], [*COMMANDS, *(f"--{name}" for name in OPTIONS)]) if wrong else ""
         raise ValueError(f"{message}{meant} (see `{self.prog} --help`)")
 
 
 def did_you_mean(wrong: str, choices: Iterable[str]) -> str:
-    """A question after what was typed, "" where no choice is like it."""
+    """The question that follows a mistyped word, or "" if no choice is similar."""
     return "".join(f"; did you mean {near}?" for near in get_close_matches(wrong, choices, 1))
 
 
@@ -50,6 +50,12 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(numbers))
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 1 on")
+    return int(text)
+
+
 CORPORA = (
     "demo", "iemocap", "iemocap-dev-speakers", "iemocap-improvised", "meld", "meld-4", "emodb", "ravdess", "manifest",
 )  # fmt: skip
@@ -58,42 +64,42 @@ SHARED = ("corpus", "name", "profile", "fold", "seed", "data_root", "noise_dir",
 # Default, help and more of each option, and in capitals of what has its place in the command.
 OPTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "VARIANT": (None, "such as a, e, gamma-10, cnn-dkd, mc-full", {"nargs": "+"}),
-    "NAME": (None, "emodb, ravdess; access explained: iemocap, meld, noisex-92", {}),
+    "NAME": (None, "emodb or ravdess; for iemocap, meld, noisex-92: how to get them", {}),
     "TABLE": ("", "such as mlkd, or a table's file (default: list tables)", {"nargs": "?"}),
     "ROW": ("", "such as '(e)' (default: list rows and columns)", {"nargs": "?"}),
     "COLUMN": ("", "such as 'UA noisy' (default: all)", {"nargs": "?"}),
     "FOLDER": ("", "your results (default: where reproduce wrote them)", {"nargs": "?"}),
     "corpus": ("demo", f"one of {', '.join(CORPORA)} (default: demo, made on first use)", {}),
-    "name": ("", "what results of --corpus manifest are called (default: as its CSV file)", {}),
+    "name": ("", "name of the results of --corpus manifest (default: that of its CSV file)", {}),
     "profile": ("tiny", "tiny: small, CPU; whisper: pre-trained; paper: wav2vec2-base, GPU", {}),
-    "results": ("", "where results are written (default: results/local)", {"metavar": "DIR"}),
-    "set": ([], "a setting other than the profile's, such as mlkd.epochs=2; may be repeated",
+    "results": ("", "the folder of results (default: results/local)", {"metavar": "DIR"}),
+    "set": ([], "change a setting of the profile, such as mlkd.epochs=2; may be repeated",
             {"action": "append", "dest": "overrides", "metavar": "METHOD.NAME=VALUE"}),
-    "data-root": ("", "where the corpus lies (manifest: its CSV file)", {"metavar": "DIR"}),
-    "noise-dir": ("", "noise recordings (default: generated noise)", {"metavar": "DIR"}),
-    "speech-dir": ("", "unlabelled speech, for the ablations that use it", {"metavar": "DIR"}),
-    "folds": ((), "1,2 or 1-5 (default: all; the demo: its first)", {"type": _numbers, "metavar": "LIST"}),
-    "seeds": ((0,), "0,1,2 or 0-4 (default: 0)", {"type": _numbers, "metavar": "LIST"}),
+    "data-root": ("", "the folder of the corpus (manifest: its CSV file)", {"metavar": "DIR"}),
+    "noise-dir": ("", "a folder of noise recordings (default: generated noise)", {"metavar": "DIR"}),
+    "speech-dir": ("", "a folder of unlabelled speech, for the ablations that use it", {"metavar": "DIR"}),
+    "folds": ((), "such as 1,2 or 1-5 (default: all; of the demo the first)", {"type": _numbers, "metavar": "LIST"}),
+    "seeds": ((0,), "such as 0,1,2 or 0-4 (default: 0)", {"type": _numbers, "metavar": "LIST"}),
     "only": ("", "notebook numbers, such as 01,09 (default: all)", {"metavar": "LIST"}),
-    "ablations": ("", "variants by name, or none (default: all; the demo: one a method)", {"metavar": "LIST"}),
-    "workers": (0, "so many runs at a time here (default: one a core, or a GPU)", {"type": int, "metavar": "N"}),
+    "ablations": ("", "names, or none (default: all; of the demo one for each method)", {"metavar": "LIST"}),
+    "workers": (0, "runs at a time on this machine (default: one a core or GPU)", {"type": _count, "metavar": "N"}),
     "scheduler": ("", "spread the runs over a running Dask cluster", {"metavar": "ADDRESS"}),
-    "time-limit": (math.inf, "stop in time; the same command goes on", {"type": float, "metavar": "MINUTES"}),
-    "run-limit": (math.inf, "a notebook that takes longer has failed", {"type": float, "metavar": "MINUTES"}),
+    "time-limit": (math.inf, "stop in time; the same command continues", {"type": float, "metavar": "MINUTES"}),
+    "run-limit": (math.inf, "a notebook that takes longer counts as failed", {"type": float, "metavar": "MINUTES"}),
     "force": (False, "run again what is already recorded", {"action": "store_true"}),
-    "fold": (1, "the one that is tested (default: 1)", {"type": int, "metavar": "N"}),
-    "seed": (0, "of everything random (default: 0)", {"type": int, "metavar": "N"}),
+    "fold": (1, "the fold that is tested (default: 1)", {"type": int, "metavar": "N"}),
+    "seed": (0, "the seed of everything random (default: 0)", {"type": int, "metavar": "N"}),
     "protocol": ("", "another protocol of the method, such as DKDFMH's P1", {}),
-    "to": ("", "the folder it goes to", {"metavar": "DIR"}),
-    "url": ("", "another address of the same archive", {}),
+    "to": ("", "the folder to write to", {"metavar": "DIR"}),
+    "url": ("", "another address of the archive", {}),
     "json": (False, "print JSON", {"action": "store_true"}),
-    "page": ("", "write the comparison as a page, too", {"metavar": "FILE"}),
+    "page": ("", "also write the comparison as a Markdown page", {"metavar": "FILE"}),
     "FILE": (None, "a recording, a folder of them, or - for a WAV on standard input", {"nargs": "+"}),
-    "RUN": (None, "the folder of a run of your own, such as results/local/demo-tiny/runs/<id>", {}),
+    "RUN": (None, "the folder of one of your runs, such as results/local/demo-tiny/runs/<id>", {}),
     "model": ("", "the network's folder (default: the student that comes with the suite)", {"metavar": "DIR"}),
-    "noise": ("", "mix in noise of this type first, such as babble, white, pink", {"metavar": "KIND"}),
-    "snr": (0.0, "of that noise (default: 0)", {"type": float, "metavar": "DB"}),
-    "plot": ("", "draw what is said over time", {"metavar": "FILE"}),
+    "noise": ("", "first mix in noise of this type, such as babble, white, pink", {"metavar": "KIND"}),
+    "snr": (0.0, "the SNR of that noise (default: 0)", {"type": float, "metavar": "DB"}),
+    "plot": ("", "draw the probabilities over time", {"metavar": "FILE"}),
     "format": (argparse.SUPPRESS, "predict: table, json or csv; export: onnx, onnx-int8, hub or hub-float16", {}),
 }  # fmt: skip
 
@@ -104,20 +110,32 @@ RUN = (*PLAN, "workers", "scheduler", "time-limit", "run-limit", "force")
 PREDICT = ("FILE", "model", "format", "noise", "snr", "noise-dir", "plot")
 # What it calls, help and options of each command.
 COMMANDS = {
-    "reproduce": ("reproduce.schedule:reproduce", "run the notebooks and write records, tables and figures", RUN),
-    "status": ("reproduce.plan:status", "say what is done, running, stale or published, and what is left", PLAN),
-    "train": ("cli:train", "train variants, alone or by torchrun", ("VARIANT", *DATA, "fold", "seed", "protocol")),
-    "download": ("data.download:download", "fetch an open corpus, or say how to get another", ("NAME", "to", "url")),
-    "explain": ("reproduce.explain:explain", "from a number to its records", ("TABLE", "ROW", "COLUMN", *RESULTS)),
-    "publish": ("reproduce.publish:publish", "copy your records to the committed evidence", (*RESULTS, "to")),
-    "compare": ("reproduce.compare:compare", "set results beside the evidence", ("FOLDER", *RESULTS, "json", "page")),
-    "predict": ("deploy.predict:predict", "say what a network hears in recordings", PREDICT),
-    "export": ("deploy.export:export", "write a network as ONNX, or for transformers", ("RUN", "to", "format")),
+    "reproduce": ("reproduce.schedule:reproduce", "Run the notebooks and write records, tables and figures.", RUN),
+    "status": ("reproduce.plan:status", "Show what is done, running, stale or published, and what is left.", PLAN),
+    "train": (
+        "cli:train",
+        "Train variants, in one process or with torchrun.",
+        ("VARIANT", *DATA, "fold", "seed", "protocol"),
+    ),
+    "download": (
+        "data.download:download",
+        "Download an open corpus, or explain how to get another.",
+        ("NAME", "to", "url"),
+    ),
+    "explain": ("reproduce.explain:explain", "Show the records behind a number.", ("TABLE", "ROW", "COLUMN", *RESULTS)),
+    "publish": ("reproduce.publish:publish", "Copy your records to the committed evidence.", (*RESULTS, "to")),
+    "compare": (
+        "reproduce.compare:compare",
+        "Compare results with the committed evidence.",
+        ("FOLDER", *RESULTS, "json", "page"),
+    ),
+    "predict": ("deploy.predict:predict", "Classify the emotion in recordings.", PREDICT),
+    "export": ("deploy.export:export", "Write a network as ONNX or for transformers.", ("RUN", "to", "format")),
 }
 
 
 def parser() -> argparse.ArgumentParser:
-    """Of the whole command line; raises ValueError for what it does not take."""
+    """The parser of the whole command line; it raises ValueError for arguments it does not accept."""
     top = _Parser(prog="ser-kd", description="Reproduce knowledge distillation for speech emotion recognition.")
     top.add_argument("--version", action="version", version=f"ser-kd {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -133,7 +151,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code: 0, 2 for what cannot be done as asked, or what the command says."""
+    """Return the exit code: 2 if the request cannot be carried out, else that of the command."""
     warnings.showwarning = lambda message, *_: print(f"ser-kd: {message}", file=sys.stderr)  # without a line of code
     try:
         options = parser().parse_args((sys.argv[1:] if arguments is None else arguments) or ["--help"])
