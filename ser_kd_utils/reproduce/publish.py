@@ -1,4 +1,4 @@
-"""`ser-kd publish`: finished local runs become committed evidence, a folder of few files that reads as they do."""
+"""`ser-kd publish`: finished local runs become committed evidence, a folder of few files that can be read like them."""
 
 import json
 import re
@@ -32,7 +32,7 @@ def publish(options: Namespace) -> int:
 
     options: corpus, name, profile, results, overrides; to: the evidence folder, "" for the usual one. A run of the same
     id is replaced. Tables are made of all runs; figures are copied where the local folder has all runs, since others
-    would show only a part of what the tables say. Raises FileNotFoundError without local runs; ValueError for runs that
+    would show only a part of them. Raises FileNotFoundError without local runs; ValueError for runs that
     cannot stand in one table, for damaged ones, for a path of this machine in what would be published and for a folder
     that holds runs of one's own.
     """
@@ -88,7 +88,7 @@ def write_published(runs: Sequence[records.Run], folder: Path) -> None:
 def _copy_notebooks(folder: Path, target: Path) -> None:
     """Each notebook as it was run on its first fold and seed.
 
-    It is without papermill's notes, and has a parameter's name where a folder of this machine stands.
+    Papermill's notes are removed, and a folder of this machine is replaced by its parameter's name.
     """
     for path in sorted(folder.glob("notebooks/*.ipynb"), reverse=True):  # the first comes last
         content = json.loads(path.read_text(encoding="utf-8"))
