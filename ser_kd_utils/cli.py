@@ -1,6 +1,6 @@
 """The `ser-kd` command. Heavy imports wait until a command needs them: `ser-kd --help` is instant.
 
-Commands, options and what is said of them stand in cli.toml.
+The commands, their options and help texts are in cli.toml.
 """
 
 import argparse
@@ -20,14 +20,14 @@ from ser_kd_utils import __version__
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """As all other errors: one line, said by `main`."""
+        """Raise ValueError, so that `main` prints one line as for all other errors."""
         wrong = re.search(r"(?:unrecognized arguments: |invalid choice: ')([\w-]+)", message)
         meant = did_you_mean(wrong[1], [*COMMANDS, *(f"--{name}" for name in OPTIONS)]) if wrong else ""
         raise ValueError(f"{message}{meant} (see `{self.prog} --help`)")
 
 
 def did_you_mean(wrong: str, choices: Iterable[str]) -> str:
-    """A question after what was typed, "" where no choice is like it."""
+    """The question that follows a mistyped word, or "" if no choice is similar."""
     return "".join(f"; did you mean {near}?" for near in get_close_matches(wrong, choices, 1))
 
 
@@ -40,13 +40,19 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(numbers))
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 1 on")
+    return int(text)
+
+
 TOLD = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 CORPORA, SHARED, COMMANDS, OPTIONS = (TOLD[name] for name in ("corpora", "shared", "commands", "options"))
-TYPES = {"int": int, "float": float, "numbers": _numbers}
+TYPES = {"int": int, "float": float, "numbers": _numbers, "count": _count}
 
 
 def parser() -> argparse.ArgumentParser:
-    """Of the whole command line; raises ValueError for what it does not take."""
+    """The parser of the whole command line; it raises ValueError for arguments it does not accept."""
     top = _Parser(prog="ser-kd", description="Reproduce knowledge distillation for speech emotion recognition.")
     top.add_argument("--version", action="version", version=f"ser-kd {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -62,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code: 0, 2 for what cannot be done as asked, or what the command says."""
+    """Return the exit code: 2 if the request cannot be carried out, else that of the command."""
     warnings.showwarning = lambda message, *_: print(f"ser-kd: {message}", file=sys.stderr)  # without a line of code
     try:
         options = parser().parse_args((sys.argv[1:] if arguments is None else arguments) or ["--help"])
@@ -73,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
             if options.name in CORPORA or (options.name and not own):
                 said = f"a name is for --corpus manifest, and none of {', '.join(CORPORA)}"
                 raise ValueError(f"--name {options.name}: {said}")
-        given = {name: value for name, value in vars(options).items() if value != ""}  # the rest is as the call has it
+        given = {name: value for name, value in vars(options).items() if value != ""}
         code = call(options) if "corpus" in options else call(**given)
         sys.stdout.flush()
         return code

@@ -1,4 +1,4 @@
-"""What lies on disk beside the records: the cache, work in progress, locks and checksums."""
+"""Files beside the records: the cache, work in progress, locks and checksums."""
 
 import hashlib
 import json
@@ -71,7 +71,7 @@ def unfinished(results: Path) -> Path:
 def only_one(results: Path, name: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Hold the lock `name`, which one process can have, on whatever machine of the same file system.
 
-    It goes with the process that holds it. waiting: called once where another process has it.
+    It is released when the process that holds it ends. waiting: called once if another process holds it.
     """
     if is_held(results, name):
         waiting()

@@ -1,4 +1,4 @@
-"""Fingerprints of code: what a module, or a script, can reach through imports. A change elsewhere cannot matter."""
+"""Fingerprints of the code that a module or a script can reach through imports. A change elsewhere has no effect."""
 
 import ast
 import hashlib

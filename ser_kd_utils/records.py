@@ -1,4 +1,4 @@
-"""What each trained model leaves behind: predictions and the conditions they were made under.
+"""The record of each trained model: its predictions and the conditions they were made under.
 
 A reader's own runs have a folder each:
 
@@ -53,7 +53,7 @@ def results_folder(folder: str, corpus: str, profile: str, overrides: str = "") 
 
 
 def folders(options: Any) -> tuple[Path, Path]:
-    """Of a command's corpus, profile and settings: the folder of a reader's own runs, and that of the evidence."""
+    """The folders of a command's corpus, profile and settings: a reader's own runs, and the evidence."""
     own = results_folder(options.results, options.name or options.corpus, options.profile, options.overrides)
     return own.expanduser().absolute(), EVIDENCE / own.name
 
@@ -166,7 +166,7 @@ class Run:
     def complete(self, wanted: str) -> bool:
         """Whether a record with this fingerprint is here, undamaged, and its weights too.
 
-        Published records come without weights: what somebody else trained is trained again.
+        Published records have no weights, so they are never complete and are trained again.
         """
         try:
             known = (self.folder / "model").is_dir() and self.info["fingerprint"] == wanted and self.stored is not None

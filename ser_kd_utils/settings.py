@@ -1,7 +1,7 @@
 """Every number an experiment depends on: its value in each profile, its type, and where it comes from.
 
 `tiny` trains small networks from random weights on two CPU cores in minutes; `whisper` starts from a pre-trained
-encoder that a CPU can bear; `paper` starts from wav2vec2-base and wants a GPU. Any corpus goes with any profile.
+encoder that a CPU can train; `paper` starts from wav2vec2-base and wants a GPU. Any corpus goes with any profile.
 Notebooks print `table()`, so that no setting is hidden. Each method's settings are in its own folder; here is what they
 have in common, and the noise that they share.
 """
@@ -35,7 +35,7 @@ GRID = (20, 15, 10, 5, 0, -5)  # SNRs of the tests in dB
 
 
 def setting(source: str, note: str, tiny: Any, paper: Any = None, whisper: Any = None) -> Any:
-    """A field whose value depends on the profile; `source` is PUBLISHED, CODE or ASSUMED and `note` says from where.
+    """A field whose value depends on the profile; `source` is PUBLISHED, CODE or ASSUMED, and `note` gives details.
 
     paper, whisper: where they are not the value of profile tiny.
     """
@@ -84,7 +84,7 @@ class Settings:
         return self.checked({f.name: getattr(self, f.name) for f in dataclasses.fields(self)} | overrides)
 
     def table(self) -> pd.DataFrame:
-        """What a notebook prints: setting, value, source, note.
+        """The table that a notebook prints: setting, value, source, note.
 
         The source is that of the paper profile's value; any other value is assumed, and the note says what it departs
         from.
@@ -120,7 +120,7 @@ class NoiseSettings(Settings):
 def parse_overrides(text: str) -> dict[str, dict[str, Any]]:
     """`"mlkd.epochs=2, teacher.checkpoint='folder'"` -> {"mlkd": {"epochs": 2}, "teacher": {"checkpoint": "folder"}}.
 
-    Values are Python literals; what is none is text. Raises ValueError for what is not a list of METHOD.NAME=VALUE, and
+    Values are Python literals; anything else is text. Raises ValueError unless it is a list of METHOD.NAME=VALUE, and
     for a setting that is given twice.
     """
     first, *parts = map(str.strip, re.split(r"(?:^|,)\s*([A-Za-z]\w*)\.([A-Za-z]\w*)\s*=", text.strip().rstrip(",")))

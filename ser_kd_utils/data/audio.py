@@ -1,6 +1,6 @@
 """Audio files as 16 kHz mono samples, decoded once into a memory-mapped cache.
 
-Levels are left as recorded. The cache holds 16-bit samples: what passes full scale is clipped there, with a warning.
+Levels are left as recorded. The cache holds 16-bit samples; samples beyond full scale are clipped, with a warning.
 """
 
 import hashlib
@@ -47,9 +47,9 @@ def decode(path: str | Path) -> np.ndarray:
 
 
 def read(path: str | Path) -> tuple[np.ndarray, int]:
-    """One file as float32 (samples, channels) and its sampling rate, told by its content. Raises AudioError.
+    """One file as float32 (samples, channels) and its sampling rate. Its content decides the format. Raises AudioError.
 
-    What libsndfile knows (WAV, FLAC, OGG, AIFF) comes as stored (a WAV file that was cut short, as far as it goes).
+    Formats that libsndfile reads (WAV, FLAC, OGG, AIFF) are returned as stored (a truncated WAV file up to its end).
     FFmpeg reads everything else, also MP3, GSM and WAV files whose header gives no length, and already gives mono at
     16 kHz, downmixed as `ffmpeg -ac 1` does it: the centre of 5.1 sound weighs more than the sides, the subwoofer
     nothing.
@@ -152,7 +152,7 @@ class AudioCache:
 def cache_audio(corpus: Corpus) -> AudioCache:
     """Open the decoded audio of `corpus`; decode it first if it is new or a file changed (relative path, size, time).
 
-    Not usable are files that `read` refuses and those that are silent (all under -80 dBFS), shorter than MIN_SECONDS
+    Files cannot be used if `read` refuses them, or if they are silent (all under -80 dBFS), shorter than MIN_SECONDS
     or longer than MAX_SECONDS. Where `corpus.bad_audio` is "error" they raise one ValueError and nothing is kept;
     where it is "exclude" they are listed in `excluded`. Warns of files that are clipped when they are decoded.
     """
@@ -182,7 +182,7 @@ def _decode_all(corpus: Corpus, folder: Path) -> None:
 
 
 def refuse_shared_samples(split: Split, audio: AudioCache) -> None:
-    """Two parts of a split hold the same samples, under whatever names: ValueError, or a warning if it is published."""
+    """Raise ValueError if two parts of a split share samples under any name; warn if the split is a published one."""
     first = {}
     for part in PARTS:
         for utterance in getattr(split, part):

@@ -1,6 +1,6 @@
-"""Open corpora fetched from their publishers, checked and unpacked; of the others, whom to ask.
+"""Download open corpora from their publishers, check and unpack them; say whom to ask for the others.
 
-All that is on the way lies in `<folder>.download` beside the corpus; the corpus appears whole, by one rename.
+Unfinished downloads lie in `<folder>.download` beside the corpus; the corpus appears whole, by one rename.
 """
 
 import shlex
@@ -59,7 +59,7 @@ def download(name: str, to: str = "", url: str = "") -> int:
 
 
 def _fetch(name: str, home: Path, url: str) -> None:
-    """Fetch, check, unpack and put in its place; nothing stays of what fails.
+    """Fetch, check, unpack and put in place; nothing remains after a failure.
 
     Python's zipfile keeps every member below the folder it unpacks to, whatever the member's name.
     """

@@ -1,1 +1,1 @@
-"""What a practitioner takes away: predictions for own recordings, and networks exported for other programs."""
+"""For practitioners: predictions for their own recordings, and networks exported for other programs."""

@@ -16,7 +16,7 @@ GENDER_OF = {"emodb": lambda u: GENDERS[u[:2]], "iemocap": lambda u: u[-4], "rav
 
 
 def card(run: records.Run, format: str, module: str, **more: object) -> ModelCard:
-    """Of a run's network, exported as `format` (of `deploy.export.FORMATS`, or several of them).
+    """The card of a run's network, exported as `format` (of `deploy.export.FORMATS`, or several of them).
 
     module: of the network's class; unless it is transformers' own, it must be imported to read the network. more: what
     `card.md` tells where it is known: `chosen`, `licences`, `not_heard` and `rounded`.

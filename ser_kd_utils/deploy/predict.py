@@ -1,4 +1,4 @@
-"""What a saved network says of recordings: files, folders, long recordings window by window, a WAV on standard input.
+"""The answers of a saved network for recordings: files, folders, long recordings by windows, a WAV on standard input.
 
 A folder with `model.onnx` is run by onnxruntime alone, without torch and transformers; another one by transformers.
 """
@@ -23,7 +23,7 @@ GRAPH = "model.onnx"
 SHORTEST = SAMPLE_RATE // 10  # in samples; the corpora's utterances are not shorter
 # what is printed of all windows, and of the files, whose probabilities are the mean over their windows
 FORMATS = {
-    "table": lambda windows, files: files.round(3).to_string(index=False),
+    "table": lambda windows, files: files[[*files.columns[1:], "file"]].round(3).to_string(index=False),
     "json": lambda windows, files: json.dumps(files.to_dict("records"), indent=1, ensure_ascii=False),
     "csv": lambda windows, files: windows.round(6).to_csv(index=False).rstrip("\n"),
 }
@@ -78,7 +78,7 @@ def predict(
     file: Sequence[str], model: str = "", format: str = "table", noise: str = "", snr: float = 0.0, noise_dir: str = "",
     plot: str = "",
 ) -> int:  # fmt: skip
-    """Print what the network says of each file, folder or `-` (standard input); 1 where a file cannot be read.
+    """Print the network's answer for each file, folder or `-` (standard input); return 1 if a file cannot be read.
 
     model: its folder, "" for STUDENT; format: "table" or "json", with a line for each file and the mean over its
     windows, or "csv", with a line for each window; noise: its type, from the recordings in noise_dir or else generated,
@@ -120,7 +120,7 @@ def _read(name: str) -> np.ndarray:
 
 
 def _mixer(kind: str, snr_db: float, folder: str) -> Callable[[np.ndarray, str], np.ndarray]:
-    """What adds noise to a wave as the suite's tests do; the file's name decides which piece of it."""
+    """A function that adds noise to a wave as the suite's tests do; the file's name decides which piece of noise."""
     from ser_kd_utils.data.noise import NoiseBank
     from ser_kd_utils.training.evaluation import noisy_views
 

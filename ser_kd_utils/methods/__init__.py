@@ -1,4 +1,4 @@
-"""The methods of the suite. Another one is a folder here, its name in METHODS and a pair of notebooks."""
+"""The methods of the suite. A new one needs a folder here, its name in METHODS and a pair of notebooks."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -35,6 +35,6 @@ def variants_of(settings: Mapping[str, Any]) -> dict[str, Variant]:
 def tables_of(runs: Any) -> dict[str, Any]:
     """Every declared table (`report.tables.Table`) by name, from all records of a results folder.
 
-    A table is made when its lines are asked for; one without records has none.
+    A table is computed when its lines are asked for; without records it has none.
     """
     return {table.name: table for method in METHODS.values() for table in method.tables(runs)}

@@ -36,7 +36,7 @@ class Variant:
 
     @property
     def label(self) -> str:
-        """As tables and figures write it."""
+        """The name as tables and figures write it."""
         return label_of(self.name)
 
 
@@ -56,9 +56,9 @@ class Notebook:
 
 @dataclass(frozen=True)
 class Method:
-    """One room. Settings, variants, experiment and tables are named, and loaded when they are wanted.
+    """A method. Its settings, variants, experiment and tables are given by name and loaded when they are needed.
 
-    package: where the room lies, such as "ser_kd_utils.methods.mlkd"; settings, experiment: names of classes in its
+    package: that of the method, such as "ser_kd_utils.methods.mlkd"; settings, experiment: names of classes in its
     modules `settings` and `experiment`. Its module `variants` has a function `variants(settings)` that takes the
     settings of all methods by group and returns the variants by name; its module `tables` a function `tables(runs)`
     that returns its declared tables. protocols: the marks of those it trains under, the first of them the one that

@@ -1,4 +1,4 @@
-"""Effects and verdicts: what one variant gives over another, tested with the fold as the unit.
+"""Effects and verdicts: the difference of two variants, tested with the fold as the unit.
 
 The seeds of a fold share its training and test speakers, so they are averaged first: more seeds make the difference in
 a fold more exact, but they are no further independent observations. The folds share training speakers; the corrected
@@ -104,7 +104,7 @@ def effect(
 
 
 def null(a: pd.DataFrame, **how) -> dict[tuple[int, int], Effect]:
-    """One variant, seed against seed, through `effect`: what random seeds alone look like in the same test.
+    """Test one variant with two of its seeds by `effect`: this shows what differences chance alone makes.
 
     Returns an Effect for each pair of the seeds that all folds have; nothing where there are fewer than two. Each
     compares single trainings, so it scatters sqrt(n) times as much by the seed as a difference of means over n seeds.
@@ -161,7 +161,7 @@ def verdict(effect: Effect, p: float, gate: bool = True, margin: float = 0) -> s
 
 
 def why_undecided(effect: Effect) -> str:
-    """What keeps an effect from a verdict: too few folds or seeds or, where there are enough, its size."""
+    """The reason why an effect is undecided: too few folds or seeds or, where there are enough, its size."""
     few = ["one fold"] * (len(effect.by_fold) == 1)
     few += [f"fewer than {LEAST_SEEDS} seeds"] * (effect.seeds < LEAST_SEEDS)
     return ", ".join(few) or "not told from chance"

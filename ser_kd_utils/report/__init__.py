@@ -1,4 +1,4 @@
-"""Tables, figures and what stands behind a number: everything that is made of records."""
+"""Tables, figures and the origin of a number: everything that is made of records."""
 
 
 def label_of(name: str) -> str:

@@ -51,7 +51,7 @@ class Selection:
     difference: bool = False
 
     def predictions(self, runs: Sequence[Run]) -> list[pd.DataFrame]:
-        """What counts of the predictions of `runs`: one table or, of a difference, the first and the second."""
+        """The predictions of `runs` that are selected: one table or, for a difference, the first and the second."""
         sides = [replace(self, variants=(name,), beside=()) for name in self.variants]
         found = together(runs, *sides, *self.beside)[: 1 + self.difference]
         return [sample.at(self.condition, self.snr_db).table for sample in found]
@@ -78,7 +78,7 @@ BLANK = Cell("", "")
 
 
 def word(value: str | int | float | None, runs: Sequence[Run] = ()) -> Cell:
-    """A cell that no prediction decides: a name, a count, a published value; runs: the records it is about."""
+    """A cell that does not depend on predictions: a name, a count, a published value; runs: the records it is about."""
     return Cell(value, "" if value is None else str(value), runs=tuple(runs))
 
 
@@ -115,7 +115,7 @@ class Table:
 
     @property
     def caption(self) -> str:
-        """Before what is said of the records: `words`, and over what the scores in it are taken together."""
+        """The caption: `words`, whether scores are pooled over folds, and what kind of records these are."""
         scored = [cell for cell in self.cells if cell.selection and not cell.selection.difference]
         several = any(len({run.info["fold"] for run in cell.runs}) > 1 for cell in scored)
         scores = f"scores: {'pooled over folds' if several else 'one fold each'}; " * bool(scored)
@@ -123,13 +123,13 @@ class Table:
 
     @property
     def frame(self) -> pd.DataFrame:
-        """What the CSV file holds; a number that stands alone is a number."""
+        """The content of the CSV file; a cell that is only a number stays a number."""
         lines = ([line.get(name, BLANK) for name in self.columns] for line in self.lines)
         told = ([cell.value if cell.text in ("", str(cell.value)) else cell.text for cell in line] for line in lines)
         return pd.DataFrame(told, columns=self.columns)
 
     def key(self, line: Line) -> str:
-        """What tells the line apart, in words: `(e)`, or `hum, 0, (e)`."""
+        """The words that identify the line: `(e)`, or `hum, 0, (e)`."""
         cells = (line[name] for name in self.keys if line[name].text)
         return ", ".join(f"{cell.value:g}" if isinstance(cell.value, float) else cell.text for cell in cells)
 
@@ -253,7 +253,7 @@ def label(sample: Sample) -> Cell:
 
 
 def told(key: str) -> Column:
-    """What is recorded under this key: "title", "question", "baseline"."""
+    """A column of what is recorded under this key: "title", "question", "baseline"."""
     return lambda sample: word(sample.info[key], sample.runs)
 
 
@@ -277,7 +277,7 @@ def folds_x_seeds(pairs: Iterable[tuple[int, int]]) -> str:
 
 
 def command(runs: Sequence[Run]) -> str:
-    """What makes these records; DATA and NOISE stand for folders on the reader's machine."""
+    """The command that makes these records; DATA and NOISE stand for folders on the reader's machine."""
     info = runs[0].info
     data = "" if info["corpus"] == "demo" else f" --corpus {info['corpus']} --data-root DATA"
     noise = " --noise-dir NOISE" if info["protocol"]["noise"].startswith("folder") else ""
@@ -309,6 +309,26 @@ def in_noise(name: str, runs: Sequence[Run], names: Iterable[str]) -> Table:
     by_snr = {f"UA {snr:.0f} dB": PointEstimate(snr_db=snr) for snr in snrs(runs)}
     columns = {"row": label, "model": told("title"), "UA clean": PointEstimate("clean"), **by_snr}
     return scores(name, lambda: aligned(runs, names), columns | {"UA noisy": PointEstimate(), "folds x seeds": design})
+
+
+def students(runs: Sequence[Run]) -> Table:
+    """All methods' students tested on unheard speakers, UA in percent, on what all of them have in common.
+
+    dev UA: the mean over these folds and seeds at the chosen epoch. A student trained in noise has dev speech in noise,
+    another one clean dev speech: only students trained on the same kind of speech can be compared by it.
+    """
+
+    def dev(sample: Sample) -> Cell:
+        own = [run for run in sample.runs if run.info["variant"] in sample.selection.variants]
+        return word(round(float(100 * np.mean([run.history["dev_UA"][run.info["best_epoch"]] for run in own])), 1), own)
+
+    own = [run for run in runs if run.info["role"] == "student" and run.info["kind"] in ("main", "noise")]
+    own = [run for run in own if not run.info["protocol"]["optimistic"]]
+    columns = MODEL | {"trained on": lambda sample: word("noisy" if sample.info["train_noise"] else "clean")}
+    columns |= {"dev UA": dev, "UA clean": Score("clean")}
+    columns |= {f"UA {snr:g} dB": Score(snr_db=snr) for snr in snrs(runs) if snr in (10, 0)}
+    names = dict.fromkeys(run.info["variant"] for run in own)
+    return scores("students", lambda: aligned(own, names), columns | {"folds x seeds": design})
 
 
 # --- what is said of the records, and what is published

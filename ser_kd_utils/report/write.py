@@ -63,7 +63,7 @@ def _tex(text: str) -> str:
 def card(runs: Sequence[Run]) -> str:
     """The protocol of these records in a paragraph: who is tested on whom, how the epoch is chosen, in which noise.
 
-    What differs among records is a range; of two protocols each is told by its name.
+    Where records differ, it gives a range; two protocols are described one after the other, each by its name.
     """
     protocol, marks = runs[0].info["protocol"], sorted({mark_of(run) for run in runs})
     told = [_split([run for run in runs if mark_of(run) == mark]) for mark in marks]
@@ -76,7 +76,7 @@ def card(runs: Sequence[Run]) -> str:
 
 
 def _split(runs: Sequence[Run]) -> str:
-    """A protocol's part of the card. Methods with two say in their names how the epoch is chosen, P1 the split, too."""
+    """The part of the card about one protocol. Where a method has two, their names say how the epoch is chosen."""
     protocol = runs[0].info["protocol"]
     name, optimistic = protocol.get("name"), protocol["optimistic"]
     heard = f"test speakers {'never ' * protocol['speaker_independent']}heard in training"

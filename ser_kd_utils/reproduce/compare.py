@@ -38,7 +38,7 @@ class Comparison:
 
     @property
     def summary(self) -> str:
-        """In a sentence."""
+        """The comparison in a sentence."""
         processors = self.machines.loc[["processor", "instruction_set"]]
         on = {side: ", ".join(dict.fromkeys(values)) for side, values in processors.items()}
         return (
@@ -89,7 +89,7 @@ def compared(folder: Path) -> Comparison:
 
 
 def _made_with(runs: Sequence[Run]) -> dict[str, str]:
-    """Hardware and versions; several where runs differ."""
+    """Hardware and versions of the runs; several values where runs differ."""
     found = [run.info["hardware"] | {"python": run.info["python"]} | run.info["versions"] for run in runs]
     return {key: " or ".join(sorted({str(each[key]) for each in found})) for key in found[0]}
 
@@ -112,14 +112,14 @@ def _status(column: str, *pair: Cell) -> str:
 
 
 def _ends(cell: Cell) -> tuple[float | None, float | None]:
-    """Of the cell's interval; of a score that is printed without one, made now."""
+    """The ends of the cell's interval, which is computed now for a score that is printed without one."""
     if cell.low is None and cell.selection and not cell.selection.difference:
         return tuple(100 * end for end in interval(*cell.selection.predictions(cell.runs), cell.selection.metric)[1:])
     return cell.low, cell.high
 
 
 def _write_page(found: Comparison, path: Path) -> None:
-    """All that is not equal, below a picture of all that has an interval."""
+    """Write a page with a figure of all numbers that have an interval, and a table of those that are not equal."""
     import seaborn as sns
 
     cells = found.cells

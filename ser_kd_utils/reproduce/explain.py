@@ -83,7 +83,7 @@ def _choose(kind: str, asked: str, choices: Collection[str]) -> str:
 
 
 def _place(path: Path) -> str:
-    """From the results folder on: where that lies is the reader's."""
+    """The path below the results folder, whose own place differs from machine to machine."""
     return "/".join(path.parts[-4:])
 
 
@@ -96,7 +96,7 @@ def _named(*names: str) -> str:
 
 
 def _tell_what_counts(column: str, cell: Cell) -> None:
-    """Print which predictions decide the cell."""
+    """Print which predictions the cell is computed from."""
     if "published" in column:
         print("  published values: results/reference/, each with its source")
     if not (use := cell.selection):
@@ -139,7 +139,7 @@ def _settings(info: Mapping) -> str:
 
 
 def _command(behind: Sequence[Run]) -> str:
-    """What trains these variants and makes the tables again."""
+    """The command that trains these variants and makes the tables again."""
     kinds = {(run.info["method"], run.info["kind"]) for run in behind}
     notebooks = {each.name[:2] for name, kind in kinds for each in METHODS[name].notebooks if kind in each.kinds}
     parts = dict.fromkeys(run.info["variant"] for run in behind if run.info["kind"] != "main")

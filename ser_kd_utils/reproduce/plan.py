@@ -1,4 +1,4 @@
-"""What there is to run, each notebook of METHODS for each fold and seed, checked before any begins; and its state."""
+"""The plan: each notebook of METHODS for each fold and seed, checked before any run begins; and the state of each."""
 
 import re
 from argparse import Namespace
@@ -98,7 +98,7 @@ def _trained(settings: Mapping, options: Namespace, demo: bool) -> list[tuple[Me
 
 
 def _inputs(corpus: Corpus, given: Mapping[str, Any], train_types: Sequence[str]) -> dict[str, str]:
-    """What the corpus, the unlabelled speech and the noise are; no path counts.
+    """What identifies the corpus, the unlabelled speech and the noise; paths do not count.
 
     Sound files count by size and time of change: a copy elsewhere runs the notebooks again, but no training, since
     records are found by the sound itself. Raises ValueError for a noise to train on that there is not.
@@ -120,7 +120,7 @@ def _contents(corpus: Corpus) -> str:
 
 
 def _check_writable(folder: Path) -> None:
-    """Before an hour of training, not after it; leaves nothing behind."""
+    """Raise OSError before an hour of training and not after it; leaves nothing behind."""
     place = next(path for path in (folder, *folder.parents) if path.exists())
     try:
         TemporaryFile(dir=place).close()
@@ -168,5 +168,5 @@ def status(options: Namespace) -> int:
 
 
 def _kind(record: str) -> str:
-    """What is trained, in whatever fold and with whatever seed."""
+    """What is trained, without fold and seed."""
     return record.partition("__fold-")[0]

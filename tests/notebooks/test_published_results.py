@@ -14,6 +14,7 @@ from ser_kd_utils.methods import tables_of
 from ser_kd_utils.metrics import interval
 from ser_kd_utils.records import predictions, read_runs
 from ser_kd_utils.report import write
+from ser_kd_utils.reproduce.publish import report
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = sorted(path.parent for path in (ROOT / "results").glob("*/runs.jsonl"))
@@ -43,18 +44,21 @@ def test_every_file_is_as_published_and_listed(folder):
     assert listed == {name: checksum for name, checksum in found.items() if name not in own}
 
 
-def test_every_table_is_what_the_records_say(folder, tmp_path):
-    for table in tables_of(read_runs(folder)).values():
+def test_every_table_and_the_report_are_what_the_records_say(folder, tmp_path):
+    runs = read_runs(folder)
+    tables = tables_of(runs)
+    for table in tables.values():
         write.write(table, tmp_path)
     stored, made = ({path.name: path.read_bytes() for path in place.glob("tables/*")} for place in (folder, tmp_path))
     assert len(stored) >= 30 and stored == made
+    assert (folder / "README.md").read_text(encoding="utf-8") == report(folder.name, runs, tables, folder)
 
 
 def test_every_table_and_figure_stands_in_the_report(folder):
-    report = (folder / "README.md").read_text(encoding="utf-8")
+    text = (folder / "README.md").read_text(encoding="utf-8")
     for path in folder.glob("tables/*.md"):
-        assert all(line in report for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("|"))
-    assert all(f"![](figures/{path.name})" in report for path in folder.glob("figures/*"))
+        assert all(line in text for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("|"))
+    assert all(f"![](figures/{path.name})" in text for path in folder.glob("figures/*"))
 
 
 def test_no_file_names_a_path_of_a_machine(folder):
@@ -62,6 +66,10 @@ def test_no_file_names_a_path_of_a_machine(folder):
         if path.suffix in (".md", ".csv", ".tex", ".jsonl", ".ipynb", ".parquet"):
             text = path.read_bytes()
             assert not any(mark in text for mark in (b"/home/", b"/root/", b"/tmp/", b"/work/", b"/Users/")), path
+
+
+def test_executed_notebooks_are_small(folder):
+    assert all(path.stat().st_size <= 400_000 for path in folder.glob("notebooks/*"))
 
 
 def test_records_are_whole(folder):

@@ -72,8 +72,8 @@ print(sorted({"torch", "transformers", "scipy", "matplotlib", "datasets"} & sys.
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     head, row, last = done.stdout.splitlines()
-    assert head.split() == ["file", "label", "seconds", "angry", "happy", "neutral", "sad"]
-    assert row.split()[0] == str(recordings[0]) and last == "[] 0"
+    assert head.split() == ["label", "seconds", "angry", "happy", "neutral", "sad", "file"]
+    assert row.split()[-1] == str(recordings[0]) and last == "[] 0"
 
 
 def test_a_broken_file_beside_a_whole_one(recordings, shared_data, capsys):

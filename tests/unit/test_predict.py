@@ -76,13 +76,13 @@ def said(capsys, *arguments: object, code: int = 0) -> str:
 
 def test_every_format_of_audio_is_one_line(files, networks, long, capsys):
     lines = said(capsys, files, "--model", networks / "onnx").splitlines()
-    assert lines[0].split() == ["file", "label", "seconds", *LABELS]
-    assert [Path(line.split()[0]).name for line in lines[1:]] == [
+    assert lines[0].split() == ["label", "seconds", *LABELS, "file"]
+    assert [Path(line.split()[-1]).name for line in lines[1:]] == [
         *("a.wav", "b.flac", "c.ogg", "d.mp3", "long.wav", "e.m4a", "f.mp4"),
     ]
     whole = open_model(networks / "onnx").timeline(long[: 2 * SAMPLE_RATE]).loc[0]
     for line in lines[1:]:
-        file, label, seconds, *numbers = line.split()
+        label, seconds, *numbers, file = line.split()
         if not file.endswith("long.wav"):
             assert label == whole["label"]
             np.testing.assert_allclose(

@@ -47,7 +47,8 @@ def record(results: Path, variant: str, fold: int = 1, share: float = 0.8, **cha
     info = {"method": "mlkd", "variant": variant, "title": f"variant {variant}", "question": "", "kind": "main"}
     info |= {"role": "student", "baseline": "", "held_out_noise": "", "overrides": "", "corpus": "demo"}
     info |= {"profile": "tiny", "fold": fold, "seed": 0, "labels": LABELS, "parameters": 10, "protocol": PROTOCOL}
-    info |= {"settings": {"noise": {"train_snr_db": [0, 20], "test_snr_db": [0]}}, "history": [{"epoch": 1, "loss": 1}]}
+    info |= {"settings": {"noise": {"train_snr_db": [0, 20], "test_snr_db": [0]}}, "best_epoch": 1}
+    info |= {"train_noise": [], "history": [{"epoch": 1, "loss": 1, "dev_UA": 0.7 if variant == "e" else 0.6}]}
     info |= {"fingerprint": "f", "audio_fingerprint": "a", "noise_fingerprint": "n", "commit": "c" * 40}
     info |= {"hardware": {"processor": "P", "instruction_set": "I", "gpu": None}, "versions": {"torch": "2"}}
     info |= {"python": "3.11"} | changes
@@ -122,6 +123,7 @@ def test_runs_tables_and_report_are_published_in_few_files(place, tmp_path, caps
         and "figures/curve.png" in text
         and "4 runs" in capsys.readouterr().out
     )
+    assert "among those trained on clean speech, `(e)`." in text and "UA 0 dB" in text  # dev UA 0.7, that of (a) 0.6
     assert text.count("<details>") == 2 and "results/demo-tiny/tables" in text
     checked = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=folder, capture_output=True, text=True)
     assert checked.returncode == 0 and checked.stdout.count(": OK") == len(files(folder)) - 1

@@ -487,12 +487,10 @@ def test_bad_options_are_one_clear_line_before_any_work(
     assert captured.err.startswith("ser-kd: ") and message in captured.err and captured.err.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    ("number", "said"), [("-1", "max_workers must be greater than 0"), ("two", "--workers: invalid int value: 'two'")]
-)
-def test_there_is_no_number_of_workers_below_one(run, notebooks, capsys, receipts, number, said):
+@pytest.mark.parametrize("number", ["0", "-1", "two"])
+def test_there_is_no_number_of_workers_below_one(run, notebooks, capsys, receipts, number):
     assert run("--workers", number) == 2
-    assert said in capsys.readouterr().err and not receipts()
+    assert f"--workers: {number} is not a number from 1 on" in capsys.readouterr().err and not receipts()
 
 
 @pytest.mark.parametrize(("cores", "gpus", "expected"), [(3, 0, 3), (16, 1, 1), (16, 2, 2)])

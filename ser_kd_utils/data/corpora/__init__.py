@@ -51,7 +51,7 @@ def load_corpus(name: str, root: str | Path | None = None) -> Corpus:
 
 
 def unlabelled(folder: str | Path) -> Corpus:
-    """Every sound file below `folder`, whatever is said in it: speech without labels or speakers.
+    """Every sound file below `folder`: speech without labels or speakers.
 
     An utterance is "speech/" and the file's path below `folder` without its suffix. Raises FileNotFoundError (no such
     folder, no sound in it) or ValueError (two files that differ in their suffix only).
@@ -81,7 +81,7 @@ def _recognised(corpus: Corpus, root: str | Path | None) -> Path:
 
 
 def _differences(corpus: Corpus) -> tuple[str, ...]:
-    """What differs from the published counts, one note each."""
+    """One note for each difference from the published counts."""
     pairs = {label: (int((corpus.manifest.label == label).sum()), corpus.counts.get(label)) for label in corpus.labels}
     notes = {label: f"{label}: {here} utterances, published {there}" for label, (here, there) in pairs.items()}
     return tuple(notes[label] for label, (here, there) in pairs.items() if there not in (None, here))

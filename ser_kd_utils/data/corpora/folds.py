@@ -1,4 +1,4 @@
-"""Protocols: which utterances train, choose and test a model."""
+"""Protocols: which utterances are for training, for choosing the epoch (dev) and for the test."""
 
 import warnings
 from dataclasses import asdict, dataclass

@@ -38,7 +38,7 @@ def exclusions(pairs: Iterable[tuple[str, str]] = ()) -> pd.DataFrame:
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """What is known of a corpus and, once `load_corpus` has read it, its utterances.
+    """A corpus: what is known about it and, once `load_corpus` has read it, its utterances.
 
     `manifest` has one row per utterance, sorted by utterance, with exactly the columns COLUMNS: `path` is absolute,
     `seconds` is what the annotation or else the file's header says (NaN where neither does), text that does not apply

@@ -43,7 +43,7 @@ class Peeks(list[Tensor]):
 
 
 class DKDFMHExperiment(MethodExperiment):
-    """An Experiment (see its arguments) of DKDFMH under P1 or P2."""
+    """The Experiment (see its arguments) of DKDFMH under P1 or P2."""
 
     method = "dkdfmh"
     prepare_inputs = staticmethod(model.prepare_inputs)
@@ -62,7 +62,7 @@ class DKDFMHExperiment(MethodExperiment):
             self.train, self.dev, self.test = ([u for u in part if len(self.audio[u]) >= shortest] for part in parts)
 
     def available(self):
-        """All under P2, under P1 the main ones of networks of one kind."""
+        """All variants under P2; under P1 those that are declared for it."""
         every = super().available()
         return {name: each for name, each in every.items() if self.mark in ("P2", *each.protocols)}
 
@@ -86,7 +86,7 @@ class DKDFMHExperiment(MethodExperiment):
         return model.HeadFusionConfig(**{key: getattr(use, key) for key in SHAPE}, **samples, **self.class_names)
 
     def dataset(self, name: str) -> SpeechDataset:
-        """The variant's training set, segments, with what its teacher says of the clean ones."""
+        """The variant's training set of segments, with its teacher's outputs for the clean ones."""
         use, variant = self.settings_of(name), self.variants[name]
         longest, hop = (round(s * SAMPLE_RATE) for s in (use.segment, use.segment - use.train_overlap))
         data = self._windows(name, self.classes(self.train), longest=longest, hop=hop, order=shuffled)
@@ -102,7 +102,7 @@ class DKDFMHExperiment(MethodExperiment):
         return data
 
     def features(self, name: str, data: SpeechDataset) -> Tensor:
-        """Of all segments as the network is given them in the first epoch, (segments, frames, width)."""
+        """Features of all segments as the network gets them in the first epoch, (segments, frames, width)."""
         if data.features is not None:
             return data.features
         config, level = self._config(name), self.noise_settings.speech_level
@@ -110,7 +110,7 @@ class DKDFMHExperiment(MethodExperiment):
 
     @cached_property
     def _cnn_logits(self) -> Tensor:
-        """What the CNN teacher says of the clean segments."""
+        """The CNN teacher's logits for the clean segments."""
         folder = self.run("cnn-teacher").folder  # trained first when its record is not here
         teacher = freeze(model.HeadFusionForAudioClassification.from_pretrained(folder / "model")).to(DEVICE)
         features = self.dataset("cnn-teacher").features

@@ -1,4 +1,4 @@
-"""DKDFMH's loss: logit distillation, decoupled into what the teacher says of the target class and of the others."""
+"""DKDFMH's loss: logit distillation, decoupled into a part about the target class and one about the others."""
 
 from dataclasses import dataclass
 
@@ -13,14 +13,14 @@ from ser_kd_utils.training.losses import cross_entropy, kd_loss, kl_divergence, 
 def decoupled_kd(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
     r"""Target and non-target part of logit distillation, TCKD and NCKD (Zhao et al. 2022), each unweighted.
 
-    student, teacher: logits (batch, classes); labels: (batch,) indices of the target classes t. With probabilities p
-    softened by T = temperature, b = [p_t, 1 - p_t] and q = p / (1 - p_t) over the other classes, means over the batch:
+    student, teacher: logits (batch, classes); labels: (batch,) indices of the target classes y. With probabilities p
+    softened by T = temperature, b = [p_y, 1 - p_y] and q = p / (1 - p_y) over the other classes, means over the batch:
 
     $$\mathrm{TCKD} = T^2\,\mathrm{KL}(b_\text{teacher} \,\Vert\, b_\text{student}), \qquad
       \mathrm{NCKD} = T^2\,\mathrm{KL}(q_\text{teacher} \,\Vert\, q_\text{student})$$
 
-    For one item `kd_loss` is TCKD + (1 - p_t of the teacher) NCKD. In log space and at least float32: finite at any
-    logit gap, where the released code takes the logarithm of a probability that has become 0.
+    For one item `kd_loss` is TCKD + (1 - p_y of the teacher) NCKD. Computed in log space and in float32 or wider, it is
+    finite at any logit gap; the released code takes the logarithm of a probability that may have become 0.
     """
     columns = torch.arange(student.shape[1] - 1, device=student.device)
     others = columns + (columns >= labels[:, None])
@@ -33,9 +33,9 @@ def decoupled_kd(student: Tensor, teacher: Tensor, labels: Tensor, temperature: 
 
 @dataclass(frozen=True)
 class Decoupled(Objective):
-    """ce_weight CE + w (alpha TCKD + beta NCKD), or w alpha KD where settings.loss is "kd".
+    """ce_weight CE + kappa (alpha TCKD + beta NCKD), or kappa alpha KD where settings.loss is "kd".
 
-    w = min(epoch / warm-up epochs, 1), epochs counted from 1 (DKD, Zhao et al. 2022, released code).
+    kappa = min(epoch / warm-up epochs, 1), epochs counted from 1 (DKD, Zhao et al. 2022, released code).
     """
 
     settings: DKDFMHSettings

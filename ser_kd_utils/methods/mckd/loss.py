@@ -17,15 +17,16 @@ from ser_kd_utils.training.losses import kd_loss, promote
 
 
 def supervised_contrastive(embeddings: Tensor, labels: Tensor, temperature: float = 0.07) -> Tensor:
-    r"""Supervised contrastive loss (SupCon, Khosla et al. 2020, eq. 2: the mean over positives outside the log).
+    r"""Supervised contrastive loss (SupCon, Khosla et al. 2020, eq. 2: the mean over Y(i) outside the log).
 
-    embeddings: (batch, width), normalised here; labels: (batch,). With cosines c, T = temperature and the positives
-    P(i), all other items of the label of i, the scalar
+    embeddings: (batch, width), normalised here to e; labels: (batch,). With T_c = temperature and Y(i), all other items
+    that have the label of item i, returns the scalar
 
-    $$-\frac{1}{B}\sum_i \frac{1}{|P(i)|} \sum_{p \in P(i)}
-      \log \frac{\exp(c_{ip} / T)}{\sum_{a \ne i} \exp(c_{ia} / T)}$$
+    $$-\frac{1}{B}\sum_i \frac{1}{|Y(i)|} \sum_{j \in Y(i)}
+      \log \frac{\exp(e_i \cdot e_j / T_c)}{\sum_{a \ne i} \exp(e_i \cdot e_a / T_c)}$$
 
-    An item without positives adds zero and counts in B, as in the released code. In log space and at least float32.
+    An item without another one of its class adds zero and counts in B, as in the released code. The loss is computed in
+    log space and in float32 or wider.
     """
     units = F.normalize(promote(embeddings))
     with torch.autocast(units.device.type, enabled=False):  # it would compute the product in half precision
@@ -39,12 +40,14 @@ def supervised_contrastive(embeddings: Tensor, labels: Tensor, temperature: floa
 
 @dataclass(frozen=True)
 class MetaCurriculum(Objective):
-    """CE + mu SupCon + nu KD (Zhao et al. 2025), KD at the temperatures of `temperature`; None: no teacher.
+    """CE + mu SupCon + nu KD (Zhao et al. 2025), with KD at the temperatures of `temperature`; None: no teacher.
 
-    SupCon acts on what the classifier reads, without a projection head, and sees each utterance once (SupContrast: a
-    head and two views). The pilot step of the meta step is on KD alone (MetaDistil: on the whole loss).
-    quiz: step -> a held-out meta batch, (arguments of the network, labels). optimizer: of what the meta step teaches,
-    None: nothing.
+    mu and nu are the settings supcon_weight and kd_weight.
+
+    SupCon acts on what the classifier reads, without a projection head, and sees each utterance once (SupContrast has a
+    head and two views). The pilot step uses KD alone (MetaDistil uses the whole loss).
+    quiz: step -> a held-out meta batch, (arguments of the network, labels). optimizer: of the parameters that the meta
+    step updates; None: there are none.
     """
 
     settings: MCKDSettings
@@ -67,7 +70,7 @@ class MetaCurriculum(Objective):
         return terms
 
     def before_step(self, network, inputs, batch, step, progress):
-        """The meta step: a pilot step of the student on this batch, and what the quiz says of it."""
+        """The meta step: a pilot step of the student on this batch, then an update by the loss of the quiz after it."""
         use = self.settings
         if not self.optimizer or step % use.meta_every:
             return

@@ -14,9 +14,9 @@ Call = Callable[..., Any]
 
 
 def curriculum_factor(epoch: float, ramp: int = 10) -> float:
-    """What CTKD multiplies the gradient by: 0 at epoch 0, on a half cosine to -1 at epoch `ramp`, then -1.
+    """The factor of CTKD's gradient: 0 at epoch 0, along a half cosine to -1 at epoch `ramp`, then -1.
 
-    epoch: epochs done, may be broken. The released code goes in steps, and an epoch has the factor of its end.
+    epoch: epochs done, also a fraction. The released code changes it once an epoch, to its value at the epoch's end.
     """
     return (math.cos(math.pi * min(epoch / ramp, 1)) - 1) / 2
 
@@ -39,7 +39,7 @@ class Temperature(nn.Module):
         self.ramp = ramp
 
     def forward(self, epoch: float) -> tuple[Tensor, Tensor]:
-        """Scalars (tau_student, tau_teacher) for `kd_loss`; epoch: epochs done, which only their gradient sees."""
+        """Scalars (T_student, T_teacher) for `kd_loss`; epoch: epochs done, which changes their gradient only."""
         student, teacher = self.base(epoch) * self.log_factors.detach().exp()
         return student, teacher
 
@@ -52,7 +52,7 @@ class Temperature(nn.Module):
         return 1 + 20 * theta.sigmoid()
 
     def curriculum_parameters(self) -> list[nn.Parameter]:
-        """What the student's optimiser moves: theta, or nothing."""
+        """The parameters that the student's optimiser updates: theta, or none."""
         return [] if self.theta is None else [self.theta]
 
 
@@ -65,7 +65,7 @@ def meta_gradient(
     The copy takes an SGD step of length lr on distill(call, learned), a scalar; then quiz(call), a scalar, is its loss
     on held-out items; call: the network with the copy's weights. learned: temperatures (Meta Knowledge Distillation,
     Liu et al., arXiv 2202.07940) or weights of the teacher (MetaDistil, Zhou et al., ACL 2022). Only weights that
-    require a gradient move. The copy is in eval mode: dropout would make the gradient noisy and draw random numbers.
+    require a gradient change. The copy is in eval mode: dropout would make the gradient noisy and draw random numbers.
     The network itself stays as it is.
     """
     weights = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}

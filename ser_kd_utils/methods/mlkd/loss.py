@@ -21,11 +21,11 @@ def feature_loss(
     prediction, target: (batch, frames, width); mask: (batch, frames), true where a frame is speech and not padding.
     Returns the scalar
 
-    $$\frac{1}{|M|}\sum_{t \in M} \Big[ \mu \frac{1}{D} \lVert \hat h_t - h_t \rVert_1
+    $$\frac{1}{|M|}\sum_{t \in M} \Big[ \lambda_1 \frac{1}{D} \lVert \hat h_t - h_t \rVert_1
       - \lambda \log \sigma(\cos(\hat h_t, h_t)) \Big]$$
 
-    with the weights mu of L1 (1 in DistilHuBERT) and lambda of the cosine, averaged over all frames of the batch, so
-    that long utterances weigh more.
+    with the weights lambda_1 of L1 (1 in DistilHuBERT) and lambda of the cosine. It is averaged over all frames of the
+    batch, so that long utterances have more weight.
     """
     l1 = (prediction - target).abs().mean(-1)
     cosine = -F.logsigmoid(F.cosine_similarity(prediction, target, dim=-1))
@@ -48,8 +48,8 @@ class MultiLevel(Objective):
     """CE + gamma * mean over teacher layers of the feature loss against the teacher's states (+ logit distillation).
 
     settings: teacher_layers, gamma, l1_weight, cosine_weight, logit_weight, temperature, and stages: "joint", or
-    "two-stage", which turns from the teacher to the labels at half of the training. The batch holds what the teacher
-    says of it; where it does not, the teacher is asked at each step.
+    "two-stage", which changes from the feature loss to cross-entropy at half of the training. The batch holds the
+    teacher's outputs; where it does not, the teacher is run at each step.
     """
 
     settings: MLKDSettings

@@ -98,7 +98,7 @@ class TeacherExperiment(EncoderExperiment):
     def outputs(
         self, layers: Sequence[int] = (), tuned: bool = True, speech: AudioCache | None = None, name: str = "a"
     ) -> TeacherOutputs:
-        """What the teacher says of the training utterances, computed once for all students of all methods.
+        """The teacher's outputs for the training utterances, computed once for all students of all methods.
 
         speech: more of it, without labels; name: of the variant. They lie beside the checkpoints, in a folder that
         names fold and seed.

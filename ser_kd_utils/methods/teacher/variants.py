@@ -1,4 +1,4 @@
-"""The teacher's variants: fine-tuned, frozen under a small head, and told as few labels as some students."""
+"""The teacher's variants: fine-tuned, frozen under a small head, and trained with as few labels as some students."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ FEW = 0.25
 
 
 def variants(settings: Mapping[str, Any]) -> dict[str, Variant]:
-    """(a), the control of few labels and, of a pre-trained encoder, (a0)."""
+    """(a), the control with few labels and, for a pre-trained encoder, (a0)."""
     rows = [
         ("a", "teacher, clean", "How far does a clean-speech model fall in noise?", "main", {}),
         ("a-few-labels", "teacher, a quarter of the labels", "What does it know of few labels?", "control",
