@@ -18,6 +18,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["SER_KD_CACHE"] = str(Path(_SESSION.name, "cache"))
     os.environ["SER_KD_RESULTS"] = str(Path(_SESSION.name, "results"))
     os.environ["HF_HUB_OFFLINE"] = "1"
+    # Several tests run at a time, and threads that wait for each other's processor take twice its time and more.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def kernel_of_nbval(**given) -> KernelManager:
