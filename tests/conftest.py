@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from pathlib import Path
 
 import nbval.kernel
 import pytest
 from jupyter_client.manager import KernelManager
+from jupyter_client.provisioning import local_provisioner
+from prewarmed import Prewarmed
 
 ROOT = Path(__file__).parents[1]
 
@@ -28,7 +31,18 @@ def kernel_of_nbval(**given) -> KernelManager:
     return KernelManager(**given, transport="ipc", ip=f"{sockets}/kernel")
 
 
+def launch_kernel(cmd: list[str], env=None, cwd=None, **how):
+    """As jupyter_client's: of nbval and papermill in this process, kernels begin with the libraries imported."""
+    python, *arguments = cmd
+    if python == sys.executable and arguments[0] == "-m":
+        # it goes when this process does
+        environment = (os.environ if env is None else env) | {"JPY_PARENT_PID": str(os.getpid())}
+        return Prewarmed(arguments, environment, cwd, capture=False)
+    return subprocess_kernel(cmd, env=env, cwd=cwd, **how)
+
+
 nbval.kernel.KernelManager = kernel_of_nbval
+subprocess_kernel, local_provisioner.launch_kernel = local_provisioner.launch_kernel, launch_kernel
 
 # Files that take longest: with two processes they begin first, in this order, so that neither waits for the other.
 # The teacher of notebook 01 comes before whatever needs it.
