@@ -32,9 +32,12 @@ def kernel_of_nbval(**given) -> KernelManager:
 
 
 def launch_kernel(cmd: list[str], env=None, cwd=None, **how):
-    """As jupyter_client's: of nbval and papermill in this process, kernels begin with the libraries imported."""
+    """As jupyter_client's, but the kernels of `ser-kd reproduce` in this process begin with the libraries imported.
+
+    Not those of nbval, which compares outputs: pandas and tqdm look at their import whether they are in a notebook.
+    """
     python, *arguments = cmd
-    if python == sys.executable and arguments[0] == "-m":
+    if python == sys.executable and arguments[:2] == ["-m", "ipykernel_launcher"] and "--log-level=50" in arguments:
         # it goes when this process does
         environment = (os.environ if env is None else env) | {"JPY_PARENT_PID": str(os.getpid())}
         return Prewarmed(arguments, environment, cwd, capture=False)
