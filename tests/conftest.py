@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from pathlib import Path
 
 import nbval.kernel
 import pytest
 from jupyter_client.manager import KernelManager
+from jupyter_client.provisioning import local_provisioner
+from prewarmed import Prewarmed
 
 ROOT = Path(__file__).parents[1]
 
@@ -18,6 +21,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["SER_KD_CACHE"] = str(Path(_SESSION.name, "cache"))
     os.environ["SER_KD_RESULTS"] = str(Path(_SESSION.name, "results"))
     os.environ["HF_HUB_OFFLINE"] = "1"
+    # Several tests run at a time, and threads that wait for each other's processor take twice its time and more.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def kernel_of_nbval(**given) -> KernelManager:
@@ -26,7 +31,21 @@ def kernel_of_nbval(**given) -> KernelManager:
     return KernelManager(**given, transport="ipc", ip=f"{sockets}/kernel")
 
 
+def launch_kernel(cmd: list[str], env=None, cwd=None, **how):
+    """As jupyter_client's, but the kernels of `ser-kd reproduce` in this process begin with the libraries imported.
+
+    Not those of nbval, which compares outputs: pandas and tqdm look at their import whether they are in a notebook.
+    """
+    python, *arguments = cmd
+    if python == sys.executable and arguments[:2] == ["-m", "ipykernel_launcher"] and "--log-level=50" in arguments:
+        # it goes when this process does
+        environment = (os.environ if env is None else env) | {"JPY_PARENT_PID": str(os.getpid())}
+        return Prewarmed(arguments, environment, cwd, capture=False)
+    return subprocess_kernel(cmd, env=env, cwd=cwd, **how)
+
+
 nbval.kernel.KernelManager = kernel_of_nbval
+subprocess_kernel, local_provisioner.launch_kernel = local_provisioner.launch_kernel, launch_kernel
 
 # Files that take longest: with two processes they begin first, in this order, so that neither waits for the other.
 # The teacher of notebook 01 comes before whatever needs it.

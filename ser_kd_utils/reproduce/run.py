@@ -19,7 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ser_kd_utils.files import digest, is_held, only_one, sha256, unfinished
+from ser_kd_utils.files import PACKAGE, digest, is_held, only_one, sha256, unfinished
 from ser_kd_utils.fingerprint import code_of_source
 from ser_kd_utils.progress import FILE, rewrite
 
@@ -119,7 +119,9 @@ def _code_of(source: Path) -> dict[str, str]:
     for text in code:
         with suppress(SyntaxError):  # which its execution will say
             found |= code_of_source(text)
-    return found
+    # tables and texts beside these modules, which read them
+    data = (path for name in found for path in PACKAGE.parent.joinpath(*name.split(".")).glob("*.[!p]*"))
+    return found | {str(path.relative_to(PACKAGE)): sha256(path)[:12] for path in data}
 
 
 def code_cells(source: Path) -> list[tuple[list[str], str]]:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -17,6 +15,7 @@ import numpy as np
 import pandas as pd
 import psutil
 from nbformat.v4 import new_code_cell, new_notebook
+from prewarmed import Prewarmed
 from scipy.io import wavfile
 
 from ser_kd_utils.methods import METHODS
@@ -103,22 +102,14 @@ class Suite:
         place = ["--corpus", "manifest", "--data-root", str(self.root / "corpus.csv"), "--results", str(self.results)]
         return [sys.executable, "-c", code, what, *place, "--folds", "1", *extra]
 
-    def start(self, *extra: str) -> subprocess.Popen:
+    def start(self, *extra: str, what: str = "reproduce") -> Prewarmed:
         """In a group of processes of its own, so that all of it can be killed."""
-        return subprocess.Popen(
-            self.command("reproduce", *extra),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            env=os.environ | self.environment,
-            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
-        )
+        return Prewarmed(self.command(what, *extra)[1:], os.environ | self.environment, None, capture=True)
 
     def run(self, *extra: str, what: str = "reproduce") -> subprocess.CompletedProcess:
-        return subprocess.run(
-            self.command(what, *extra), capture_output=True, text=True, env=os.environ | self.environment, timeout=300
-        )
+        running = self.start(*extra, what=what)
+        out, error = running.communicate(timeout=300)
+        return subprocess.CompletedProcess((what, *extra), running.returncode, out, error)
 
     def status(self, *extra: str) -> str:
         return self.run(*extra, what="status").stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import av
@@ -17,7 +18,7 @@ from ser_kd_utils.methods import METHODS, settings_of
 from ser_kd_utils.records import read_runs
 
 FOLDERS = {"train": "train_splits", "dev": "dev_splits_complete", "test": "output_repeated_splits_test"}
-ROWS, OF_CLASS = 30, 6  # the first of each published table, and the first of each class
+ROWS, OF_CLASS = 16, 3  # the first of each published table, and the first of each class
 
 
 def write_clip(path: Path, seconds: float, layout: str) -> None:
@@ -49,7 +50,7 @@ def root(shared_data, tmp_path_factory) -> Path:
     train = folder / FOLDERS["train"]
     (train / "dia0_utt1.mp4").write_bytes((train / "dia0_utt0.mp4").read_bytes()[:900])  # broken
     write_clip(train / "dia0_utt2.mp4", 0.06, "stereo")
-    write_clip(train / "dia0_utt3.mp4", 300.0, "stereo")  # badly cut: five minutes
+    write_clip(train / "dia0_utt3.mp4", 70.0, "stereo")  # badly cut: more than a minute
     write_clip(train / "dia0_utt4.mp4", 0.12, "5.1")
     (train / "dia0_utt5.mp4").unlink()
     return folder
@@ -82,7 +83,8 @@ def test_reproduce_from_clips_to_tables(root, tmp_path, capsys):
     few = [part for method in METHODS for part in ("--set", f"{method}.epochs=1")]
     few += ["--set", "noise.test_snr_db=(10,0)"]
     options = ["--corpus", "meld", "--data-root", str(root), "--results", str(tmp_path), "--ablations", "none"]
-    assert main(["reproduce", *options, *few]) == 0, capsys.readouterr().err
+    command = ["reproduce", *options, *few, "--only"]
+    assert main([*command, "00,01,02,04,06,09"]) == 0, capsys.readouterr().err
     (folder,) = tmp_path.iterdir()
     runs = [run for run in read_runs(folder) if run.info["method"] == "mckd"]
     wanted = METHODS["mckd"].variants(settings_of("tiny")).values()
@@ -96,9 +98,12 @@ def test_reproduce_from_clips_to_tables(root, tmp_path, capsys):
         clean = run.predictions.query("condition == 'clean' and checkpoint == 'best'")
         assert clean["label"].value_counts().to_dict() == labels.value_counts().to_dict()
     table = pd.read_csv(folder / "tables" / "mckd.csv").set_index("row")
-    assert table.at["floor", "model"] == "always neutral"
-    share = (labels == "neutral").mean()
+    largest, share = labels.mode().item(), labels.value_counts(normalize=True).max()  # of the utterances tested
+    assert table.at["floor", "model"] == f"always {largest}" and largest != trained.mode().item()
     assert float(table.at["floor", "WA"]) == pytest.approx(100 * share, abs=0.05)
     assert float(table.at["floor", "WF1"]) == pytest.approx(100 * share * 2 * share / (1 + share), abs=0.05)
     assert float(table.at["floor", "UA"]) == pytest.approx(100 / labels.nunique(), abs=0.05)
     assert "MELD WA 52.3 / WF1 47.0 (second-hand)" in table.at["mc-full", "published"]
+    for weights in folder.glob("runs/*/model"):  # of each network that it finds, 08 measures the cost: see the main job
+        shutil.rmtree(weights)
+    assert main([*command, "08"]) == 0, capsys.readouterr().err

@@ -338,6 +338,23 @@ def test_of_a_failing_notebook_one_line_is_said_and_the_others_go_on(run, notebo
         **dict.fromkeys(("00", "01", "04", "05", "06", "07", "08", "09"), "done"), "02": "failed"}  # fmt: skip
 
 
+def test_a_changed_data_file_of_a_package_that_a_notebook_imports_makes_its_run_stale(
+    run, notebooks, receipts, status, tmp_path, monkeypatch
+):
+    package = shutil.copytree(run_module.PACKAGE, tmp_path / "copy" / "ser_kd_utils")
+    monkeypatch.setattr(run_module, "PACKAGE", package)
+    write_notebook(notebooks / "00_corpora_and_noise.ipynb", "from ser_kd_utils.data import corpora as corpora")
+    write_notebook(notebooks / "01_teacher_finetuning.ipynb", record("01"), "import ser_kd_utils.files")
+    options = ("--folds", "1", "--only", "00,01")
+    assert run(*options) == 0 and set(status(*options).values()) == {"done"}
+    found = {name: {key for key in each["provenance"] if "/" in key} for name, each in receipts().items()}
+    assert found == {plan.FIRST: {"data/corpora/cards.toml", "data/corpora/demo.toml"}, TEACHER: set()}
+    for path in (package / "data" / "corpora" / "cards.toml", package / "deploy" / "card.md"):  # one that it reads
+        path.write_text(path.read_text() + "\n# other")
+    run_module._code_of.cache_clear()
+    assert status(*options) == {"00": "stale: data/corpora/cards.toml changed", "01": "done"}
+
+
 def test_status_says_what_is_done_and_what_is_not_and_why(run, notebooks, folder, corpus, status, monkeypatch):
     write_notebook(notebooks / "04_decoupled_distillation.ipynb", "1 / 0")
     options = ("--folds", "1", "--ablations", "none")
