@@ -21,19 +21,16 @@ class Line:
     def __init__(self, name: str):
         from IPython import get_ipython  # a terminal's first answer must not wait for it
 
-        self.name, self.handle, self.in_notebook, self.next = name, None, hasattr(get_ipython(), "kernel"), 0.0
+        self.name, self.shown, self.in_notebook, self.next = name, False, hasattr(get_ipython(), "kernel"), 0.0
 
     def write(self, text: str) -> None:
         """Put `text` in the place of what the line said before."""
         from IPython.display import display
 
-        content = {"text/plain": text}
-        if self.in_notebook and self.handle:
-            self.handle.update(content, raw=True)
-        elif self.in_notebook:
-            self.handle = display(content, raw=True, display_id=True)
-        else:
-            rewrite(text, sys.stderr)
+        if self.in_notebook:
+            display({"text/plain": text}, raw=True, display_id=f"line-{id(self)}", update=self.shown)
+            self.shown = True
+        rewrite(text, sys.stderr)
         if os.environ.get(FILE):
             Path(os.environ[FILE]).write_text(text, encoding="utf-8")
 
@@ -48,9 +45,8 @@ def line(name: str) -> Iterator[Line]:
     try:
         yield _lines[-1]
     finally:
-        ended = _lines.pop()
-        if not ended.in_notebook:
-            rewrite("", sys.stderr)
+        _lines.pop()
+        rewrite("", sys.stderr)
 
 
 def show(doing: str, done: float, seconds: float) -> None:

@@ -1,7 +1,9 @@
 """What a method is to the rest of the suite: its variants, notebooks, settings, experiment and tables."""
 
+import csv
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from importlib.resources import files
 from pkgutil import resolve_name
 from typing import Any
 
@@ -62,7 +64,7 @@ class Method:
     modules `settings` and `experiment`. Its module `variants` has a function `variants(settings)` that takes the
     settings of all methods by group and returns the variants by name; its module `tables` a function `tables(runs)`
     that returns its declared tables. protocols: the marks of those it trains under, the first of them the one that
-    ablations use; demo_ablations: those the demo trains; styles: colour, marker and line of variants in figures.
+    ablations use; demo_ablations: those the demo trains. `styles.csv` holds how figures draw variants.
     """
 
     name: str
@@ -72,7 +74,12 @@ class Method:
     experiment: str
     protocols: tuple[str, ...] = ("",)
     demo_ablations: tuple[str, ...] = ()
-    styles: Mapping[str, tuple[str, str, str]] = field(default_factory=dict)
+
+    @property
+    def styles(self) -> dict[str, list[str]]:
+        """Colour, marker and line of variants in figures, by name."""
+        lines = files(self.package).joinpath("styles.csv").read_text(encoding="utf-8").splitlines()[1:]
+        return {name: look for name, *look in csv.reader(lines)}
 
     @property
     def settings_class(self) -> Any:

@@ -23,16 +23,16 @@ PROTOCOL_STYLES = {
     "P1": ("#D55E00", "o", "P1, random split"),
     "P2": ("#0072B2", "s", "P2, the corpus's own split"),
 }
-Styles = Mapping[str, tuple[str, str, str]]
+Styles = Mapping[str, Sequence[str]]
 
 
 def use_style() -> None:
     """One look for all figures, and tables whose text is not cut."""
     pd.set_option("display.max_colwidth", None)
     sns.set_theme(context="notebook", style="whitegrid", font_scale=0.9, palette="colorblind")
-    plt.rcParams.update({"figure.dpi": 66, "savefig.dpi": 150, "savefig.bbox": "tight", "axes.titleweight": "bold"})
+    look = {"figure.dpi": 66, "savefig.dpi": 150, "savefig.bbox": "tight", "axes.titleweight": "bold"}
     # the name of a class or a noise may hold dollar signs, which are no mathematics
-    plt.rcParams.update({"figure.constrained_layout.use": True, "text.parse_math": False})
+    plt.rcParams.update(look | {"figure.constrained_layout.use": True, "text.parse_math": False})
 
 
 def _untrained(table: pd.DataFrame) -> list[float]:
@@ -76,8 +76,7 @@ def snr_curves(
         axis.set(xlabel="SNR (dB)", title=title, xlim=(-0.5, len(levels) - 0.5))
     axes[0, 0].set(ylabel="UA (%)", ylim=(max(0, 100 * chance - 8), 100))
     columns = len(predictions) if per_type else 2  # outside the axes, where it covers no curve
-    legend = axes[0, 0].get_legend_handles_labels()
-    figure.legend(*legend, loc="outside lower center", ncols=columns, fontsize="small")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=columns, fontsize="small")
     return figure
 
 

@@ -105,9 +105,8 @@ def _copy_notebooks(folder: Path, target: Path) -> None:
 
 def report(name: str, runs: Sequence[records.Run], tables: Mapping[str, Table], folder: Path) -> str:
     """The README of a published folder: what was found first, then every table and figure, then how to check them."""
-    parts = [f"# {name}", f"{about(runs)}."]
     headline = "![UA against SNR](figures/snr_curves.png)\n\n*Unweighted accuracy (UA) against the SNR, test speakers.*"
-    parts += [headline] * (folder / "figures" / "snr_curves.png").exists()
+    parts = [f"# {name}", f"{about(runs)}.", *[headline] * (folder / "figures" / "snr_curves.png").exists()]
     info, table = runs[0].info, students(runs)
     found = ledger({info["profile"]: {info["corpus"]: tables}})
     if found.lines and not info["protocol"]["synthetic"]:

@@ -72,9 +72,8 @@ def run_all(place: Place, runs: Sequence[NotebookRun]) -> dict[str, Outcome]:
             failed = [name for name in run.needs if name in ended and ended[name].code == 1 and not run.last]
             task = (Outcome, BLOCKED, 0.0, f"needs {failed[0]}") if failed else (work, run)
             going[executor.submit(*task)] = run
-        done = wait(going, timeout=1, return_when=FIRST_COMPLETED).done
         rewrite(" | ".join(filter(None, (run.line() for run in going.values()))), sys.stdout)
-        for future in done:
+        for future in wait(going, timeout=1, return_when=FIRST_COMPLETED).done:
             run = going.pop(future)
             ended[run.name] = outcome = _outcome(future)
             say(f"{run.label}  {outcome}")

@@ -22,7 +22,7 @@ from ser_kd_utils.methods.base import Method, Notebook
 
 METHOD = Method(
     name="toy", package=__name__, settings="ToySettings", experiment="ToyExperiment",
-    notebooks=(Notebook("10_toy", kinds=("main",)),), styles={"toy": ("#000000", "o", "-")},
+    notebooks=(Notebook("10_toy", kinds=("main",)),),
 )
 ''',
     "settings": '''
@@ -128,6 +128,7 @@ def toy(tmp_path, monkeypatch) -> Path:
     """The room and its notebooks in a temporary folder, and the line in METHODS."""
     (tmp_path / "toy_method").mkdir()
     shutil.copytree(plan.NOTEBOOKS, tmp_path / "notebooks")
+    (tmp_path / "toy_method" / "styles.csv").write_text("name,colour,marker,line\ntoy,#000000,o,-\n")
     for name, text in ROOM.items():
         (tmp_path / "toy_method" / f"{name}.py").write_text(text)
     for name, first, cells in (

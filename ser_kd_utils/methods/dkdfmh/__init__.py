@@ -12,10 +12,4 @@ METHOD = Method(
     experiment="DKDFMHExperiment",
     protocols=("P2", "P1"),
     demo_ablations=("cnn-nckd",),
-    styles={
-        "cnn-alone": ("#E69F00", "^", "-"),
-        "cnn-dkd": ("#D55E00", "D", "-"),
-        "cnn-alone-noisy": ("#56B4E9", "v", "--"),
-        "cnn-dkd-noisy": ("#0072B2", "s", "--"),
-    },
 )

@@ -3,12 +3,8 @@
 from ser_kd_utils.methods.base import Method, Notebook
 
 MAIN = Notebook("02_noisy_student_distillation", kinds=("main",), needs=("01_teacher_finetuning",))
-ABLATIONS = Notebook(
-    "03_mlkd_ablations",
-    ("component", "control", "situation"),
-    needs=(*MAIN.needs, MAIN.name),
-    parameters=("speech_dir", "ablations"),
-)
+KINDS = ("component", "control", "situation")
+ABLATIONS = Notebook("03_mlkd_ablations", KINDS, (*MAIN.needs, MAIN.name), ("speech_dir", "ablations"))
 METHOD = Method(
     name="mlkd",
     package=__name__,
@@ -16,10 +12,4 @@ METHOD = Method(
     settings="MLKDSettings",
     experiment="MLKDExperiment",
     demo_ablations=("two-stage",),
-    styles={
-        "b": ("#0072B2", "s", "--"),
-        "c": ("#E69F00", "^", "-"),
-        "d": ("#56B4E9", "v", "-"),
-        "e": ("#D55E00", "D", "-"),
-    },
 )

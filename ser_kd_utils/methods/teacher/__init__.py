@@ -8,5 +8,4 @@ METHOD = Method(
     notebooks=(Notebook("01_teacher_finetuning", kinds=("main",)),),
     settings="TeacherSettings",
     experiment="TeacherExperiment",
-    styles={"a": ("#000000", "o", "-"), "a0": ("#999999", "o", "--")},
 )
