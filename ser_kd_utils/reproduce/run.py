@@ -119,8 +119,9 @@ def _code_of(source: Path) -> dict[str, str]:
     for text in code:
         with suppress(SyntaxError):  # which its execution will say
             found |= code_of_source(text)
-    # tables and texts beside these modules, which read them
-    data = (path for name in found for path in PACKAGE.parent.joinpath(*name.split(".")).glob("*.[!p]*"))
+    # tables and texts beside these modules, which read them; those at the top are the command line's
+    folders = (PACKAGE.parent.joinpath(*name.split(".")) for name in found if "." in name)
+    data = (path for folder in folders for path in folder.glob("*.[!p]*"))
     return found | {str(path.relative_to(PACKAGE)): sha256(path)[:12] for path in data}
 
 

@@ -77,7 +77,7 @@ from pathlib import Path
 from ser_kd_utils import records
 {patch}
 folder = Path({folder!r})
-sys.path.insert(0, {here!r})
+sys.path[:0] = {here!r}
 from stand_in import table
 records.write_run(folder, table(*[2.0] * 1000), {{"fingerprint": "new"}},
                   lambda to: (to.mkdir(), (to / "model.safetensors").write_text("new")))
@@ -95,7 +95,9 @@ MOMENTS = {
 def test_a_record_is_whole_or_absent_whenever_its_writer_is_killed(tmp_path, moment):
     folder = tmp_path / "demo-tiny" / "runs" / "mlkd__x__fold-1__seed-0"
     write_run(folder, table(1.0), {"fingerprint": "old"}, lambda to: to.mkdir())
-    killed_in(WRITE.format(patch=MOMENTS[moment], folder=str(folder), here=str(Path(__file__).parent)))
+    killed_in(
+        WRITE.format(patch=MOMENTS[moment], folder=str(folder), here=[str(Path(__file__).parents[up]) for up in (0, 1)])
+    )
     if moment == "between old and new":
         with pytest.raises(FileNotFoundError):
             read_runs(tmp_path / "demo-tiny")

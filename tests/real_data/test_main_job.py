@@ -21,13 +21,13 @@ def main_variants(method: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def small_emodb(shared_data, tmp_path_factory):
-    """Two recordings of each emotion and speaker of EMO-DB, where there are two."""
+    """One recording of each emotion and speaker of EMO-DB, where there is one."""
     folder = tmp_path_factory.mktemp("emodb")
-    seen: dict[str, int] = {}
+    seen = set()
     for path in sorted((shared_data / "emodb").glob("*.flac")):
         kind = path.stem[:2] + path.stem[5]
-        if seen.setdefault(kind, 0) < 2:
-            seen[kind] += 1
+        if kind not in seen:
+            seen.add(kind)
             shutil.copy(path, folder)
     return folder
 
@@ -41,7 +41,7 @@ def test_reproduce_on_recorded_speech_and_noise(small_emodb, shared_data, tmp_pa
     options += ["--speech-dir", str(speech)]
     options += ["--ablations", "unlabelled, e-unseen, cnn-kd-same-temperature, mc-taught-teacher"]
     few = [part for method in METHODS for part in ("--set", f"{method}.epochs=1")]
-    few += ["--set", "noise.test_snr_db=(10,0,-5)"]
+    few += ["--set", "noise.test_snr_db=(0,-5)"]
     assert main(["reproduce", "--corpus", "emodb", *options, "--folds", "2", *few]) == 0
     (folder,) = tmp_path.iterdir()
     runs = [run for run in read_runs(folder) if mark_of(run) != "P1"]

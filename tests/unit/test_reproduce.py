@@ -343,11 +343,15 @@ def test_a_changed_data_file_of_a_package_that_a_notebook_imports_makes_its_run_
 ):
     package = shutil.copytree(run_module.PACKAGE, tmp_path / "copy" / "ser_kd_utils")
     monkeypatch.setattr(run_module, "PACKAGE", package)
+    (package / "help.toml").write_text("")  # of the command line
     write_notebook(notebooks / "00_corpora_and_noise.ipynb", "from ser_kd_utils.data import corpora as corpora")
     write_notebook(notebooks / "01_teacher_finetuning.ipynb", record("01"), "import ser_kd_utils.files")
     options = ("--folds", "1", "--only", "00,01")
     assert run(*options) == 0 and set(status(*options).values()) == {"done"}
-    found = {name: {key for key in each["provenance"] if "/" in key} for name, each in receipts().items()}
+    found = {
+        name: {key for key in each["provenance"] if key.endswith((".toml", ".csv", ".md"))}
+        for name, each in receipts().items()
+    }
     assert found == {plan.FIRST: {"data/corpora/cards.toml", "data/corpora/demo.toml"}, TEACHER: set()}
     for path in (package / "data" / "corpora" / "cards.toml", package / "deploy" / "card.md"):  # one that it reads
         path.write_text(path.read_text() + "\n# other")
