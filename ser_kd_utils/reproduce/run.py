@@ -120,8 +120,7 @@ def _code_of(source: Path) -> dict[str, str]:
         with suppress(SyntaxError):  # which its execution will say
             found |= code_of_source(text)
     # tables and texts beside these modules, which read them; those at the top are the command line's
-    folders = (PACKAGE.parent.joinpath(*name.split(".")) for name in found if "." in name)
-    data = (path for folder in folders for path in folder.glob("*.[!p]*"))
+    data = (path for name in found if "." in name for path in PACKAGE.parent.joinpath(*name.split(".")).glob("*.[!p]*"))
     return found | {str(path.relative_to(PACKAGE)): sha256(path)[:12] for path in data}
 
 
