@@ -19,17 +19,15 @@ class Line:
     """What is said of one training: an output of its notebook's cell, or the last line of a terminal."""
 
     def __init__(self, name: str):
-        from IPython import get_ipython  # a terminal's first answer must not wait for it
+        from IPython import display, get_ipython  # a terminal's first answer must not wait for it
 
-        self.name, self.shown, self.in_notebook, self.next = name, False, hasattr(get_ipython(), "kernel"), 0.0
+        self.name, self.next, in_notebook = name, 0.0, hasattr(get_ipython(), "kernel")
+        self.output = display.display({"text/plain": name}, raw=True, display_id=True) if in_notebook else None
 
     def write(self, text: str) -> None:
         """Put `text` in the place of what the line said before."""
-        from IPython.display import display
-
-        if self.in_notebook:
-            display({"text/plain": text}, raw=True, display_id=f"line-{id(self)}", update=self.shown)
-            self.shown = True
+        if self.output:
+            self.output.update({"text/plain": text}, raw=True)
         rewrite(text, sys.stderr)
         if os.environ.get(FILE):
             Path(os.environ[FILE]).write_text(text, encoding="utf-8")

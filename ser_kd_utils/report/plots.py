@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from IPython.display import HTML, display
 from matplotlib.figure import Figure
 
 from ser_kd_utils.metrics import interval, score
@@ -23,12 +24,12 @@ PROTOCOL_STYLES = {
     "P1": ("#D55E00", "o", "P1, random split"),
     "P2": ("#0072B2", "s", "P2, the corpus's own split"),
 }
-Styles = Mapping[str, Sequence[str]]
 
 
 def use_style() -> None:
-    """One look for all figures, and tables whose text is not cut."""
+    """One look for all figures, and tables whose text is not cut and stands at the left."""
     pd.set_option("display.max_colwidth", None)
+    display(HTML("<style>.dataframe :is(td, th) {text-align: left !important}</style>"))
     sns.set_theme(context="notebook", style="whitegrid", font_scale=0.9, palette="colorblind")
     look = {"figure.dpi": 66, "savefig.dpi": 150, "savefig.bbox": "tight", "axes.titleweight": "bold"}
     # the name of a class or a noise may hold dollar signs, which are no mathematics
@@ -41,8 +42,8 @@ def _untrained(table: pd.DataFrame) -> list[float]:
 
 
 def snr_curves(
-    predictions: Mapping[str, pd.DataFrame], variants: Mapping[str, Any], styles: Styles, chance: float,
-    per_type: bool = False,
+    predictions: Mapping[str, pd.DataFrame], variants: Mapping[str, Any],
+    styles: Mapping[str, Sequence[str]], chance: float, per_type: bool = False,
 ) -> Figure:  # fmt: skip
     """UA against SNR with 95 % bootstrap intervals, one line per variant; clean speech stands at the right end.
 
