@@ -56,7 +56,7 @@ def explain(options: Namespace) -> int:
     for name, cell in cells.items():
         told = f"   DIFFERS from the records: {cell.text or 'nothing'}" * differs[name]
         print(f"  {name:28}{line.get(name) or '-'}{told}")
-    print("  made again from the records:", "NOT EQUAL" if any(differs.values()) else "equal")
+    print("  computed again from the records:", "NOT EQUAL" if any(differs.values()) else "equal")
     if options.column:
         _tell_what_counts(asked[0], cells[asked[0]])
     behind = list(dict.fromkeys(run for cell in cells.values() for run in cell.runs))
@@ -66,7 +66,7 @@ def explain(options: Namespace) -> int:
     if behind:
         print("", "protocol", _filled(card(behind)), "", "command", _command(behind), sep="\n")
     else:
-        print("\nNo run is behind this.")
+        print("\nNo run lies behind this value.")
     return int(any(differs.values()))
 
 

@@ -163,7 +163,7 @@ def status(options: Namespace) -> int:
         progress = f"epoch {epochs[-1]} is kept" if epochs else "in its first epoch"
         print(f"{'training':<12} {training.name.partition('@')[0]}  {progress}")
     print(", ".join(f"{count} {state}" for state, count in counts.items()) + f", in {folder}")
-    print(f"about {total / 3600:.2f} hours of training and tests, as long as the like took before")
+    print(f"about {total / 3600:.2f} hours of training and tests to go, by the durations of earlier runs")
     return 0
 
 

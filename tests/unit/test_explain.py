@@ -97,7 +97,7 @@ def test_a_number_is_followed_to_its_run(results, capsys):
     (line,) = (each for each in tables_of(read_runs(results))["mlkd"].lines if each["row"].text == "(e)")
     cell = line["UA noisy"]
     assert code == 0 and f"UA noisy                    {cell.text}\n" in text
-    assert "made again from the records: equal" in text
+    assert "computed again from the records: equal" in text
     flat, info = " ".join(text.split()), of_e(results).info
     assert "128 utterances, 1,920 predictions of the epoch with the highest dev UA" in flat
     assert "(e), student + levels: 1 run\n" in text and "teacher: teacher__a, same fold and seed" in flat

@@ -629,7 +629,7 @@ def test_a_number_is_explained_from_the_evidence_where_there_are_no_runs_of_ones
     assert main(["explain", "mlkd", "(e)", "UA noisy", *here]) == 0
     out = capsys.readouterr().out
     assert out.startswith("results/emodb-tiny/tables/mlkd.csv, row (e)")
-    assert "made again from the records: equal" in out and "mlkd__e__fold-F__seed-S" in out
+    assert "computed again from the records: equal" in out and "mlkd__e__fold-F__seed-S" in out
     own = tmp_path / "results" / "emodb-tiny"
     (own / "tables").mkdir(parents=True)  # as soon as there are, they come first
     assert main(["explain", "mlkd", "(e)", "UA noisy", *here]) == 2

@@ -169,7 +169,7 @@ def test_it_is_planned_trained_tabulated_and_explained(toy, tones, capsys):
     named = [str(folder / "tables" / "toy.csv"), "toy", "UA clean"]
     assert main(["explain", *named]) == 0
     told = capsys.readouterr().out
-    assert "made again from the records: equal" in told and "toy__toy__fold-F__seed-S" in told
+    assert "computed again from the records: equal" in told and "toy__toy__fold-F__seed-S" in told
     claims = [str(folder / "tables" / "toy_claims.csv"), "all bands help", "verdict"]
     assert main(["explain", *claims]) == 0
     assert "toy-blind" in capsys.readouterr().out
