@@ -18,11 +18,11 @@ SECONDS = 0.5
 class Line:
     """What is said of one training: an output of its notebook's cell, or the last line of a terminal."""
 
-    def __init__(self, name: str):
+    def __init__(self):
         from IPython import display, get_ipython  # a terminal's first answer must not wait for it
 
-        self.name, self.next, in_notebook = name, 0.0, hasattr(get_ipython(), "kernel")
-        self.output = display.display({"text/plain": name}, raw=True, display_id=True) if in_notebook else None
+        self.next, in_notebook = 0.0, hasattr(get_ipython(), "kernel")
+        self.output = display.display({"text/plain": ""}, raw=True, display_id=True) if in_notebook else None
 
     def write(self, text: str) -> None:
         """Put `text` in the place of what the line said before."""
@@ -33,17 +33,21 @@ class Line:
             Path(os.environ[FILE]).write_text(text, encoding="utf-8")
 
 
-_lines: list[Line] = []  # of what goes on now: a student's training may wait for its teacher's
+# The names of what goes on now, and their one line: a student's training may wait for its teacher's.
+_going: list[tuple[str, Line]] = []
 
 
 @contextmanager
 def line(name: str) -> Iterator[Line]:
-    """The line of what is done inside, which begins with `name`; a terminal's is blank again afterwards."""
-    _lines.append(Line(name))
+    """The line of what is done inside, which begins with `name`; a terminal's is blank again afterwards.
+
+    Inside another one it is the same line.
+    """
+    _going.append((name, _going[-1][1] if _going else Line()))
     try:
-        yield _lines[-1]
+        yield _going[-1][1]
     finally:
-        _lines.pop()
+        _going.pop()
         rewrite("", sys.stderr)
 
 
@@ -52,11 +56,12 @@ def show(doing: str, done: float, seconds: float) -> None:
 
     doing: what goes on; done: the part of it that is done, from 0 to 1, after so many seconds.
     """
-    if _lines and time.monotonic() >= _lines[-1].next:
+    name, line = _going[-1] if _going else ("", None)
+    if line and time.monotonic() >= line.next:
         left = seconds * (1 - done) / done if done else 0
         in_words = f"{left / 60:.0f} min" if left > 90 else f"{left:.0f} s"
-        _lines[-1].write(f"{_lines[-1].name}: {doing}" + f", about {in_words} left" * bool(left))
-        _lines[-1].next = time.monotonic() + SECONDS
+        line.write(f"{name}: {doing}" + f", about {in_words} left" * bool(left))
+        line.next = time.monotonic() + SECONDS
 
 
 def over(items: Sequence[Any], doing: str) -> Iterator[Any]:

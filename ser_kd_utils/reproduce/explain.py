@@ -120,8 +120,7 @@ def _describe(group: Sequence[Run], names: Mapping[str, str]) -> None:
     wanted = {info["teacher_fingerprint"] for info in infos} - {None}
     teachers = {names.get(each, f"not recorded here: {each[:12]}") for each in wanted}
     heard = ", ".join(sorted({kind for info in infos for kind in info["train_noise"]}))
-    told = [f"hardware: {' or '.join(sorted(hardware))}"]
-    told += [f"teacher: {name}" for name in sorted(teachers)]
+    told = [f"hardware: {' or '.join(sorted(hardware))}", *(f"teacher: {name}" for name in sorted(teachers))]
     told += [f"trained on {f'speech in {heard}' if heard else 'clean speech'}", _settings(infos[0])]
     print(_filled("; ".join(told)))
     columns = ["fold", "seed", "best_epoch", "predictions_sha256", "finished", "held_out_noise"]

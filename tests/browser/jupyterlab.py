@@ -1,9 +1,10 @@
 """Notebooks in JupyterLab, in a real browser: `python tests/browser/jupyterlab.py FOLDER [NOTEBOOK ...]`.
 
 Runs each notebook (default: 00 and 02) from top to bottom in headless Chromium, as a reader would, scrolls through all
-cells, and says what a reader would see: cells that ran, errors, formulas typeset, players, figures. Screenshots go to
-FOLDER. Ends with 1 if a cell failed or a formula was left as text. Not part of the test command: it needs Chromium, and
-minutes. The notebooks run on copies, with records in FOLDER, so that nothing of the checkout changes.
+cells, and says what a reader would see: cells that ran, errors, formulas typeset, players, figures, and while it runs
+the line that tells how far a training is (`lines`: how many versions of it). Screenshots go to FOLDER. Ends with 1 if a
+cell failed or a formula was left as text. Not part of the test command: it needs Chromium, and minutes. The notebooks
+run on copies, with records in FOLDER, so that nothing of the checkout changes.
 """
 
 import base64
@@ -40,6 +41,18 @@ BUSY = """(() => {
   const cells = panel.content.widgets.filter(each => each.model.type === 'code');
   const left = cells.filter(each => each.model.sharedModel.source && !each.model.executionCount);
   return `${panel.context.sessionContext.session.kernel.status} ${left.length}`;
+})()"""
+
+
+# The output that says how far a training is, scrolled to; "" where there is none at the moment.
+LINE = r"""(async () => {
+  const notebook = jupyterapp.shell.currentWidget.content, going = /(epoch|utterance|batch) \d+ of \d+/;
+  const said = cell => cell.model.type === 'code' ? cell.model.outputs.toJSON().flatMap(each => each.data ?
+    String(each.data['text/plain'] ?? '') : []).filter(text => going.test(text)) : [];
+  const place = notebook.widgets.findIndex(cell => said(cell).length);
+  if (place < 0) return '';
+  await notebook.scrollToItem(place, 'center');
+  return said(notebook.widgets[place])[0];
 })()"""
 
 
@@ -85,6 +98,21 @@ def started(command: list[str], wanted: str, log: Path, **more: object) -> tuple
     raise TimeoutError(f"{command[0]} did not start: {log}")
 
 
+def watched(page: Page, file: Path, minutes: float) -> set[str]:
+    """Every version of the line that was seen until all cells have run; a picture with one of them goes to the file."""
+    lines, end = set(), time.monotonic() + 60 * minutes
+    while page.value(BUSY) != "idle 0":
+        if time.monotonic() > end:
+            raise TimeoutError(f"{file.stem} after {minutes:g} minutes")
+        if (line := page.value(LINE)) and line not in lines:
+            lines.add(line)
+            if len(lines) in (2, 20):
+                time.sleep(0.3)
+                page.picture(file)
+        time.sleep(1)
+    return lines
+
+
 def main(folder: Path, *names: str) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     books = [next(ROOT.glob(f"notebooks/{name}*.ipynb")) for name in names or ("00", "02")]
@@ -109,8 +137,8 @@ def main(folder: Path, *names: str) -> int:
             page.value("document.querySelector('.jp-Dialog .jp-mod-accept')?.click(); 0")  # yes, restart
             time.sleep(3)
             page.picture(folder / f"{book.stem}-running.png")
-            page.wait(BUSY, "idle 0", 30)
-            seen = json.loads(page.value(SEEN))
+            lines = watched(page, folder / f"{book.stem}-running.png", 30)
+            seen = json.loads(page.value(SEEN)) | {"lines": len(lines)}
             page.picture(folder / f"{book.stem}-end.png")
             print(book.name, f"{time.monotonic() - began:.0f} s", seen, flush=True)
             failed |= bool(seen["errors"] or seen["raw"]) or seen["ran"] < seen["cells"] or not seen["formulas"]

@@ -70,7 +70,7 @@ def test_a_notebook_stores_one_line_for_each_training(tmp_path):
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
     NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
     stored = [output["data"]["text/plain"] for output in notebook.cells[0].outputs]
-    assert stored == ["e: trained, runs/x", "a: trained"]
+    assert stored == ["e: trained, runs/x"]
     assert (tmp_path / "line").read_text() == "e: trained, runs/x"
 
 
