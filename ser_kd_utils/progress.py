@@ -21,13 +21,13 @@ class Line:
     def __init__(self):
         from IPython import display, get_ipython  # a terminal's first answer must not wait for it
 
-        self.next, in_notebook = 0.0, hasattr(get_ipython(), "kernel")
-        self.output = display.display({"text/plain": ""}, raw=True, display_id=True) if in_notebook else None
+        self.next, self.shown, in_notebook = 0.0, False, hasattr(get_ipython(), "kernel")
+        self.display = display.display if in_notebook else lambda *_, **__: None
 
     def write(self, text: str) -> None:
         """Put `text` in the place of what the line said before."""
-        if self.output:
-            self.output.update({"text/plain": text}, raw=True)
+        self.display({"text/plain": text}, raw=True, display_id=f"line-{id(self)}", update=self.shown)
+        self.shown = True
         rewrite(text, sys.stderr)
         if os.environ.get(FILE):
             Path(os.environ[FILE]).write_text(text, encoding="utf-8")
