@@ -62,9 +62,8 @@ def publish(options: Namespace) -> int:
         _refuse_places(files, {name for run in runs for name in run.stored["utterance"]})
         sums = "".join(f"{sha256(path)}  {path.relative_to(fresh).as_posix()}\n" for path in files)
         (fresh / "SHA256SUMS").write_text(sums, encoding="utf-8")
-        for beside in ("student", "baselines"):  # with checksums of their own
-            if (to / beside).is_dir():
-                shutil.copytree(to / beside, fresh / beside)
+        for beside in filter(Path.is_dir, (to / "student", to / "baselines")):  # with checksums of their own
+            shutil.copytree(beside, fresh / beside.name)
     if text := claims(to.parent, tables_of):
         (to.parent / "CLAIMS.md").write_text(text, encoding="utf-8")
     if not has_all:

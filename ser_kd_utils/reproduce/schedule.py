@@ -57,7 +57,8 @@ def reproduce(options: Namespace) -> int:
 def run_all(place: Place, runs: Sequence[NotebookRun]) -> dict[str, Outcome]:
     """Each run after those it needs, first those that most others need; a line is said of each as it ends.
 
-    A run does not begin where one that it needs has failed. Raises ConnectionError when the executor is lost.
+    A run does not begin where one that it needs has failed. A terminal shows each second what the running ones do.
+    Raises ConnectionError when the executor is lost.
     """
     executor, work, room = place
     waiting: list[NotebookRun] = list(runs)
@@ -72,8 +73,9 @@ def run_all(place: Place, runs: Sequence[NotebookRun]) -> dict[str, Outcome]:
             failed = [name for name in run.needs if name in ended and ended[name].code == 1 and not run.last]
             task = (Outcome, BLOCKED, 0.0, f"needs {failed[0]}") if failed else (work, run)
             going[executor.submit(*task)] = run
-        rewrite(" | ".join(filter(None, (run.line() for run in going.values()))), sys.stdout)
-        for future in wait(going, timeout=1, return_when=FIRST_COMPLETED).done:
+        live = [run.line() for run in going.values()] if sys.stdout.isatty() else []
+        rewrite(" | ".join(filter(None, live)), sys.stdout)
+        for future in wait(going, timeout=1 if live else None, return_when=FIRST_COMPLETED).done:
             run = going.pop(future)
             ended[run.name] = outcome = _outcome(future)
             say(f"{run.label}  {outcome}")

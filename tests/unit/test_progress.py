@@ -90,9 +90,11 @@ def test_a_terminal_shows_one_line_and_is_blank_again_afterwards():
     assert terminal(code, RANK="1") == "end\r\n"
 
 
-def test_reproduce_shows_what_its_notebooks_do(tmp_path, monkeypatch):
+@pytest.mark.parametrize("terminal", [True, False])
+def test_reproduce_shows_in_a_terminal_what_its_notebooks_do(terminal, tmp_path, monkeypatch):
     shown, go_on = [], Event()
     monkeypatch.setattr(schedule, "rewrite", lambda text, stream: (shown.append(text), go_on.set()))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal, raising=False)
     (tmp_path / "unfinished").mkdir()
     runs = [NotebookRun(name, Path("x"), {}, tmp_path, {}, label=f"[{name}/2] nb") for name in "12"]
     runs[0].line_path.write_text("e: epoch 1 of 2", encoding="utf-8")
@@ -102,7 +104,8 @@ def test_reproduce_shows_what_its_notebooks_do(tmp_path, monkeypatch):
         return Outcome("done")
 
     schedule.run_all((ThreadPoolExecutor(2), work, 2), runs)
-    assert shown[0] == "[1/2] e: epoch 1 of 2"  # of the other nothing is known yet
+    # of the other nothing is known yet; without a terminal no file is looked at
+    assert shown[0] == "[1/2] e: epoch 1 of 2" * terminal
 
 
 def test_the_line_of_a_run_is_gone_when_it_ends(tmp_path):
