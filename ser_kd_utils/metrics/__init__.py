@@ -16,6 +16,8 @@ import pandas as pd
 from ser_kd_utils.files import cache_root
 
 METRICS = ("WA", "UA", "macro_f1", "WF1")
+# The folder of the `evaluate` module, which is loaded by its place, as users load it.
+MODULE = Path(__file__).with_name("ser_metrics")
 
 
 @cache
@@ -24,8 +26,7 @@ def ser_metrics():
     import evaluate
 
     evaluate.config.HF_MODULES_CACHE = cache_root() / "evaluate"  # else a folder in the home, which may be read-only
-    place = str(Path(__file__).with_name("ser_metrics"))
-    return evaluate.load(place, cache_dir=str(cache_root() / "evaluate"), keep_in_memory=True)
+    return evaluate.load(str(MODULE), cache_dir=str(cache_root() / "evaluate"), keep_in_memory=True)
 
 
 def score(table: pd.DataFrame, metric: str = "UA") -> float:

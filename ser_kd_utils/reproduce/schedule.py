@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
@@ -96,25 +97,22 @@ def _outcome(future: Future[Outcome]) -> Outcome:
 
 @contextmanager
 def here(options: Namespace) -> Iterator[Place]:
-    """On this machine, `options.workers` runs at a time, each with a GPU of its own where there are any.
+    """On this machine, `options.workers` runs at a time; where there are GPUs one on each, or more that share them.
 
-    Each run's kernel is a process, for which a thread waits: what kills the one leaves the others alone. Raises
-    ValueError for fewer runs at a time than one, or more than GPUs.
+    Each run's kernel is a process, for which a thread waits: what kills the one leaves the others alone.
     """
     from dask.system import CPU_COUNT  # what a container or an affinity leaves of the machine's
     from torch.cuda import device_count
 
     there, thread = device_count(), threading.local()
     count = options.workers or there or CPU_COUNT
-    if 0 < there < count:
-        raise ValueError(f"--workers {count}: this machine has {counted(there, 'GPU')}, one for each run.")
     visible = (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(there)))).split(",")
-    gpus = visible if there and count > 1 else [""] * count
+    gpus = cycle(visible if there and count > 1 else [""])
 
     def work(run: NotebookRun) -> Outcome:
         return execute(run, options, say, thread.gpu)
 
-    yield ThreadPoolExecutor(count, initializer=lambda: setattr(thread, "gpu", gpus.pop())), work, count
+    yield ThreadPoolExecutor(count, initializer=lambda: setattr(thread, "gpu", next(gpus))), work, count
 
 
 @contextmanager

@@ -22,9 +22,9 @@ from ser_kd_utils import records
 from ser_kd_utils.data.audio import cache_audio, refuse_shared_samples
 from ser_kd_utils.data.corpora import CORPORA, load_corpus, split
 from ser_kd_utils.data.noise import NoiseBank, draw, keyed_rng
-from ser_kd_utils.files import digest, only_one, unfinished
+from ser_kd_utils.files import digest, only_one, sha256, unfinished
 from ser_kd_utils.fingerprint import code_of
-from ser_kd_utils.metrics import ser_metrics
+from ser_kd_utils.metrics import MODULE, ser_metrics
 from ser_kd_utils.progress import line, over
 from ser_kd_utils.settings import Settings
 from ser_kd_utils.training.dataset import SpeechDataset
@@ -171,6 +171,7 @@ class Experiment:
             "audio": self.audio.fingerprint,
             "noise": [self.noise.fingerprint, self.train_noise(name)],
             "code": code_of(type(self).__module__, self.code_by_value()),
+            "scores": sha256(MODULE / "ser_metrics.py")[:12],  # not imported: `evaluate` loads it by its place
             "teacher": self.teacher_fingerprint(variant.teacher),
         }
 

@@ -6,9 +6,11 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import types
 from argparse import Namespace
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import nbformat
@@ -522,6 +524,16 @@ def test_without_a_number_of_workers_each_core_or_gpu_has_one(request_of, monkey
         assert room == expected
     with schedule.here(request_of("--workers", "1")) as (_, _, room):
         assert room == 1
+
+
+def test_more_runs_than_gpus_share_them(request_of, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    all_began = threading.Barrier(5)
+    monkeypatch.setattr(schedule, "execute", lambda _run, _options, _say, gpu: (all_began.wait(60), gpu)[1])
+    with schedule.here(request_of("--workers", "5")) as (executor, work, room):
+        used = Counter(executor.map(work, range(room)))
+    assert used == {"0": 3, "1": 2}
 
 
 def test_without_a_clone_the_error_says_where_notebooks_come_from(run, notebooks, capsys, monkeypatch):
