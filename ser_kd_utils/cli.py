@@ -113,9 +113,8 @@ def train(options: argparse.Namespace) -> int:
         if os.environ.get("RANK", "0") == "0":  # of the processes of torchrun one says it
             best = run.predictions.query("checkpoint == 'best' and in_range")
             parts = {"clean": best["snr_db"].isna(), "noisy": best["snr_db"].notna()}
-            told = ", ".join(f"{part} {100 * score(best[rows]):.1f}" for part, rows in parts.items())
-            kept = f"epoch {run.info['best_epoch']} of {len(run.history)}"
-            print(f"{name}: UA {told}; {kept}\n  {run.folder}", flush=True)
+            ua = ", ".join(f"{part} {100 * score(best[rows]):.1f}" for part, rows in parts.items())
+            print(f"{name}: UA {ua}; epoch {run.info['best_epoch']} of {len(run.history)}\n  {run.folder}", flush=True)
     return 0
 
 

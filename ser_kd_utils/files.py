@@ -58,8 +58,7 @@ def digest(parts: object) -> str:
 
 def sha256(path: Path) -> str:
     """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def unfinished(results: Path) -> Path:

@@ -18,7 +18,6 @@ def code_of(module: str, without: Collection[str] = ()) -> dict[str, str]:
 
     Comments, docstrings and layout do not count, nor do imports for type checkers alone. without: modules at which the
     search stops, each with all below it; "package.__init__" means the package's own module and not what is below.
-    Raises ValueError for a module that does not exist.
     """
     found: dict[str, str] = {}
     waiting = [module]
@@ -50,9 +49,7 @@ def _graph(package: str) -> grimp.ImportGraph:
 
 @cache
 def _hash(module: str) -> str:
-    if not (spec := find_spec(module)):
-        raise ValueError(f"no module {module}")
-    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    tree = ast.parse(Path(find_spec(module).origin).read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
             node.body = node.body[1:] or [ast.Pass()]

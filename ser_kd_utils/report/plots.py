@@ -4,18 +4,24 @@ A figure that draws variants takes `variants`, by name, as `methods.variants_of`
 `styles`, colour, marker and line by name, as a method declares them.
 """
 
+import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from traceback import extract_tb
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from IPython import get_ipython
 from IPython.display import HTML, display
 from matplotlib.figure import Figure
 
+from ser_kd_utils.files import PACKAGE
 from ser_kd_utils.metrics import interval, score
+from ser_kd_utils.report.differences import OVER_UTTERANCES
 from ser_kd_utils.report.tables import Cell, Table
 
 # Okabe & Ito (2008), and a marker each, so that they differ without colour too
@@ -27,13 +33,23 @@ PROTOCOL_STYLES = {
 
 
 def use_style() -> None:
-    """One look for all figures, and tables whose text is not cut and stands at the left."""
+    """One look for all figures; tables whose text is not cut and stands at the left; our errors as one paragraph."""
+    if shell := get_ipython():
+        shell.set_custom_exc((ValueError, OSError), _in_one_paragraph)
     pd.set_option("display.max_colwidth", None)
     display(HTML("<style>.dataframe :is(td, th) {text-align: left !important}</style>"))
     sns.set_theme(context="notebook", style="whitegrid", font_scale=0.9, palette="colorblind")
     look = {"figure.dpi": 66, "savefig.dpi": 150, "savefig.bbox": "tight", "axes.titleweight": "bold"}
     # the name of a class or a noise may hold dollar signs, which are no mathematics
     plt.rcParams.update(look | {"figure.constrained_layout.use": True, "text.parse_math": False})
+
+
+def _in_one_paragraph(shell: Any, kind: type, error: Any, trace: Any, tb_offset: int | None = None) -> None:
+    """Show what this package refuses without a traceback, and name the notebook's parameters in place of options."""
+    if Path(extract_tb(trace)[-1].filename).is_relative_to(PACKAGE):
+        text = re.sub(r"--([a-z-]+)", lambda option: option[1].replace("-", "_"), f"{kind.__name__}: {error}")
+        error._render_traceback_ = lambda: textwrap.wrap(text, 88, break_on_hyphens=False)
+    shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
 
 
 def _untrained(table: pd.DataFrame) -> list[float]:
@@ -166,10 +182,16 @@ def gain_map(first: pd.DataFrame, second: pd.DataFrame) -> Figure:
 
 
 def ablation_points(table: Table, axis_label: str) -> Figure:
-    """A dot with its 95 % interval for each line of a table of differences, in its order; axis_label: of what."""
+    """A dot with its 95 % interval for each line of a table of differences, in its order; axis_label: of what.
+
+    The interval is that over folds, or of one fold over utterances; a grey bar is the one over utterances in any case.
+    """
     found = [[cell for cell in line.values() if cell.selection and cell.selection.difference] for line in table.lines]
-    figure = _dots([table.key(line) for line in table.lines], {axis_label: [cells[0] for cells in found]})
+    label = f"{axis_label}; grey: {OVER_UTTERANCES}"
+    figure = _dots([table.key(line) for line in table.lines], {label: [cells[0] for cells in found]})
     figure.axes[0].axvline(0, color="black", linewidth=1)
+    ends = zip(*((line[OVER_UTTERANCES].low, line[OVER_UTTERANCES].high) for line in table.lines), strict=True)
+    figure.axes[0].hlines(range(len(table.lines)), *ends, color="0.85", linewidth=8, zorder=0)
     return figure
 
 

@@ -16,6 +16,7 @@ averaged over seeds first. It says how much the choice of utterances matters.
 "Noisy" means all noise types at the SNRs inside the range heard in training.
 """
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial, reduce
@@ -209,9 +210,16 @@ def _in_words_of(first: pd.DataFrame, table: pd.DataFrame, by: Sequence[str]) ->
     return table.replace({"label": words, "prediction": words})
 
 
+def sparse(runs: Sequence[Run], names: Iterable[str]) -> list[str]:
+    """Those of these variants with fewer than two thirds of the most runs: they would leave few folds for all."""
+    counts = Counter(run.info["variant"] for run in runs)
+    return [name for name in names if 0 < 3 * counts[name] < 2 * max(counts.values())]
+
+
 def aligned(runs: Sequence[Run], names: Iterable[str]) -> dict[str, Sample]:
-    """Predictions of those of these variants that are recorded, on what all of them have."""
-    found = [name for name in names if any(run.info["variant"] == name for run in runs)]
+    """Predictions of those of these variants that are recorded, on what all but the `sparse` ones have."""
+    names, there = [*names], {run.info["variant"] for run in runs}
+    found = [name for name in names if name in there.difference(sparse(runs, names))]
     samples = together(runs, *(Selection((name,)) for name in found)) if found else []
     return dict(zip(found, samples, strict=False))  # nothing in common, no sample
 
@@ -295,20 +303,29 @@ def snrs(runs: Sequence[Run]) -> list[float]:
 # --- tables
 
 
-def scores(name: str, samples: Callable[[], Mapping[str, Sample]], columns: Mapping[str, Column]) -> Table:
+def left_out(runs: Sequence[Run], names: Iterable[str]) -> str:
+    """Which of these variants are `sparse`, for a caption."""
+    few = ", ".join(map(label_of, sparse(runs, names)))
+    return f"left out, with too few folds and seeds: {few}; " * bool(few)
+
+
+def scores(
+    name: str, samples: Callable[[], Mapping[str, Sample]], columns: Mapping[str, Column], words: str = ""
+) -> Table:  # fmt: skip
     """A line for each variant; the first column names it. samples: called when the lines are wanted."""
 
     def lines() -> list[Line]:
         return [{title: column(sample) for title, column in columns.items()} for sample in samples().values()]
 
-    return Table(name, (next(iter(columns)),), lines)
+    return Table(name, (next(iter(columns)),), lines, words)
 
 
 def in_noise(name: str, runs: Sequence[Run], names: Iterable[str]) -> Table:
     """UA in percent, clean and by SNR (mean of the noise types), of these variants on what those recorded share."""
     by_snr = {f"UA {snr:.0f} dB": PointEstimate(snr_db=snr) for snr in snrs(runs)}
     columns = {"row": label, "model": told("title"), "UA clean": PointEstimate("clean"), **by_snr}
-    return scores(name, lambda: aligned(runs, names), columns | {"UA noisy": PointEstimate(), "folds x seeds": design})
+    columns |= {"UA noisy": PointEstimate(), "folds x seeds": design}
+    return scores(name, lambda: aligned(runs, names), columns, left_out(runs, names))
 
 
 def students(runs: Sequence[Run]) -> Table:
@@ -328,7 +345,7 @@ def students(runs: Sequence[Run]) -> Table:
     columns |= {"dev UA": dev, "UA clean": Score("clean")}
     columns |= {f"UA {snr:g} dB": Score(snr_db=snr) for snr in snrs(runs) if snr in (10, 0)}
     names = dict.fromkeys(run.info["variant"] for run in own)
-    return scores("students", lambda: aligned(own, names), columns | {"folds x seeds": design})
+    return scores("students", lambda: aligned(own, names), columns | {"folds x seeds": design}, left_out(own, names))
 
 
 # --- what is said of the records, and what is published

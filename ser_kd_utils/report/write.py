@@ -22,20 +22,19 @@ def write(table: Table, folder: Path) -> None:
         return
     target, frame = folder / "tables", table.frame
     target.mkdir(parents=True, exist_ok=True)
-    (target / f"{table.name}.csv").write_text(table.frame.to_csv(index=False), encoding="utf-8")
+    (target / f"{table.name}.csv").write_text(frame.to_csv(index=False), encoding="utf-8")
     shared = [name for name in ("folds x seeds", "command") if name in frame and frame[name].nunique() == 1]
     below = f"*Protocol.* {card(table.runs)}"
     below += f" Command: `{frame['command'].iloc[0]}`" if "command" in shared else ""
     blank = [name for name in frame if set(frame[name]) == {""}]
     frame = frame.drop(columns=[*shared, *blank, "protocol"], errors="ignore")
-    known = frame.astype(object).where(frame.notna(), None)
-    below_md = textwrap.fill(below, 120, break_long_words=False, break_on_hyphens=False)
-    markdown = "\n\n".join((table.caption, known.to_markdown(index=False), below_md))
-    (target / f"{table.name}.md").write_text(f"{markdown}\n", encoding="utf-8")
+    page = frame.astype(object).where(frame.notna(), None).to_markdown(index=False)
+    page = "\n\n".join((table.caption, page, textwrap.fill(below, 120, break_long_words=False, break_on_hyphens=False)))
+    (target / f"{table.name}.md").write_text(f"{page}\n", encoding="utf-8")
     style = {"escape": True, "na_rep": "", "float_format": "{:g}".format}
     latex = frame.to_latex(index=False, caption=_tex(table.caption), label=f"tab:{table.name}", **style)
-    foot = f"\\par\\footnotesize {_tex(below)}\n\\end{{table}}"
-    (target / f"{table.name}.tex").write_text(latex.replace("\\end{table}", foot), encoding="utf-8")
+    latex = latex.replace("\\end{table}", f"\\par\\footnotesize {_tex(below)}\n\\end{{table}}")
+    (target / f"{table.name}.tex").write_text(latex, encoding="utf-8")
 
 
 def claims(place: Path, tables_of: Callable[[Sequence[Run]], Mapping[str, Table]]) -> str:
@@ -45,8 +44,7 @@ def claims(place: Path, tables_of: Callable[[Sequence[Run]], Mapping[str, Table]
     """
     evidence = {}
     for path in sorted(place.glob("*/runs.jsonl")):
-        runs = read_runs(path.parent)
-        info = runs[0].info
+        info = (runs := read_runs(path.parent))[0].info
         if not info["protocol"]["synthetic"]:
             profile = path.parent.name.removeprefix(f"{info['corpus']}-")  # and the settings that are not its own
             evidence.setdefault(profile, {})[info["corpus"]] = tables_of(runs)

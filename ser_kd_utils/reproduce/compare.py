@@ -39,8 +39,8 @@ class Comparison:
     @property
     def summary(self) -> str:
         """The comparison in a sentence."""
-        processors = self.machines.loc[["processor", "instruction_set"]]
-        on = {side: ", ".join(dict.fromkeys(values)) for side, values in processors.items()}
+        processors = self.machines.loc[["gpu", "processor", "instruction_set"]]
+        on = {side: ", ".join(dict.fromkeys(values[values != "None"])) for side, values in processors.items()}
         return (
             "{name} compared with the committed evidence ({committed}; here {here}). Numbers: {equal} equal, {within} "
             "within the other's interval, {outside} outside, {differs} differ and have no interval. Verdicts: {same} "
@@ -70,8 +70,7 @@ def compare(options: Namespace) -> int:
 def compared(folder: Path) -> Comparison:
     """This folder and the committed one of its name. Raises FileNotFoundError where they have no run in common."""
     here, there = ({run.id: run for run in runs} for runs in (read_runs(folder), evidence(folder)))
-    both = sorted(here.keys() & there.keys())
-    if not both:
+    if not (both := sorted(here.keys() & there.keys())):
         raise FileNotFoundError(f"No run of {folder.name} is committed: there is nothing to compare it with.")
     sides = {"committed": [there[run] for run in both], "here": [here[run] for run in both]}
     machines = pd.DataFrame({side: _made_with(runs) for side, runs in sides.items()})

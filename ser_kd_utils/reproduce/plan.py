@@ -13,7 +13,7 @@ from typing import Any
 
 from ser_kd_utils.data.audio import cache_audio, refuse_shared_samples
 from ser_kd_utils.data.corpora import Corpus, fold_count, load_corpus, split, unlabelled
-from ser_kd_utils.files import PACKAGE, digest, unfinished
+from ser_kd_utils.files import PACKAGE, digest
 from ser_kd_utils.methods import METHODS, settings_of, variants_of
 from ser_kd_utils.methods.base import Method, Notebook, Variant, choose
 from ser_kd_utils.records import Run, evidence, folders, run_id
@@ -138,7 +138,7 @@ def _check_parameters(source: Path, parameters: Mapping[str, Any]) -> None:
 
 
 def status(options: Namespace) -> int:
-    """Print the state of each run of the plan, why, and what it will cost; then how far unfinished trainings are.
+    """Print the state of each run of the plan, why, and what it will cost.
 
     The cost is estimated from the durations of what was trained before, here and for the evidence.
     """
@@ -158,10 +158,6 @@ def status(options: Namespace) -> int:
         print(f"{state:<12} {run.name}  {'; '.join(filter(None, told))}".rstrip())
         counts[state] += 1
         total += seconds
-    for training in sorted(unfinished(folder).glob("*@*")):
-        epochs = sorted(int(path.name.split("-")[1]) for path in training.glob("epoch-*.pt"))
-        progress = f"epoch {epochs[-1]} is kept" if epochs else "in its first epoch"
-        print(f"{'training':<12} {training.name.partition('@')[0]}  {progress}")
     print(", ".join(f"{count} {state}" for state, count in counts.items()) + f", in {folder}")
     print(f"about {total / 3600:.2f} hours of training and tests to go, by the durations of earlier runs")
     return 0

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
+from jinja2 import Template
 
 from ser_kd_utils import records
 from ser_kd_utils.files import sha256
@@ -19,10 +20,6 @@ from ser_kd_utils.reproduce import counted
 
 # A path that only this machine has.
 _PLACE = re.compile(r"(?<![\w.-])(/(home|root|tmp|work|Users|data|mnt|media|scratch|var)/|[A-Z]:\\+Users)[^\s\"']*")
-CHECK = """What is behind a number: `ser-kd explain results/{}/tables/TABLE.csv ROW COLUMN`. How your own runs compare:
-`ser-kd compare FOLDER`. Whether these files are as published: `sha256sum -c SHA256SUMS` in their folder."""
-CHOICE = """UA in percent with a 95 % interval over utterances, on the folds and seeds that all have. The best of
-several test scores is too high, so choose by dev UA: {}. A parameter takes 4 bytes; notebook 08 measures speed."""
 
 
 def publish(options: Namespace) -> int:
@@ -103,30 +100,22 @@ def _copy_notebooks(folder: Path, target: Path) -> None:
 
 
 def report(name: str, runs: Sequence[records.Run], tables: Mapping[str, Table], folder: Path) -> str:
-    """The README of a published folder: what was found first, then every table and figure, then how to check them."""
-    headline = "![UA against SNR](figures/snr_curves.png)\n\n*Unweighted accuracy (UA) against the SNR, test speakers.*"
-    parts = [f"# {name}", f"{about(runs)}.", *[headline] * (folder / "figures" / "snr_curves.png").exists()]
+    """The README of a published folder, `report.md` filled: what was found, then all tables and figures."""
     info, table = runs[0].info, students(runs)
     found = ledger({info["profile"]: {info["corpus"]: tables}})
-    if found.lines and not info["protocol"]["synthetic"]:
-        tested = found.frame.query("verdict != 'not run'").drop(columns=PLACE).to_markdown(index=False)
-        parts += [f"## Claims\n\nHow to read the table: {found.words}.", tested]
-    if table.lines:
-        chosen = table.frame.loc[table.frame.groupby("trained on")["dev UA"].idxmax()]
-        best = (f"among those trained on {line['trained on']} speech, `{line['row']}`" for _, line in chosen.iterrows())
-        shown = table.frame.to_markdown(index=False, floatfmt=".1f")
-        parts += ["## Which student to take", shown, CHOICE.format("; ".join(best))]
-    listed = pd.DataFrame([run.info | {"protocol": mark_of(run)} for run in runs])
-    counted = listed.groupby(["method", "variant", "title", "protocol"])
-    counts = counted.agg(runs=("fold", "size"), folds=("fold", "nunique"), seeds=("seed", "nunique")).reset_index()
-    parts += ["## Runs", counts.to_markdown(index=False)]
-    for path in sorted(folder.glob("tables/*.md")):
-        table, protocol = path.read_text(encoding="utf-8").rstrip().split("\n\n*Protocol.* ")
-        folded = f"<details><summary>Protocol</summary>\n\n{protocol}\n\n</details>"
-        parts += [f"## Table {path.stem}", table, folded]
-    parts += [f"## Figure {path.stem}\n\n![](figures/{path.name})" for path in sorted(folder.glob("figures/*.png"))]
-    parts += [f"[{path.stem}](notebooks/{path.name}), as it was run" for path in sorted(folder.glob("notebooks/*"))]
-    return "\n\n".join([*parts, "## How to check a number", CHECK.format(name)]) + "\n"
+    claimed = found.lines and not info["protocol"]["synthetic"]
+    by_row = pd.DataFrame([run.info | {"protocol": mark_of(run)} for run in runs])
+    by_row = by_row.groupby(["method", "variant", "title", "protocol"])
+    pages = {path.stem: path.read_text(encoding="utf-8").rstrip() for path in sorted(folder.glob("tables/*.md"))}
+    template = Path(__file__).with_name("report.md").read_text(encoding="utf-8")
+    return Template(template, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True).render(
+        {kind: sorted(path.stem for path in folder.glob(f"{kind}/*")) for kind in ("figures", "notebooks")},
+        name=name, about=about(runs), words=found.words, students=table,
+        claims=found.frame.query("verdict != 'not run'").drop(columns=PLACE) if claimed else None,
+        best=table.frame.loc[table.frame.groupby("trained on")["dev UA"].idxmax()] if table.lines else None,
+        runs=by_row.agg(runs=("fold", "size"), folds=("fold", "nunique"), seeds=("seed", "nunique")).reset_index(),
+        tables={each: page.split("\n\n*Protocol.* ") for each, page in pages.items()},
+    )  # fmt: skip
 
 
 def _refuse_places(files: Sequence[Path], utterances: Iterable[str]) -> None:

@@ -6,10 +6,12 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
 from matplotlib import pyplot as plt
 
 from ser_kd_utils.methods.base import Variant
 from ser_kd_utils.report import plots
+from ser_kd_utils.report.differences import OVER_UTTERANCES
 from ser_kd_utils.report.tables import Cell, Selection, Table, word
 
 matplotlib.use("agg")
@@ -160,19 +162,25 @@ def difference(value: float, low: float, high: float) -> Cell:
     return Cell(value, str(value), low, high, selection=Selection(("x", "y"), difference=True))
 
 
-def test_ablations_are_dots_with_their_intervals_in_the_order_given():
+def test_ablations_are_dots_with_both_their_intervals_in_the_order_given():
     found = {"no cosine": (-2.0, -3.5, -1.0), "gamma 10": (0.5, -1.0, 2.0), "two stages": (1.0, 0.2, 1.5)}
-    lines = [{"row": word(name), "gain, points": difference(*ends)} for name, ends in found.items()]
+    lines = [
+        {"row": word(name), "gain, points": difference(*ends), OVER_UTTERANCES: difference(0, ends[1] + 0.2, ends[2])}
+        for name, ends in found.items()
+    ]
     table = Table("some", ("row",), lambda: lines)
     (axis,) = plots.ablation_points(table, "UA noisy less that of (e), points").axes
     (dots,) = axis.containers
     assert dots.lines[0].get_xydata().tolist() == [[-2, 0], [0.5, 1], [1, 2]]
     bars = [segment[:, 0].tolist() for segment in dots.lines[2][0].get_segments()]
     np.testing.assert_allclose(bars, [[-3.5, -1.0], [-1.0, 2.0], [0.2, 1.5]])
+    grey = axis.collections[-1]
+    ends = [segment.tolist() for segment in grey.get_segments()]
+    np.testing.assert_allclose(ends, [[[-3.3, 0], [-1, 0]], [[-0.8, 1], [2, 1]], [[0.4, 2], [1.5, 2]]])
     assert ticks(axis.get_yticklabels()) == ["no cosine", "gamma 10", "two stages"]
     assert axis.yaxis_inverted()  # the first on top
     assert [line.get_xdata() for line in axis.lines if line.get_color() == "black"] == [[0, 0]]
-    assert axis.get_xlabel() == "UA noisy less that of (e), points"
+    assert axis.get_xlabel() == "UA noisy less that of (e), points; grey: 95 % over utterances"
 
 
 def test_dollar_signs_in_the_names_of_classes_and_noise_are_no_mathematics(tables, tmp_path):
@@ -196,3 +204,31 @@ def test_a_figure_is_saved_as_png_below_the_records(tmp_path):
     figure, _ = plt.subplots()
     plots.save_figure(figure, tmp_path / "demo-tiny", "empty")
     assert (tmp_path / "demo-tiny/figures/empty.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("cell", "shown", "hidden"),
+    [
+        (
+            "load_corpus('emodb', None)",
+            ["FileNotFoundError: emodb: no data folder given.", "Pass with data_root the"],
+            "Traceback",
+        ),
+        ("int('word')", ["Traceback", "invalid literal"], "data_root"),
+    ],
+)
+def test_a_notebook_shows_what_the_package_refuses_in_one_paragraph_that_names_its_parameter(
+    cell, shown, hidden, capsys
+):
+    lines = (
+        "from ser_kd_utils.data.corpora import load_corpus",
+        "from ser_kd_utils.report import plots",
+        "plots.use_style()",
+    )
+    try:
+        done = InteractiveShell.instance().run_cell("\n".join((*lines, cell)))
+    finally:
+        InteractiveShell.clear_instance()
+    printed = capsys.readouterr().out
+    assert not done.success and hidden not in printed
+    assert all(" ".join(words.split()) in " ".join(printed.split()) for words in shown), printed

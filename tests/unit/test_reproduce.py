@@ -382,15 +382,6 @@ def test_status_says_what_is_done_and_what_is_not_and_why(run, notebooks, folder
     monkeypatch.setattr(run_module, "code_of_source", lambda text: {"ser_kd_utils.training.losses": "other"})
     run_module._code_of.cache_clear()
     assert "ser_kd_utils.training.losses" in status(*options)["00"]
-    kept = folder / "unfinished" / "mckd__mc-full__fold-1__seed-0@abc"
-    kept.mkdir()
-    (kept.parent / f"teacher-outputs-{16 * 'a'}").mkdir()  # which all students read: no training
-    found = status(*options)
-    assert found["mckd__mc-full__fold-1__seed-0"] == "training: in its first epoch"
-    assert not any("teacher-outputs" in name for name in found)
-    for epoch in (2, 11):
-        (kept / f"epoch-{epoch:05}-{64 * 'a'}.pt").touch()
-    assert status(*options)["mckd__mc-full__fold-1__seed-0"] == "training: epoch 11 is kept"
 
 
 def committed(tmp_path, *names) -> None:

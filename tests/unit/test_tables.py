@@ -107,7 +107,7 @@ def test_the_caption_says_which_snr_was_not_trained_on(tmp_path):
     run = record(tmp_path, "c", 0, settings={"noise": noise})
     assert "; noisy: -5 to 20 dB, the range of training; " in tables.about([run])
     assert [name for name in made([run], "mlkd") if name.endswith(" dB")] == ["UA -5 dB"]
-    assert tables_of([run])["mlkd_conditions_WA"].caption.startswith("WA in percent; scores: one fold each; emodb, ")
+    assert tables_of([run])["mlkd_conditions_UA"].caption.startswith("UA in percent; scores: one fold each; emodb, ")
 
 
 def test_a_comparison_is_the_mean_over_folds_with_both_intervals(tmp_path):
@@ -144,8 +144,6 @@ def test_every_caption_says_how_folds_are_taken_together(tmp_path):
     runs += [record(tmp_path, "e", 2, fold, seed=1) for fold in (1, 2)]
     runs += [record(tmp_path, "gamma-10", 0, fold, kind="component", baseline="e") for fold in (1, 2)]
     captions = {name: table.caption for name, table in tables_of(runs).items() if table.lines}
-    by_fold = captions.pop("mlkd_folds")
-    assert by_fold.startswith("UA noisy in percent by fold; scores: one fold each; emodb")
     differences = {name for name, caption in captions.items() if "mean over folds" in caption}
     assert differences == {"mlkd_comparisons", "mlkd_ablations", "mlkd_gains", "mlkd_claims", "mlkd_null"}
     pooled = {name for name, caption in captions.items() if "scores: pooled over folds" in caption}
@@ -215,10 +213,27 @@ def test_captions_say_what_is_tested_and_which_bootstrap(tmp_path):
 
 
 def test_conditions_are_by_noise_and_snr(runs):
-    table = made(runs, "mlkd_conditions_WA")
+    table = made(runs, "mlkd_conditions_UA")
     assert list(table.columns) == ["noise", "SNR", "(a)", "(b)", "(c)", "(e)"]
     assert table["noise"].tolist() == ["clean", *["buzz"] * 3, *["hum"] * 3] and table["SNR"].tolist()[1:] == SNR * 2
-    assert table.iloc[1].tolist()[2:] == [25.0, 25.0, 25.0, 62.5]
+    assert table.iloc[1].tolist()[2:] == [
+        50.0,
+        50.0,
+        50.0,
+        75.0,
+    ]  # none or three of six angry ones, both sad ones
+
+
+def test_a_row_with_few_runs_is_left_out_and_named_and_does_not_cost_the_others_their_folds(tmp_path):
+    runs = [record(tmp_path, row, wrong, fold) for row, wrong in (("a", 5), ("c", 6), ("e", 3)) for fold in (1, 2, 3)]
+    few, enough = record(tmp_path, "b", 4), record(tmp_path, "d", 2, fold=2)
+    table = tables_of([*runs, few])["mlkd"]
+    assert [line["row"].text for line in table.lines] == ["(a)", "(c)", "(e)"]
+    assert table.lines[0]["folds x seeds"].text == "3 x 1"
+    assert table.caption.startswith("left out, with too few folds and seeds: (b); scores")
+    both = tables_of([*runs, enough, record(tmp_path, "d", 2, fold=3)])["mlkd"]  # two thirds of the most
+    assert [line["row"].text for line in both.lines] == ["(a)", "(c)", "(d)", "(e)"]
+    assert both.lines[0]["folds x seeds"].text == "2 x 1" and "left out" not in both.caption
 
 
 def test_only_folds_that_all_main_rows_have_are_compared(runs, tmp_path):
@@ -330,7 +345,7 @@ def test_a_table_without_its_records_has_no_lines_and_is_not_written(runs, tmp_p
 def test_without_a_record_of_mlkd_no_table_has_lines(runs, kept):
     """As where only the teacher is recorded, which other methods need, or nothing at all."""
     found = tables_of([run for run in runs if run.info["variant"] == kept])
-    assert len(found) == 27 and not any(table.lines for table in found.values())
+    assert len(found) == 25 and not any(table.lines for table in found.values())
 
 
 @pytest.fixture

@@ -69,8 +69,8 @@ def unlabelled(folder: str | Path) -> Corpus:
 def _recognised(corpus: Corpus, root: str | Path | None) -> Path:
     """The absolute root, once the corpus is recognised there."""
     if not root:
-        wanted = f"access: {corpus.access}. Pass with --data-root the place of {corpus.layout}"
-        raise FileNotFoundError(f"{corpus.name}: no place of the data given; {wanted}")
+        wanted = f"Pass with --data-root the folder of {corpus.layout}; access: {corpus.access}"
+        raise FileNotFoundError(f"{corpus.name}: no data folder given. {wanted}")
     home = tables.require_utf8(Path(root).expanduser().resolve())
     if corpus.recognises(home):
         return home

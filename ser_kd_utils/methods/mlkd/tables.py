@@ -1,7 +1,6 @@
 """MLKD's tables: rows (a) to (e), MLKD with one component changed, and distillation in other situations."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -29,16 +28,15 @@ def tables(runs: Sequence[Run]) -> list[Table]:
     runs = runs if any(run.info["method"] == "mlkd" for run in runs) else []
     main = [run for run in runs if run.info["kind"] == "main"]
     known = ["a", "a0", *variants(settings_of(runs[0].info["profile"]))] if runs else []
-    samples = cache(lambda: report.aligned(main, report.recorded(main, "main", known)))
+    names = report.recorded(main, "main", known)
+    samples = cache(lambda: report.aligned(main, names))
     family = Family(runs, CLAIMS)
     return [
-        report.scores("mlkd", samples, _columns(main)),
+        report.scores("mlkd", samples, _columns(main), report.left_out(main, names)),
         family.comparisons("mlkd_comparisons", COMPARISONS),
         Table("mlkd_paper", ("noise", "SNR", "row"), lambda: _beside_published(samples()), "percent; "),
-        Table("mlkd_conditions_UA", ("noise", "SNR"), lambda: _by_condition(samples(), "UA"), "UA in percent; "),
-        Table("mlkd_conditions_WA", ("noise", "SNR"), lambda: _by_condition(samples(), "WA"), "WA in percent; "),
+        Table("mlkd_conditions_UA", ("noise", "SNR"), lambda: _by_condition(samples()), "UA in percent; "),
         Table("mlkd_selection", ("row", "speech"), lambda: _selection(main, samples())),
-        Table("mlkd_folds", ("row",), lambda: _by_fold(samples()), "UA noisy in percent by fold; "),
         family.components("mlkd_ablations", known, "noisy"),
         _gains(family, known),
         _unseen(family),
@@ -88,11 +86,9 @@ def _conditions(samples: Mapping[str, Sample]) -> Iterator[tuple[Line, tuple[str
             yield {"noise": word(kind), "SNR": word(snr)}, (kind, snr)
 
 
-def _by_condition(samples: Mapping[str, Sample], metric: str) -> list[Line]:
-    return [
-        cells | {report.label(each).text: PointEstimate(*place, metric)(each) for each in samples.values()}
-        for cells, place in _conditions(samples)
-    ]
+def _by_condition(samples: Mapping[str, Sample]) -> Iterator[Line]:
+    for cells, place in _conditions(samples):
+        yield cells | {report.label(each).text: PointEstimate(*place)(each) for each in samples.values()}
 
 
 def _beside_published(samples: Mapping[str, Sample]) -> Iterator[Line]:
@@ -125,15 +121,6 @@ def _selection(main: Sequence[Run], samples: Mapping[str, Sample]) -> Iterator[L
         for part in ("clean", "noisy"):
             named = {"row": report.label(sample), "speech": word(part)}
             yield named | {title: Score(part)(each) for title, each in zip(titles, both, strict=True)}
-
-
-def _by_fold(samples: Mapping[str, Sample]) -> Iterator[Line]:
-    for sample in samples.values():
-        line = {"row": report.label(sample)}
-        for fold, part in sample.table.groupby("fold"):
-            runs = tuple(run for run in sample.runs if run.info["fold"] == fold)
-            line[str(fold)] = PointEstimate()(replace(sample, table=part, runs=runs))
-        yield line
 
 
 def _gains(family: Family, known: Sequence[str]) -> Table:
