@@ -210,16 +210,16 @@ def _in_words_of(first: pd.DataFrame, table: pd.DataFrame, by: Sequence[str]) ->
     return table.replace({"label": words, "prediction": words})
 
 
-def sparse(runs: Sequence[Run], names: Iterable[str]) -> list[str]:
-    """Those of these variants with fewer than two thirds of the most runs: they would leave few folds for all."""
-    counts = Counter(run.info["variant"] for run in runs)
-    return [name for name in names if 0 < 3 * counts[name] < 2 * max(counts.values())]
+def sparse(runs: Sequence[Run], names: Collection[str]) -> list[str]:
+    """Those of these variants with fewer than two thirds of the median number of runs: they would leave all few folds."""
+    counts = Counter(run.info["variant"] for run in runs if run.info["variant"] in names)
+    return [name for name in names if 0 < 3 * counts[name] < 2 * np.median([*counts.values()])]
 
 
-def aligned(runs: Sequence[Run], names: Iterable[str]) -> dict[str, Sample]:
+def aligned(runs: Sequence[Run], names: Collection[str]) -> dict[str, Sample]:
     """Predictions of those of these variants that are recorded, on what all but the `sparse` ones have."""
-    names, there = [*names], {run.info["variant"] for run in runs}
-    found = [name for name in names if name in there.difference(sparse(runs, names))]
+    there = {run.info["variant"] for run in runs}.difference(sparse(runs, names))
+    found = [name for name in names if name in there]
     samples = together(runs, *(Selection((name,)) for name in found)) if found else []
     return dict(zip(found, samples, strict=False))  # nothing in common, no sample
 
@@ -303,7 +303,7 @@ def snrs(runs: Sequence[Run]) -> list[float]:
 # --- tables
 
 
-def left_out(runs: Sequence[Run], names: Iterable[str]) -> str:
+def left_out(runs: Sequence[Run], names: Collection[str]) -> str:
     """Which of these variants are `sparse`, for a caption."""
     few = ", ".join(map(label_of, sparse(runs, names)))
     return f"left out, with too few folds and seeds: {few}; " * bool(few)
@@ -320,7 +320,7 @@ def scores(
     return Table(name, (next(iter(columns)),), lines, words)
 
 
-def in_noise(name: str, runs: Sequence[Run], names: Iterable[str]) -> Table:
+def in_noise(name: str, runs: Sequence[Run], names: Collection[str]) -> Table:
     """UA in percent, clean and by SNR (mean of the noise types), of these variants on what those recorded share."""
     by_snr = {f"UA {snr:.0f} dB": PointEstimate(snr_db=snr) for snr in snrs(runs)}
     columns = {"row": label, "model": told("title"), "UA clean": PointEstimate("clean"), **by_snr}
