@@ -211,7 +211,7 @@ def _in_words_of(first: pd.DataFrame, table: pd.DataFrame, by: Sequence[str]) ->
 
 
 def sparse(runs: Sequence[Run], names: Collection[str]) -> list[str]:
-    """Those of these variants with fewer than two thirds of the median number of runs: they would leave all few folds."""
+    """Those of these variants with under two thirds of the median number of runs: few folds would be left to all."""
     counts = Counter(run.info["variant"] for run in runs if run.info["variant"] in names)
     return [name for name in names if 0 < 3 * counts[name] < 2 * np.median([*counts.values()])]
 
