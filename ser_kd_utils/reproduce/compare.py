@@ -40,7 +40,7 @@ class Comparison:
     def summary(self) -> str:
         """The comparison in a sentence."""
         processors = self.machines.loc[["gpu", "processor", "instruction_set"]]
-        on = {side: ", ".join(dict.fromkeys(values[values != "None"])) for side, values in processors.items()}
+        on = {side: ", ".join(dict.fromkeys(filter(None, values))) for side, values in processors.items()}
         return (
             "{name} compared with the committed evidence ({committed}; here {here}). Numbers: {equal} equal, {within} "
             "within the other's interval, {outside} outside, {differs} differ and have no interval. Verdicts: {same} "
@@ -90,7 +90,7 @@ def compared(folder: Path) -> Comparison:
 def _made_with(runs: Sequence[Run]) -> dict[str, str]:
     """Hardware and versions of the runs; several values where runs differ."""
     found = [run.info["hardware"] | {"python": run.info["python"]} | run.info["versions"] for run in runs]
-    return {key: " or ".join(sorted({str(each[key]) for each in found})) for key in found[0]}
+    return {key: " or ".join(sorted({str(each[key]) for each in found if each[key]})) for key in found[0]}
 
 
 def _by_place(runs: Sequence[Run]) -> dict[tuple[str, str, str], Cell]:
