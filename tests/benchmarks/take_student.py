@@ -132,6 +132,9 @@ def main() -> None:
         record |= {"UA": costs.round(2).to_dict(), "UA in noise not heard, with interval": ends, "licences": licences}
         record["files"] = {path.name: sha256(path) for path in sorted(fresh.iterdir())}
         (fresh / "record.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        (beside := fresh / "runs" / run.id).mkdir(parents=True)
+        for path in run.folder.glob("*.*"):  # its record, without the weights
+            (beside / path.name).write_bytes(path.read_bytes())
     print(rule, told["rounded"], told["not_heard"], sep="\n\n")
 
 

@@ -17,7 +17,8 @@ from ser_kd_utils.data.audio import decode
 from ser_kd_utils.deploy.export import load
 from ser_kd_utils.deploy.predict import STUDENT, open_model
 from ser_kd_utils.files import sha256
-from ser_kd_utils.records import read_runs
+from ser_kd_utils.metrics import score
+from ser_kd_utils.records import predictions, read_runs
 
 RECORD = json.loads((STUDENT / "record.json").read_text(encoding="utf-8"))
 ROOT = Path(__file__).parents[2]
@@ -31,16 +32,20 @@ def recordings(shared_data):
 
 
 def test_its_files_are_as_they_were_made_and_small():
-    found = {path.name: sha256(path) for path in STUDENT.iterdir() if path.name != "record.json"}
+    found = {path.name: sha256(path) for path in STUDENT.glob("*.*") if path.name != "record.json"}
     assert found == RECORD["files"]
     assert found.keys() == {"README.md", "config.json", "model.onnx", "model.safetensors", "preprocessor_config.json"}
-    assert sum(path.stat().st_size for path in STUDENT.iterdir()) < 8_000_000
+    assert sum(path.stat().st_size for path in STUDENT.rglob("*.*")) < 8_000_000
 
 
-def test_its_run_is_in_the_evidence_and_heard_none_of_its_test_speakers():
-    (run,) = [run for run in read_runs(STUDENT.parent) if run.id == RECORD["run"]]
-    assert run.info["predictions_sha256"] == RECORD["predictions_sha256"]
+def test_its_run_lies_beside_it_gave_its_scores_and_heard_none_of_its_test_speakers():
+    """Not that of the evidence beside: the same fold and seed, trained on another machine."""
+    (run,) = read_runs(STUDENT)
+    assert run.id == RECORD["run"] and run.info["predictions_sha256"] == RECORD["predictions_sha256"]
     assert run.info["protocol"]["speaker_independent"] and set(run.info["protocol"]["speakers"]["test"]) == {"03", "08"}
+    table = predictions([run])  # refused if they are not as they were recorded
+    clean = score(table[table["condition"] == "clean"])
+    assert f"| clean | {100 * clean:.1f} (" in (STUDENT / "README.md").read_text(encoding="utf-8")
 
 
 def test_both_forms_say_the_same_of_speech(recordings):
