@@ -18,6 +18,7 @@ from ser_kd_utils.metrics import _metric, _pairs
 
 _BATCH = 250  # resamples at a time: bounds the memory
 LEAST_SEEDS = 3  # nothing is decided where any fold has fewer
+NEGLIGIBLE = 0.02  # the margin of equivalence, that of the claim of non-inferiority of MLKD
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,10 +140,11 @@ def pooled(effects: Sequence[Effect]) -> Effect:
 
 
 def verdict(effect: Effect, p: float, gate: bool = True, margin: float = 0) -> str:
-    """ "supported", "contradicted", "undecided" or "premise not met", for the claim that the difference is above 0.
+    """ "supported", "contradicted", "negligible", "undecided" or "premise not met": the difference is claimed above 0.
 
     The claim is decided only where both 95 % intervals lie on the same side of 0, p is under 5 % and every fold has
-    three seeds.
+    three seeds. A difference that is not decided so is negligible where both 90 % intervals lie within `NEGLIGIBLE` of
+    0: two one-sided tests at 5 % (Schuirmann 1987), which are not corrected for other claims.
 
     p: corrected for the family of claims (`holm`).
     gate: False where what the claim presumes does not hold; then the premise is not met.
@@ -155,9 +157,11 @@ def verdict(effect: Effect, p: float, gate: bool = True, margin: float = 0) -> s
     certain = p < 0.05 or (margin > 0 and ends.max() < 0)
     if not gate:
         return "premise not met"
-    if effect.seeds < LEAST_SEEDS or not certain:
+    if effect.seeds < LEAST_SEEDS:
         return "undecided"
-    return "supported" if (ends > 0).all() else "contradicted" if (ends < 0).all() else "undecided"
+    if certain and (ends * ends[0] > 0).all():
+        return "supported" if ends[0] > 0 else "contradicted"
+    return "negligible" if not margin and np.abs(effect.ends(0.9)).max() < NEGLIGIBLE else "undecided"
 
 
 def why_undecided(effect: Effect) -> str:

@@ -8,7 +8,8 @@
 
 A difference is the mean over folds of that within each, seeds averaged first, and is tested over folds: see
 `metrics.effects`. A verdict takes three seeds in every fold, both intervals on one side of 0, p under 5 % after
-correction for the method's claims and, of a claim about distillation, a teacher that is better than its student.
+correction for the method's claims and, of a claim about distillation, a teacher that is better than its student. A
+difference whose 90 % intervals lie within two points of 0 is negligible.
 `ledger` sets the claims of all methods on all corpora in one table.
 """
 
@@ -31,6 +32,7 @@ from ser_kd_utils.report.tables import BLANK, Cell, Column, Line, PointEstimate,
 INTERVAL, OVER_UTTERANCES, CORRECTED = "95 % interval", "95 % over utterances", "p (Holm)"
 OVER_FOLDS = [INTERVAL, "p", CORRECTED, "smallest detectable"]  # what one fold cannot fill
 POINTS, PLACE = "points for it", "corpus-profile"
+UNDECIDED = "undecided is not equal, negligible is within 2 points by 90 % intervals"
 LEDGER = ("table", "claim", "tested by", PLACE, POINTS, INTERVAL, CORRECTED, "folds x seeds", "verdict", "reason")
 # corpora whose utterances are named after their speaker: which part of 03a01Fa or 03-01-05-01-02-01-16 it is
 SPEAKERS = {"emodb": slice(2), "ravdess": slice(-2, None)}
@@ -140,7 +142,7 @@ class Differences(Table):
         return (
             "differences: mean over folds, seeds averaged within each; 95 % interval and p: corrected t-test over "
             f"folds; over utterances: bootstrap over {units}, given these models; fewest seeds in a fold: "
-            f"{min(seeds.values())}, a verdict takes {LEAST_SEEDS}; undecided is not equal; {super().caption}"
+            f"{min(seeds.values())}, a verdict takes {LEAST_SEEDS}; {UNDECIDED}; {super().caption}"
         )
 
 
@@ -179,14 +181,14 @@ class Family:
     ) -> Table:  # fmt: skip
         """A line for each comparison: the columns, the difference in points and the reading.
 
-        readings: the words for a first that is better and for a second that is, else undecided. columns: each of the
+        readings: the words for a first that is better and for a second that is. columns: each of the
         first (0) or the second (1) in all speech; the first column names the line. Without any, the two are named.
         """
         words = dict(zip(("supported", "contradicted"), readings, strict=True))
 
         def lines() -> Iterator[Line]:
             for each in self.tested(declared):
-                reading = words.get(effects.verdict(each.effect, each.corrected), "undecided")
+                reading = words.get(found := effects.verdict(each.effect, each.corrected), found)
                 reading += ": one fold" * (len(each.effect.by_fold) == 1)
                 line = {title: column(each.whole[side]) for title, (side, column) in columns.items()}
                 line = line or {"rows": word(each.use.words), "speech": word(each.use.condition)}
@@ -314,7 +316,7 @@ def ledger(evidence: Mapping[str, Mapping[str, Mapping[str, Table]]]) -> Table:
     words = (
         "differences of UA: mean over folds, seeds averaged within each; 95 % interval: corrected t-test over folds; "
         "Holm: within a method's claims; pooled: fixed effect over corpora with a test over folds, Holm within the "
-        f"pooled claims; not run: not recorded; a verdict takes {LEAST_SEEDS} seeds; undecided is not equal"
+        f"pooled claims; not run: not recorded; a verdict takes {LEAST_SEEDS} seeds; {UNDECIDED}"
     )
 
     def lines() -> Iterator[Line]:

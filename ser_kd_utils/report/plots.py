@@ -161,7 +161,7 @@ def gain_map(first: pd.DataFrame, second: pd.DataFrame) -> Figure:
     """UA of the first less UA of the second in points, by noise type and SNR; blue where the first is better.
 
     Tables of predictions as for `snr_curves`, over the same utterances and conditions. The last row is the mean of the
-    noise types and the one with clean speech, which has no type; the SNRs outside the trained range stand apart.
+    noise types and, of clean speech, its own; SNRs outside the trained range are marked.
     """
     tables = (table.fillna({"snr_db": np.inf}).groupby(["condition", "snr_db"]) for table in (first, second))
     ours, theirs = (pd.Series({cell: 100 * score(part) for cell, part in table}).unstack() for table in tables)
@@ -170,14 +170,11 @@ def gain_map(first: pd.DataFrame, second: pd.DataFrame) -> Figure:
     points = points.drop("clean")
     points.loc["mean"] = points.mean().fillna(clean)  # of clean speech there is no type to average
     untrained = _untrained(first)
-    places = np.flatnonzero(np.diff(points.columns.isin(untrained))) + 1
     names = ["clean" if np.isinf(snr) else f"{snr:.0f}" + "\nnot trained" * (snr in untrained) for snr in points]
     points = points.set_axis(pd.Index(names, name="SNR (dB)"), axis="columns").rename_axis(index="")
     figure = _heat_maps({"": points}, 1, "+.1f", bar="UA, points", linewidths=0.5)
     axis = figure.axes[0]
     axis.axhline(len(points) - 1, color="black", linewidth=1.5)
-    for place in places:
-        axis.axvline(place, color="black", linewidth=1.5, linestyle="--")
     return figure
 
 

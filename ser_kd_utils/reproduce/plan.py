@@ -11,12 +11,13 @@ from statistics import fmean
 from tempfile import TemporaryFile
 from typing import Any
 
+from ser_kd_utils import records
 from ser_kd_utils.data.audio import cache_audio, refuse_shared_samples
 from ser_kd_utils.data.corpora import Corpus, fold_count, load_corpus, split, unlabelled
 from ser_kd_utils.files import PACKAGE, digest
 from ser_kd_utils.methods import METHODS, settings_of, variants_of
 from ser_kd_utils.methods.base import Method, Notebook, Variant, choose
-from ser_kd_utils.records import Run, evidence, folders, run_id
+from ser_kd_utils.records import Run, evidence, folders, read_runs, run_id
 from ser_kd_utils.reproduce.run import DONE, PLACES, NotebookRun, code_cells, provenance_of, state_of
 
 NOTEBOOKS = PACKAGE.parent / "notebooks"
@@ -140,13 +141,18 @@ def _check_parameters(source: Path, parameters: Mapping[str, Any]) -> None:
 def status(options: Namespace) -> int:
     """Print the state of each run of the plan, why, and what it will cost.
 
-    The cost is estimated from the durations of what was trained before, here and for the evidence.
+    The cost is estimated from the durations of what was trained before, here and for the evidence; where there is
+    nothing of this corpus, from those of the profile's other corpora, by the number of utterances.
     """
     runs = plan(options)
     folder, published = runs[0].folder, evidence(runs[0].folder)
+    own = [*(Run(path.parent) for path in folder.glob("runs/[!.]*/run.json")), *published]
+    others = [run for place in sorted(records.EVIDENCE.glob(f"*-{options.profile}")) for run in read_runs(place)]
+    size = len(load_corpus(options.corpus, options.data_root or None).manifest)
     spent: dict[str, list[float]] = {}
-    for each in (*(Run(path.parent) for path in folder.glob("runs/[!.]*/run.json")), *published):
-        spent.setdefault(_kind(each.id), []).append(each.info["seconds"] + each.info.get("test_seconds", 0))
+    for info, name in ((run.info, run.id) for run in own or others):
+        share = 1 if own else size / sum(info["protocol"]["sizes"].values())
+        spent.setdefault(_kind(name), []).append(share * (info["seconds"] + info.get("test_seconds", 0)))
     counts: Counter[str] = Counter()
     total = 0.0
     for run in runs:
@@ -159,7 +165,8 @@ def status(options: Namespace) -> int:
         counts[state] += 1
         total += seconds
     print(", ".join(f"{count} {state}" for state, count in counts.items()) + f", in {folder}")
-    print(f"about {total / 3600:.2f} hours of training and tests to go, by the durations of earlier runs")
+    told = f"about {total / 3600:.2f} hours of training and tests to go, by the durations of earlier runs"
+    print(told if spent else "how long this takes is not known: nothing of this profile is recorded")
     return 0
 
 

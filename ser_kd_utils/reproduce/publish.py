@@ -42,8 +42,6 @@ def publish(options: Namespace) -> int:
     runs = sorted({run.id: run for run in (*before, *own)}.values(), key=lambda run: run.id)
     has_all = len(own) == len(runs)
     records.check_together(to.name, runs)
-    if changed := [run.id for run in own if "local changes" in (run.info["commit"] or "")]:
-        print(f"Trained by code with local changes, which nobody else has: {', '.join(changed)}.")
     with records.replaced(to, to.with_name(f".{to.name}.publishing")) as fresh:
         write_published(runs, fresh)
         for folder in (to, local):
@@ -82,13 +80,15 @@ def write_published(runs: Sequence[records.Run], folder: Path) -> None:
 
 
 def _copy_notebooks(folder: Path, target: Path) -> None:
-    """Each notebook as it was run on its first fold and seed.
+    """Each notebook as it was run on its first fold and seed, up to what was found in all evidence: that changes.
 
     Papermill's notes are removed, and a folder of this machine is replaced by its parameter's name.
     """
     for path in sorted(folder.glob("notebooks/*.ipynb"), reverse=True):  # the first comes last
         content = json.loads(path.read_text(encoding="utf-8"))
         given = content["metadata"].pop("papermill", {}).get("parameters", {})
+        ends = (n for n, cell in enumerate(content["cells"]) if "## What we found" in "".join(cell["source"]))
+        content["cells"] = content["cells"][: next(ends, None)]
         for cell in content["cells"]:
             cell["metadata"] = {key: value for key, value in cell["metadata"].items() if key == "tags"}
         text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"

@@ -244,6 +244,27 @@ def test_verdicts(found, options, word):
     assert judged(found, **options) == word
 
 
+SMALL = [0.01, -0.01, 0.0, 0.0]  # 90 %: 1.1 points to both sides
+
+
+@pytest.mark.parametrize(
+    ("found", "options", "word"),
+    [
+        (given(SMALL), {"p": 1.0}, "negligible"),
+        (given(SMALL), {"p": 1.0, "gate": False}, "premise not met"),
+        (given(SMALL, seeds=2), {"p": 1.0}, "undecided"),
+        (given(3 * np.array(SMALL)), {"p": 1.0}, "undecided"),  # 3.2 points to both sides
+        (given(np.add(SMALL, 0.015)), {"p": 1.0}, "undecided"),  # up to 2.6
+        (given(SMALL, draws=np.linspace(-0.03, 0.01, 99)), {"p": 1.0}, "undecided"),  # the bootstrap interval is wider
+        (given([0.01, 0.011, 0.009, 0.01], draws=np.full(99, 0.01)), {"p": 0.001}, "supported"),  # small, but shown
+        (given([0.01, 0.011, 0.009, 0.01], draws=np.full(99, 0.01)), {"p": 0.2}, "negligible"),
+        (given(SMALL, draws=np.zeros(99)), {"p": 1.0, "margin": 0.001}, "undecided"),
+    ],
+)
+def test_what_is_within_two_points_of_zero_is_negligible(found, options, word):
+    assert judged(found, **options) == word
+
+
 def test_what_keeps_a_claim_undecided():
     assert why_undecided(given(GOOD, seeds=2)) == "fewer than 3 seeds"
     assert why_undecided(given([0.1], seeds=1)) == "one fold, fewer than 3 seeds"

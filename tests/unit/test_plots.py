@@ -131,19 +131,6 @@ def test_the_colours_of_gains_are_symmetric_about_zero_and_under_a_point_pale(ta
     assert plots.gain_map(tables["c"], tables["c"]).axes[0].collections[0].get_clim() == (-1, 1)
 
 
-def test_a_line_parts_the_trained_snrs_from_the_others(tables):
-    def dashed(first, second) -> list[float]:
-        axis = plots.gain_map(first, second).axes[0]
-        return [line.get_xdata()[0] for line in axis.lines if line.get_linestyle() == "--"]
-
-    assert dashed(tables["e"], tables["c"]) == [3]  # between 0 and -5 dB
-    narrow = {
-        row: table.assign(in_range=table["snr_db"].isna() | (table["snr_db"] == 0)) for row, table in tables.items()
-    }
-    assert dashed(narrow["e"], narrow["c"]) == [1, 2, 3]
-    assert dashed(tables["e"].assign(in_range=True), tables["c"]) == []
-
-
 def test_confusions_are_percent_of_the_true_class_in_a_grid_filled_row_by_row(tables):
     clean, noisy = (tables["e"].query(query) for query in ("condition == 'clean'", "snr_db == 0"))
     figure = plots.confusions({"clean": clean, "0 dB": noisy, "3": clean, "4": noisy}, LABELS, columns=2)

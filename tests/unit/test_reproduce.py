@@ -77,6 +77,9 @@ def notebooks(tmp_path, monkeypatch):
     return folder
 
 
+UTTERANCES = 18
+
+
 @pytest.fixture
 def corpus(tmp_path):
     """Six speakers, three sentences each, as a manifest corpus."""
@@ -384,16 +387,17 @@ def test_status_says_what_is_done_and_what_is_not_and_why(run, notebooks, folder
     assert "ser_kd_utils.training.losses" in status(*options)["00"]
 
 
-def committed(tmp_path, *names) -> None:
+def committed(tmp_path, *names, corpus="corpus", utterances=UTTERANCES) -> None:
     """Evidence in which these records are."""
     for name in names:
         method, variant, fold, seed = name.split("__")
         info = {"method": method, "variant": variant, "seconds": 60, "test_seconds": 60}
-        info |= {"corpus": "corpus", "labels": ["angry"], "audio_fingerprint": "a", "settings": {}}
+        info |= {"corpus": corpus, "labels": ["angry"], "audio_fingerprint": "a", "settings": {}}
         rule = {"protocol": "speaker-groups", "optimistic": False, "mark": ""}
         info |= {"fold": int(fold[5:]), "seed": int(seed[5:])}
-        info |= {"protocol": rule | {"noise": "generated", "speech level": "active"}}
-        folder = tmp_path / "evidence" / "corpus-tiny" / "runs" / name
+        sizes = {"sizes": {"train": utterances}}
+        info |= {"protocol": rule | sizes | {"noise": "generated", "speech level": "active"}}
+        folder = tmp_path / "evidence" / f"{corpus}-tiny" / "runs" / name
         folder.mkdir(parents=True)
         (folder / "run.json").write_text(json.dumps(info))
 
@@ -427,6 +431,14 @@ def test_the_plan_says_what_it_will_cost_from_recorded_durations(notebooks, fold
     out = shown("--folds", "2", "--only", "04,07")
     assert "04_decoupled_distillation__fold-2__seed-0  about 3.0 min\n" in out
     assert "07_curriculum_meta_ablations__fold-2__seed-0\n" in out  # nobody knows
+
+
+def test_where_nothing_is_recorded_the_plan_asks_other_corpora_or_says_that_nobody_knows(notebooks, shown, tmp_path):
+    """By the number of utterances."""
+    options = ("--folds", "1", "--only", "01,02", "--ablations", "none")
+    assert "how long this takes is not known: nothing of this profile is recorded" in shown(*options)
+    committed(tmp_path, "teacher__a__fold-1__seed-0", corpus="other", utterances=2 * UTTERANCES)
+    assert "01_teacher_finetuning__fold-1__seed-0  about 1.0 min\n" in shown(*options)
 
 
 def test_what_is_done_costs_nothing(run, notebooks, folder, shown):

@@ -206,7 +206,7 @@ def test_a_verdict_takes_three_seeds(tmp_path, seeds, verdict, reading):
 def test_captions_say_what_is_tested_and_which_bootstrap(tmp_path):
     runs = [record(tmp_path, row, wrong, fold) for row, wrong in (("c", 6), ("e", 3)) for fold in (1, 2)]
     caption = tables_of(runs)["mlkd_claims"].caption
-    assert caption.startswith("differences: mean over folds") and "; undecided is not equal; emodb, profile" in caption
+    assert caption.startswith("differences: mean over folds") and "90 % intervals; emodb, profile" in caption
     assert "bootstrap over speakers and utterances" in caption
     runs = [record(tmp_path / "x", row, wrong, corpus="demo") for row, wrong in (("c", 6), ("e", 3))]
     assert "bootstrap over utterances" in tables_of(runs)["mlkd_claims"].caption
@@ -534,7 +534,7 @@ def test_near_is_another_claim_than_better(tmp_path):
         runs += [record(tmp_path, "e", 3, fold, seed), record(tmp_path, "b", {10.0: 3 + more, 0.0: 3}, fold, seed)]
     table = made(runs, "mlkd_claims")
     assert table["tested by"].tolist() == ["(e) - (b), noisy"] * 2 and table["points for it"].tolist() == [0.6, 0.6]
-    assert table["verdict"].tolist() == ["undecided", "supported"] and table["p"][1] < 0.01 < 0.1 < table["p"][0]
+    assert table["verdict"].tolist() == ["negligible", "supported"] and table["p"][1] < 0.01 < 0.1 < table["p"][0]
     assert made(runs, "mlkd_comparisons")["p (Holm)"].tolist() == [table["p (Holm)"][0]]
 
 

@@ -4,11 +4,10 @@ from collections.abc import Iterable, Sequence
 
 from ser_kd_utils.methods import settings_of
 from ser_kd_utils.methods.mckd.variants import variants
-from ser_kd_utils.metrics import score
 from ser_kd_utils.records import Run
 from ser_kd_utils.report import tables as report
 from ser_kd_utils.report.differences import Comparison, Family, read_claims
-from ser_kd_utils.report.tables import BLANK, Line, Sample, Score, Selection, Table, word
+from ser_kd_utils.report.tables import Line, Score, Selection, Table, word
 
 FULL = "mc-full"
 METRICS = ("WA", "UA", "WF1")
@@ -33,7 +32,7 @@ def tables(runs: Sequence[Run]) -> list[Table]:
 
 
 def _main(runs: Sequence[Run], names: Iterable[str]) -> list[Line]:
-    """The main variants and, below them, what always answering the commonest class scores; in percent.
+    """The main variants, in percent.
 
     The published scores are those of another corpus unless this is IEMOCAP or MELD, and second-hand.
     """
@@ -41,17 +40,7 @@ def _main(runs: Sequence[Run], names: Iterable[str]) -> list[Line]:
     columns["published"] = lambda sample: word(_published() if sample.info["variant"] == FULL else "")
     columns |= {"folds x seeds": report.design, "command": lambda sample: word(report.command(sample.runs))}
     samples = [sample for name in names for sample in report.together(runs, Selection((name,)))]
-    lines = [{title: column(sample) for title, column in columns.items()} for sample in samples]
-    return [*lines, _floor(samples[-1].at("clean"), lines[-1])] if lines else []
-
-
-def _floor(clean: Sample, last: Line) -> Line:
-    """The line of a model that always answers the commonest class of what is tested."""
-    commonest = clean.table["label"].mode()[0]
-    guess = clean.table.assign(prediction=commonest)
-    line = dict.fromkeys(last, BLANK) | {"row": word("floor"), "model": word(f"always {commonest}")}
-    line |= {metric: word(f"{100 * score(guess, metric):.1f}") for metric in METRICS}
-    return line | {key: word(last[key].value) for key in ("folds x seeds", "command")}
+    return [{title: column(sample) for title, column in columns.items()} for sample in samples]
 
 
 def _published() -> str:
