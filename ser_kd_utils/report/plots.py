@@ -182,13 +182,15 @@ def ablation_points(table: Table, axis_label: str) -> Figure:
     """A dot with its 95 % interval for each line of a table of differences, in its order; axis_label: of what.
 
     The interval is that over folds, or of one fold over utterances; a grey bar is the one over utterances in any case.
+    The picture reaches twice as far as the grey bars: intervals over two folds, of a hundred points, run out of it.
     """
     found = [[cell for cell in line.values() if cell.selection and cell.selection.difference] for line in table.lines]
     label = f"{axis_label}; grey: {OVER_UTTERANCES}"
     figure = _dots([table.key(line) for line in table.lines], {label: [cells[0] for cells in found]})
     figure.axes[0].axvline(0, color="black", linewidth=1)
-    ends = zip(*((line[OVER_UTTERANCES].low, line[OVER_UTTERANCES].high) for line in table.lines), strict=True)
+    ends = np.array([(line[OVER_UTTERANCES].low, line[OVER_UTTERANCES].high) for line in table.lines]).T
     figure.axes[0].hlines(range(len(table.lines)), *ends, color="0.85", linewidth=8, zorder=0)
+    figure.axes[0].set_xlim(np.clip(figure.axes[0].get_xlim(), *(2 + 2 * np.abs(ends).max()) * np.array([-1, 1])))
     return figure
 
 

@@ -170,6 +170,19 @@ def test_ablations_are_dots_with_both_their_intervals_in_the_order_given():
     assert axis.get_xlabel() == "UA noisy less that of (e), points; grey: 95 % over utterances"
 
 
+def test_an_interval_over_two_folds_does_not_press_the_others_flat():
+    use = Selection(("e", "c"), difference=True)
+
+    def line(name: str, wide: float) -> dict[str, Cell]:
+        grey = Cell("[-3.0, 4.0]", "[-3.0, 4.0]", -3.0, 4.0)
+        return {"row": word(name), "points": Cell(1.0, "1.0", -wide, wide, (), use), OVER_UTTERANCES: grey}
+
+    for widest, limits in ((110.0, (-10, 10)), (6.0, (-6.6, 6.6))):
+        lines = [line("gamma 10", 5.0), line("two stages", widest)]
+        (axis,) = plots.ablation_points(Table("some", ("row",), lambda lines=lines: lines), "points").axes
+        assert axis.get_xlim() == pytest.approx(limits)
+
+
 def test_dollar_signs_in_the_names_of_classes_and_noise_are_no_mathematics(tables, tmp_path):
     plots.use_style()
     renamed = {"angry": "$an_{gry$", "sad": "s$a$d"}
