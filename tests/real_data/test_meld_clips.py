@@ -98,11 +98,6 @@ def test_reproduce_from_clips_to_tables(root, tmp_path, capsys):
         clean = run.predictions.query("condition == 'clean' and checkpoint == 'best'")
         assert clean["label"].value_counts().to_dict() == labels.value_counts().to_dict()
     table = pd.read_csv(folder / "tables" / "mckd.csv").set_index("row")
-    largest, share = labels.mode().item(), labels.value_counts(normalize=True).max()  # of the utterances tested
-    assert table.at["floor", "model"] == f"always {largest}" and largest != trained.mode().item()
-    assert float(table.at["floor", "WA"]) == pytest.approx(100 * share, abs=0.05)
-    assert float(table.at["floor", "WF1"]) == pytest.approx(100 * share * 2 * share / (1 + share), abs=0.05)
-    assert float(table.at["floor", "UA"]) == pytest.approx(100 / labels.nunique(), abs=0.05)
     assert "MELD WA 52.3 / WF1 47.0 (second-hand)" in table.at["mc-full", "published"]
     for weights in folder.glob("runs/*/model"):  # of each network that it finds, 08 measures the cost: see the main job
         shutil.rmtree(weights)
