@@ -290,7 +290,7 @@ def _dev_scores(runs: Sequence[Run]) -> pd.Series:
 
 
 def _points(*values: float) -> list[float]:
-    return [round(100 * value, 1) for value in values]
+    return [round(100 * value, 1) + 0.0 for value in values]  # no "-0.0"
 
 
 def _cell(samples: Sequence[Sample], value: float | str, ends: Sequence[float] = (None, None)) -> Cell:
