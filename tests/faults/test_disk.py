@@ -85,7 +85,7 @@ def test_a_damaged_run_json_or_receipt_counts_as_none_and_only_its_run_is_done_a
     receipt = suite.folder / "receipts" / f"{name}.json"
     whole = json.loads(receipt.read_text())
     receipt.write_text('{"status": "do')
-    assert f"not run      {name}\n" in suite.status()
+    assert f"not run      {name}  " in suite.status()
     done = suite.run("--only", "01,02")
     assert done.returncode == 0 and done.stdout.count("  recorded\n") == 1
     again = json.loads(receipt.read_text())
