@@ -104,7 +104,7 @@ def write_onnx(classifier: WaveClassifier, folder: Path, int8: bool = False) -> 
     if lacking := [name for name in ("onnx", "onnxscript") if not find_spec(name)]:
         raise ValueError(f"{' and '.join(lacking)} must be there: pip install 'ser-kd[export]'.")
     import onnx
-    from onnxruntime.quantization import quantize_dynamic
+    from onnxruntime.quantization import QuantType, quantize_dynamic
 
     example = torch.sin(torch.arange(classifier.about["window"]) ** 1.5 / 1e3)[None] / 10  # a tone that rises
     if hasattr(classifier.network, "frame_features"):  # the exporter cannot know that there is more than one token
@@ -121,7 +121,9 @@ def write_onnx(classifier: WaveClassifier, folder: Path, int8: bool = False) -> 
     about = {"ser-kd": json.dumps(classifier.about), "onnx.quant.pre_process": "onnxruntime.quant"}
     onnx.helper.set_model_props(model, about)
     if int8:
-        quantize_dynamic(model, folder / GRAPH, ["MatMul", "Conv"], per_channel=True, nodes_to_exclude=others)
+        # unsigned: products with signed weights overflow 16 bits on a processor without VNNI
+        how = {"per_channel": True, "weight_type": QuantType.QUInt8, "nodes_to_exclude": others}
+        quantize_dynamic(model, folder / GRAPH, ["MatMul", "Conv"], **how)
         model = onnx.load(folder / GRAPH)
         for weights in model.graph.initializer:
             if weights.data_type == onnx.TensorProto.FLOAT and len(weights.dims) > 1:  # as spectra and positions

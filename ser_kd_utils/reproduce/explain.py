@@ -113,8 +113,7 @@ def _tell_what_counts(column: str, cell: Cell) -> None:
 def _describe(group: Sequence[Run], names: Mapping[str, str]) -> None:
     """Print a variant's runs under one protocol, what they share in words; names: of teachers by fingerprint."""
     infos = [run.info for run in group]
-    title = _named(infos[0]["variant"], infos[0]["title"], mark_of(group[0]))
-    print(f"\n{title}: {counted(len(group), 'run')}")
+    print(f"\n{_named(infos[0]['variant'], infos[0]['title'], mark_of(group[0]))}: {counted(len(group), 'run')}")
     print(re.sub(r"fold-\d+__seed-\d+$", "fold-F__seed-S", f"  {_place(group[0].folder)}"))
     hardware = {info["hardware"]["gpu"] or f"CPU, threads: {info['hardware']['cpu_threads']}" for info in infos}
     wanted = {info["teacher_fingerprint"] for info in infos} - {None}

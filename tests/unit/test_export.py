@@ -173,6 +173,8 @@ def test_int8_is_smaller_and_says_about_the_same(speech, tmp_path, name):
     linear += sum(isinstance(each, torch.nn.MultiheadAttention) for each in modules)  # its projection of the input
     assert kinds["MatMulInteger"] == linear  # no spectrum
     assert kinds["ConvInteger"] == sum(isinstance(each, (torch.nn.Conv1d, torch.nn.Conv2d)) for each in modules)
+    weights = {each.name: each.data_type for each in graph.initializer if each.name.endswith("_quantized")}
+    assert weights and set(weights.values()) == {onnx.TensorProto.UINT8}  # signed ones overflow without VNNI
     assert sizes[1] < sizes[0]
     assert 0 < np.abs(p[1] - p[0]).max() < 0.1
 
