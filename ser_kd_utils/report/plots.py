@@ -173,8 +173,7 @@ def gain_map(first: pd.DataFrame, second: pd.DataFrame) -> Figure:
     names = ["clean" if np.isinf(snr) else f"{snr:.0f}" + "\nnot trained" * (snr in untrained) for snr in points]
     points = points.set_axis(pd.Index(names, name="SNR (dB)"), axis="columns").rename_axis(index="")
     figure = _heat_maps({"": points}, 1, "+.1f", bar="UA, points", linewidths=0.5)
-    axis = figure.axes[0]
-    axis.axhline(len(points) - 1, color="black", linewidth=1.5)
+    figure.axes[0].axhline(len(points) - 1, color="black", linewidth=1.5)
     return figure
 
 

@@ -147,14 +147,13 @@ def status(options: Namespace) -> int:
     runs = plan(options)
     folder, published = runs[0].folder, evidence(runs[0].folder)
     own = [*(Run(path.parent) for path in folder.glob("runs/[!.]*/run.json")), *published]
-    others = [run for place in sorted(records.EVIDENCE.glob(f"*-{options.profile}")) for run in read_runs(place)]
+    places = [] if own else sorted(records.EVIDENCE.glob(f"*-{options.profile}"))
     size = len(load_corpus(options.corpus, options.data_root or None).manifest)
     spent: dict[str, list[float]] = {}
-    for info, name in ((run.info, run.id) for run in own or others):
+    for info, name in ((run.info, run.id) for run in own or sum(map(read_runs, places), [])):
         share = 1 if own else size / sum(info["protocol"]["sizes"].values())
         spent.setdefault(_kind(name), []).append(share * (info["seconds"] + info.get("test_seconds", 0)))
-    counts: Counter[str] = Counter()
-    total = 0.0
+    counts, total = Counter[str](), 0.0
     for run in runs:
         state, why = state_of(run)
         if state == "not run" and run.records and {*run.records} <= {each.id for each in published}:

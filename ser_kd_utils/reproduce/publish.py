@@ -42,6 +42,8 @@ def publish(options: Namespace) -> int:
     runs = sorted({run.id: run for run in (*before, *own)}.values(), key=lambda run: run.id)
     has_all = len(own) == len(runs)
     records.check_together(to.name, runs)
+    if changed := [run.id for run in own if "local changes" in (run.info["commit"] or "")]:
+        print(f"Trained by code with local changes, which nobody else has: {', '.join(changed)}.")
     with records.replaced(to, to.with_name(f".{to.name}.publishing")) as fresh:
         write_published(runs, fresh)
         for folder in (to, local):

@@ -232,6 +232,12 @@ def test_runs_of_ones_own_are_never_replaced_by_evidence(place, tmp_path):
     assert read_runs(tmp_path / "local" / "demo-tiny") == [run]
 
 
+def test_code_with_local_changes_is_told(place, tmp_path, capsys):
+    run = record(tmp_path / "local", "a", commit=f"{'c' * 40} with local changes")
+    assert publish(place) == 0
+    assert f"code with local changes, which nobody else has: {run.id}" in capsys.readouterr().out
+
+
 def notebook(path: Path, root: Path) -> None:
     source = [f'data_root = "{root}"\n', f'noise_dir = "{root}/noise"']
     cell = {"cell_type": "code", "metadata": {"tags": ["parameters"], "papermill": {"duration": 1}}, "source": source}
