@@ -7,7 +7,7 @@ resampled t-test of Nadeau & Bengio (2003) enlarges the variance of their mean f
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import lru_cache, reduce
 from itertools import combinations
 
 import numpy as np
@@ -16,6 +16,7 @@ from scipy.special import nctdtrinc, stdtr, stdtrit
 
 from ser_kd_utils.metrics import _metric, _pairs
 
+_UNIT = ["fold", "seed", "utterance"]
 _BATCH = 250  # resamples at a time: bounds the memory
 LEAST_SEEDS = 3  # nothing is decided where any fold has fewer
 NEGLIGIBLE = 0.02  # the margin of equivalence, that of the claim of non-inferiority of MLKD
@@ -77,30 +78,31 @@ def effect(
     of clean speech is infinite.
     Raises ValueError where no fold and seed is shared, where a shared one lacks an utterance or condition on one side.
     """
-    parts = [table[table["snr_db"].fillna(np.inf) == snr] for snr in snrs for table in (a, b)]
-    tables = _on_shared_runs(parts or [a, b])
+    parts = [table[table["snr_db"].fillna(np.inf) == snr] for snr in snrs for table in (a, b)] or [a, b]
+    shared = reduce(pd.merge, (table[["fold", "seed"]].drop_duplicates() for table in parts))
+    if shared.empty:
+        raise ValueError("the tables share no fold and seed in this speech: record both for the same ones")
+    tables = [table.merge(shared) for table in parts]
     for first, second in zip(tables[::2], tables[1::2], strict=True):
         _same(first, second)
     # of an interaction, the conditions of the second difference are others, its utterances are not
-    _same(*(tables[place][["utterance", "label"]] for place in (0, -2)))
-    counted, classes = _pairs(*tables)
+    _same(*(tables[place][[*_UNIT, "label"]] for place in (0, -2)))
+    units = tables[0].drop_duplicates(_UNIT).sort_values(_UNIT)
+    # from here on an utterance is one in its run, by number: in the order of `units`
+    counted, classes = _pairs(*(t.assign(utterance=t.groupby(_UNIT).ngroup()) for t in tables))
 
     def statistic(times: np.ndarray) -> np.ndarray:
         """The difference where the utterances of the runs have these weights, (..., utterances of all runs)."""
         scores = [_metric(times @ pairs, classes, metric) for pairs in counted]
         return scores[0] - scores[1] - (scores[2] - scores[3] if snrs else 0)
 
-    units = tables[0].drop_duplicates("utterance").sort_values("utterance")  # in the order of `_pairs`
     run, runs = pd.factorize(pd.MultiIndex.from_frame(units[["fold", "seed"]]), sort=True)
     by_run = pd.Series(statistic((run == np.arange(len(runs))[:, None]).astype(float)))
     by_fold = by_run.groupby(runs.get_level_values(0))
-    utterance, _ = pd.factorize(units["test_utterance"])
+    utterance, _ = pd.factorize(units["utterance"])
     share = 1 / np.bincount(utterance)[utterance]  # an utterance's runs share its weight
-    tested = units.drop_duplicates("test_utterance")
-    speaker, _ = pd.factorize(tested.get("speaker", default=np.zeros(len(tested))))
-    rng = np.random.default_rng(0)
-    batches = (min(_BATCH, resamples - done) for done in range(0, resamples, _BATCH))
-    draws = [statistic(_drawn(speaker, size, rng)[:, utterance] * share) for size in batches]
+    speaker, _ = pd.factorize(units.drop_duplicates("utterance").get("speaker", np.zeros(len(set(utterance)))))
+    draws = [statistic(times[:, utterance] * share) for times in _drawn(tuple(speaker.tolist()), resamples)]
     return from_folds(by_fold.mean(), int(by_fold.size().min()), test_train, np.concatenate(draws))
 
 
@@ -184,35 +186,27 @@ def from_folds(by_fold: Sequence[float], seeds: int, test_train: float, draws: n
     return Effect(float(by_fold.mean()), error, folds - 1, by_fold, seeds, draws)
 
 
-def _on_shared_runs(tables: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
-    """The tables on the runs that all have. `utterance` then names the run as well, `test_utterance` does not."""
-    runs = reduce(pd.merge, (table[["fold", "seed"]].drop_duplicates() for table in tables))
-    if runs.empty:
-        raise ValueError("the tables share no fold and seed in this speech: record both for the same ones")
-
-    def name(table: pd.DataFrame) -> pd.Series:
-        return "fold " + table["fold"].astype(str) + " seed " + table["seed"].astype(str) + " " + table["utterance"]
-
-    shared = (table.merge(runs) for table in tables)
-    return [table.assign(test_utterance=table["utterance"], utterance=name) for table in shared]
-
-
 def _same(a: pd.DataFrame, b: pd.DataFrame) -> None:
-    keys = [key for key in ("utterance", "label", "condition", "snr_db") if key in a and key in b]
-    both = pd.merge(*(table[keys].drop_duplicates().astype(str) for table in (a, b)), how="outer", indicator=True)
-    for *odd, side in both[both["_merge"] != "both"].itertuples(index=False):
-        place = f"{' '.join(odd)} is only in the {'first' if side == 'left_only' else 'second'} table"
-        raise ValueError(f"a paired test needs the same {', '.join(keys)} on both sides; {place}")
+    keys = [*_UNIT, *(key for key in ("label", "condition", "snr_db") if key in a and key in b)]
+    first, second = (table[keys].drop_duplicates(ignore_index=True) for table in (a, b))
+    if not first.equals(second):  # as a rule they are, in order too
+        both = pd.merge(first.astype(str), second.astype(str), how="outer", indicator=True)
+        for fold, seed, *odd, side in both[both["_merge"] != "both"].itertuples(index=False):
+            which = "first" if side == "left_only" else "second"
+            place = f"fold {fold} seed {seed} {' '.join(odd)} is only in the {which} table"
+            raise ValueError(f"a paired test needs the same {', '.join(keys[2:])} on both sides; {place}")
 
 
-def _drawn(speaker: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """How often each utterance is drawn, (resamples, utterances): first speakers, then utterances of each of them.
+@lru_cache(maxsize=2)  # most comparisons of a corpus draw from the same utterances
+def _drawn(speaker: tuple[int, ...], resamples: int) -> list[np.ndarray]:
+    """How often each utterance is drawn, in batches (resamples, utterances): first speakers, then utterances of each.
 
-    A speaker of n utterances who is drawn c times gives c times n draws from these utterances.
+    speaker: of each utterance. A speaker of n utterances who is drawn c times gives c times n draws from these.
     """
-    sizes = np.bincount(speaker)
-    chosen = rng.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), resamples)
-    times = np.empty((resamples, len(speaker)))
-    for one, size in enumerate(sizes):
-        times[:, speaker == one] = rng.multinomial(chosen[:, one] * size, np.full(size, 1 / size))
-    return times
+    sizes, rng, batches = np.bincount(speaker), np.random.default_rng(0), []
+    for first in range(0, resamples, _BATCH):
+        batches.append(times := np.empty((min(_BATCH, resamples - first), len(speaker))))
+        chosen = rng.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), len(times))
+        for one, size in enumerate(sizes):
+            times[:, np.equal(speaker, one)] = rng.multinomial(chosen[:, one] * size, np.full(size, 1 / size))
+    return batches

@@ -6,23 +6,37 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from readme_tables import filled
 
 from ser_kd_utils.files import sha256
 from ser_kd_utils.methods import tables_of
-from ser_kd_utils.metrics import interval
-from ser_kd_utils.records import predictions, read_runs
+from ser_kd_utils.metrics import interval, score
+from ser_kd_utils.records import Run, predictions, read_runs
 from ser_kd_utils.report import write
+from ser_kd_utils.report.differences import OVER_FOLDS
+from ser_kd_utils.report.tables import Selection, Table, folds_x_seeds, mark_of, word
 from ser_kd_utils.reproduce.publish import report
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = sorted(path.parent for path in (ROOT / "results").glob("*/runs.jsonl"))
 
 
-@pytest.fixture(params=FOLDERS, ids=lambda folder: folder.name)
+@pytest.fixture(scope="module", params=FOLDERS, ids=lambda folder: folder.name)
 def folder(request) -> Path:
     return request.param
+
+
+@pytest.fixture(scope="module")
+def runs(folder) -> list[Run]:
+    return read_runs(folder)
+
+
+@pytest.fixture(scope="module")
+def tables(runs) -> dict[str, Table]:
+    """All tables, made once from the records."""
+    return tables_of(runs)
 
 
 def test_results_are_committed_for_the_demo_and_for_recorded_speech():
@@ -44,9 +58,7 @@ def test_every_file_is_as_published_and_listed(folder):
     assert listed == {name: checksum for name, checksum in found.items() if name not in own}
 
 
-def test_every_table_and_the_report_are_what_the_records_say(folder, tmp_path):
-    runs = read_runs(folder)
-    tables = tables_of(runs)
+def test_every_table_and_the_report_are_what_the_records_say(folder, runs, tables, tmp_path):
     for table in tables.values():
         write.write(table, tmp_path)
     stored, made = ({path.name: path.read_bytes() for path in place.glob("tables/*")} for place in (folder, tmp_path))
@@ -54,6 +66,47 @@ def test_every_table_and_the_report_are_what_the_records_say(folder, tmp_path):
     assert stored.keys() >= {main[run.info["method"]] for run in runs if run.info["method"] in main}
     assert stored == made
     assert (folder / "README.md").read_text(encoding="utf-8") == report(folder.name, runs, tables, folder)
+
+
+def test_every_line_of_every_table_leads_to_the_runs_it_counts(tables):
+    for table in tables.values():
+        assert len({table.key(line) for line in table.lines}) == len(table.lines), table.name  # keys tell lines apart
+        for line in table.lines:
+            behind = {run for cell in line.values() for run in cell.runs}
+            assert behind, (table.name, table.key(line))
+            for variant, mark in {(run.info["variant"], mark_of(run)) for run in behind}:
+                own = [run.info for run in behind if (run.info["variant"], mark_of(run)) == (variant, mark)]
+                design = folds_x_seeds((info["fold"], info["seed"]) for info in own)
+                said = line.get("folds x seeds") or line.get(f"folds x seeds {mark}")
+                assert said is None or design == said.text, (table.name, table.key(line))
+
+
+def points(table: pd.DataFrame, use: Selection) -> float:
+    """The score in percent; of an interaction, that at its first SNR less that at its second."""
+    snrs = use.snr_db if isinstance(use.snr_db, tuple) else ()
+    at, *less = [score(table[table["snr_db"] == snr], use.metric) for snr in snrs] or [score(table, use.metric)]
+    return 100 * (at - sum(less))
+
+
+def test_what_a_cell_selects_gives_its_number(tables):
+    """Scores, and differences of scores, of every kind of table."""
+    checked = 0
+    for table in tables.values():
+        for line in table.lines[:: 1 + len(table.lines) // 4]:
+            for column, cell in line.items():
+                use = cell.selection
+                if use and not isinstance(cell.value, str) and column not in OVER_FOLDS:
+                    found = use.predictions(cell.runs)
+                    if use.difference and "rung 4" not in line.get("against", word("")).text:  # the mean over folds
+                        runs = [[points(part, use) for _, part in some.groupby(["fold", "seed"])] for some in found]
+                        folds = [fold for (fold, _), _ in found[0].groupby(["fold", "seed"])]
+                        expected = pd.Series(np.subtract(*runs)).groupby(folds).mean().mean()
+                    else:
+                        scores = [points(some, use) for some in found]
+                        expected = scores[0] - scores[1] if use.difference else scores[0]
+                    assert expected == pytest.approx(cell.value, abs=0.0501), (table.name, table.key(line), column)
+                    checked += 1
+    assert checked > 50
 
 
 def test_every_table_and_figure_stands_in_the_report(folder):
@@ -74,8 +127,8 @@ def test_executed_notebooks_are_small(folder):
     assert all(path.stat().st_size <= 400_000 for path in folder.glob("notebooks/*"))
 
 
-def test_records_are_whole(folder):
-    for run in read_runs(folder):
+def test_records_are_whole(runs):
+    for run in runs:
         assert "local changes" not in run.info["commit"]
         table, protocol = run.predictions, run.info["protocol"]
         assert not table[["utterance", "condition", "label"]].isna().any().any()
@@ -93,11 +146,11 @@ def test_records_are_whole(folder):
         assert run.id.partition("__fold-")[0].endswith("+P1") == heard
 
 
-def test_rows_a_to_e_stand_on_the_same_folds_and_seeds(folder):
+def test_rows_a_to_e_stand_on_the_same_folds_and_seeds(folder, runs):
     """So that none of their runs is left out of a comparison; (d) has fewer seeds on RAVDESS."""
     letters = "abcde"
     found = {letter: set() for letter in letters}
-    for run in read_runs(folder):
+    for run in runs:
         if run.info["variant"] in found:
             found[run.info["variant"]].add((run.info["fold"], run.info["seed"]))
     fewer = {"d"} if folder.name == "ravdess-whisper" else set()

@@ -177,13 +177,13 @@ def test_tables_that_cannot_be_compared_are_refused():
 
 def test_draws_are_of_speakers_and_then_of_their_utterances():
     speaker = np.array([0, 1, 1, 2, 2, 2])
-    times = _drawn(speaker, 4000, np.random.default_rng(0))
+    times = np.concatenate(_drawn(tuple(speaker), 4000))
     by_speaker = np.stack([times[:, speaker == one].sum(1) for one in range(3)], 1) / [1, 2, 3]
     assert (by_speaker == by_speaker.round()).all() and (by_speaker.sum(1) == 3).all()  # whole speakers, three of them
     assert times.mean(0) == pytest.approx(np.ones(6), abs=0.08)
     # two utterances of one speaker: by the law of total variance 1 x 1/2 + 2/3 x 1, drawn alone 5/6
     assert times[:, 1].var() == pytest.approx(1 / 2 + 2 / 3, abs=0.1)
-    alone = _drawn(np.zeros(6, dtype=int), 4000, np.random.default_rng(0))
+    alone = np.concatenate(_drawn((0,) * 6, 4000))
     assert (alone.sum(1) == 6).all()
     assert alone[:, 1].var() == pytest.approx(5 / 6, abs=0.1)
 

@@ -1,4 +1,4 @@
-"""From numbers to records: over the committed tables, and on a copy of the demo where something is changed."""
+"""From numbers to records, on a copy of the demo where something is changed; all committed tables: notebooks/."""
 
 import re
 import shutil
@@ -6,66 +6,13 @@ from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from ser_kd_utils.methods import tables_of
-from ser_kd_utils.metrics import score
 from ser_kd_utils.records import Run, read_runs, run_id, write_run
-from ser_kd_utils.report.differences import OVER_FOLDS
-from ser_kd_utils.report.tables import folds_x_seeds, mark_of, word
 from ser_kd_utils.reproduce.explain import explain
 
 RESULTS = Path(__file__).parents[2] / "results"
-
-
-@pytest.fixture(scope="module", params=["demo-tiny", "emodb-tiny"])
-def committed(request):
-    """Committed tables, each made again from the records, with its file."""
-    folder = RESULTS / request.param
-    made = tables_of(read_runs(folder))
-    files = {path.stem: path for path in folder.glob("tables/*.csv")}
-    assert files.keys() <= made.keys() and len(files) > 15
-    return [(made[name], file) for name, file in files.items()]
-
-
-def test_records_make_the_committed_tables(committed):
-    for table, file in committed:
-        assert table.frame.to_csv(index=False) == file.read_text(encoding="utf-8"), table.name
-
-
-def test_every_line_of_every_table_leads_to_the_runs_it_counts(committed):
-    for table, _ in committed:
-        assert len({table.key(line) for line in table.lines}) == len(table.lines), table.name  # keys tell lines apart
-        for line in table.lines:
-            behind = {run for cell in line.values() for run in cell.runs}
-            assert behind, (table.name, table.key(line))
-            for variant, mark in {(run.info["variant"], mark_of(run)) for run in behind}:
-                own = [run.info for run in behind if (run.info["variant"], mark_of(run)) == (variant, mark)]
-                design = folds_x_seeds((info["fold"], info["seed"]) for info in own)
-                said = line.get("folds x seeds") or line.get(f"folds x seeds {mark}")
-                assert said is None or design == said.text, (table.name, table.key(line))
-
-
-def test_what_a_cell_selects_gives_its_number(committed):
-    """Scores, and differences of scores, of every kind of table."""
-    checked = 0
-    for table, _ in committed:
-        for line in table.lines[::4]:
-            for column, cell in line.items():
-                use = cell.selection
-                if use and not isinstance(cell.value, str) and column not in OVER_FOLDS:
-                    found = use.predictions(cell.runs)
-                    if use.difference and "rung 4" not in line.get("against", word("")).text:  # the mean over folds
-                        runs = [[score(part) for _, part in some.groupby(["fold", "seed"])] for some in found]
-                        folds = [fold for (fold, _), _ in found[0].groupby(["fold", "seed"])]
-                        expected = 100 * pd.Series(np.subtract(*runs)).groupby(folds).mean().mean()
-                    else:
-                        scores = [100 * score(some, use.metric) for some in found]
-                        expected = scores[0] - scores[1] if use.difference else scores[0]
-                    assert expected == pytest.approx(cell.value, abs=0.0501), (table.name, table.key(line), column)
-                    checked += 1
-    assert checked > 50
 
 
 @pytest.fixture

@@ -99,11 +99,12 @@ def _beside_published(samples: Mapping[str, Sample]) -> Iterator[Line]:
     name of another variant. Raises ValueError where two lines have values for one place.
     """
     place = ["metric", "condition", "snr_db", "variant"]
+    corpus = next((sample.info["corpus"] for sample in samples.values()), "")
+    table = reference(corpus).dropna(subset="value").fillna({"snr_db": np.inf}).set_index(place)
+    if table.index.has_duplicates:
+        raise ValueError("results/reference/mlkd_results.csv has two values for one place: keep one of them.")
     for cells, (kind, snr) in _conditions(samples):
         for name, sample in samples.items():
-            table = reference(sample.info["corpus"]).dropna(subset="value").fillna({"snr_db": np.inf}).set_index(place)
-            if table.index.has_duplicates:
-                raise ValueError("results/reference/mlkd_results.csv has two values for one place: keep one of them.")
             ours = {metric: PointEstimate(kind, snr, metric)(sample) for metric in ("WA", "UA")}
             theirs = {each: table["value"].get((each, kind, np.inf if snr is None else snr, name)) for each in ours}
             less = {each: value and round(ours[each].value - value, 1) for each, value in theirs.items()}
