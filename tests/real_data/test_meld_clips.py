@@ -81,7 +81,7 @@ def test_what_cannot_be_used_is_left_out_and_said(root):
 def test_reproduce_from_clips_to_tables(root, tmp_path, capsys):
     """All methods on the official split and its seven classes, with one epoch each."""
     few = [part for method in METHODS for part in ("--set", f"{method}.epochs=1")]
-    few += ["--set", "noise.test_snr_db=(10,0)"]
+    few += ["--set", "noise.test_snr_db=(0,)"]
     options = ["--corpus", "meld", "--data-root", str(root), "--results", str(tmp_path), "--ablations", "none"]
     command = ["reproduce", *options, *few, "--only"]
     assert main([*command, "00,01,02,04,06,09"]) == 0, capsys.readouterr().err
