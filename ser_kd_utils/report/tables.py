@@ -199,7 +199,7 @@ def together(runs: Sequence[Run], *selections: Selection) -> list[Sample]:
 
 
 def _own(runs: Sequence[Run], checkpoint: str) -> pd.DataFrame:
-    table = predictions(runs, checkpoint).drop(columns=["logits", "checkpoint", "method", "variant"])
+    table = predictions(runs, checkpoint)
     held_out = table["fold"].map({run.info["fold"]: run.info["held_out_noise"] for run in runs})
     return table[(held_out == "") | (held_out == table["condition"])]
 
