@@ -17,7 +17,7 @@ from scipy.special import nctdtrinc, stdtr, stdtrit
 from ser_kd_utils.metrics import _metric, _pairs
 
 _UNIT = ["fold", "seed", "utterance"]
-_BATCH = 250  # resamples at a time: bounds the memory
+_BATCH = 250  # resamples at a time: bounds the memory that their scores take
 LEAST_SEEDS = 3  # nothing is decided where any fold has fewer
 NEGLIGIBLE = 0.02  # the margin of equivalence, that of the claim of non-inferiority of MLKD
 
@@ -205,7 +205,7 @@ def _drawn(speaker: tuple[int, ...], resamples: int) -> list[np.ndarray]:
     """
     sizes, rng, batches = np.bincount(speaker), np.random.default_rng(0), []
     for first in range(0, resamples, _BATCH):
-        batches.append(times := np.empty((min(_BATCH, resamples - first), len(speaker))))
+        batches.append(times := np.empty((min(_BATCH, resamples - first), len(speaker)), np.int32))
         chosen = rng.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), len(times))
         for one, size in enumerate(sizes):
             times[:, np.equal(speaker, one)] = rng.multinomial(chosen[:, one] * size, np.full(size, 1 / size))

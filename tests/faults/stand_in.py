@@ -41,7 +41,7 @@ given = dict(corpus=corpus, name=name, profile=profile, fold=fold, seed=seed, da
 own = METHODS[{method!r}].experiment_class(**given, overrides=overrides)
 for variant in {variants!r}:
     own.run(variant)"""
-FEW_EPOCHS = "mlkd.epochs=4, teacher.epochs=4, noise.test_snr_db=(0,)"
+FEW_EPOCHS = "mlkd.epochs=4, teacher.epochs=4"
 
 
 def parameters_of(notebook: str) -> str:

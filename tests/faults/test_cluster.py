@@ -165,8 +165,8 @@ def test_processes_of_torchrun_share_each_batch(suite):
     network = TeacherSettings.of("tiny").network
     still = {name: 0.0 if "dropout" in name else value for name, value in network.items()}
     given = ["train", "a", "--corpus", "manifest", "--data-root", str(suite.root / "corpus.csv")]
-    for each in ("teacher.epochs=2", f"teacher.network={still!r}", "teacher.batch_size=12", "noise.test_snr_db=(0,)"):
-        given += ["--set", each]
+    for each in ("epochs=2", f"network={still!r}", "batch_size=12"):
+        given += ["--set", f"teacher.{each}"]
     plain = [sys.executable, "-m", "ser_kd_utils.cli"]
     spread = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "ser_kd_utils.cli"]
     found = {}

@@ -1,4 +1,4 @@
-"""From numbers to records, on a copy of the demo where something is changed; all committed tables: notebooks/."""
+"""From numbers to records on a copy of the demo where something is changed; `test_published_results` has all tables."""
 
 import re
 import shutil
