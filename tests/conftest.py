@@ -32,12 +32,12 @@ def kernel_of_nbval(**given) -> KernelManager:
 
 
 def launch_kernel(cmd: list[str], env=None, cwd=None, **how):
-    """As jupyter_client's, but the kernels of `ser-kd reproduce` in this process begin with the libraries imported.
-
-    Not those of nbval, which compares outputs: pandas and tqdm look at their import whether they are in a notebook.
-    """
+    """As jupyter_client's, but the kernels of nbval and of `ser-kd reproduce` in this process begin with the libraries
+    imported."""
     python, *arguments = cmd
-    if python == sys.executable and arguments[:2] == ["-m", "ipykernel_launcher"] and "--log-level=50" in arguments:
+    if python == sys.executable and arguments[:2] == ["-m", "ipykernel_launcher"]:
+        # what pandas sets where it is imported in a notebook
+        arguments.append("--IPKernelApp.exec_lines=__import__('pandas').set_option('display.max_columns', 20)")
         # it goes when this process does
         environment = (os.environ if env is None else env) | {"JPY_PARENT_PID": str(os.getpid())}
         return Prewarmed(arguments, environment, cwd, capture=False)

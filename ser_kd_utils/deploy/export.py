@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -93,17 +94,20 @@ def export(run: str, to: str = "", format: str = "onnx") -> int:
             classifier.network.to(torch.half if format == "hub-float16" else torch.float).save_pretrained(fresh)
             classifier.extractor.save_pretrained(fresh)
         else:
-            write_onnx(classifier, fresh, int8=format == "onnx-int8")
+            write_onnx(classifier, {format: fresh})
         card(Run(source), format, type(classifier.network).__module__).save(fresh / "README.md")
     print(f"{target}: {sum(path.stat().st_size for path in target.iterdir()) / 1e6:.1f} MB")
     return 0
 
 
-def write_onnx(classifier: WaveClassifier, folder: Path, int8: bool = False) -> None:
-    """model.onnx, which holds labels and window, into a folder. Raises ValueError without the extra [export]."""
+def write_onnx(classifier: WaveClassifier, folders: Mapping[str, Path]) -> None:
+    """model.onnx, which holds labels and window, into a folder for each format, "onnx" or "onnx-int8".
+
+    Torch traces the network once for all of them. Raises ValueError without the extra [export].
+    """
     if lacking := [name for name in ("onnx", "onnxscript") if not find_spec(name)]:
         raise ValueError(f"{' and '.join(lacking)} must be there: pip install 'ser-kd[export]'.")
-    import onnx
+    from onnx import TensorProto, helper, load_model, numpy_helper, save_model
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     example = torch.sin(torch.arange(classifier.about["window"]) ** 1.5 / 1e3)[None] / 10  # a tone that rises
@@ -119,16 +123,17 @@ def write_onnx(classifier: WaveClassifier, folder: Path, int8: bool = False) -> 
         part.ClearField("metadata_props")  # where the code lies on this machine
     # the second: the graph is optimised already, or onnxruntime would warn
     about = {"ser-kd": json.dumps(classifier.about), "onnx.quant.pre_process": "onnxruntime.quant"}
-    onnx.helper.set_model_props(model, about)
-    if int8:
-        # unsigned: products with signed weights overflow 16 bits on a processor without VNNI
-        how = {"per_channel": True, "weight_type": QuantType.QUInt8, "nodes_to_exclude": others}
-        quantize_dynamic(model, folder / GRAPH, ["MatMul", "Conv"], **how)
-        model = onnx.load(folder / GRAPH)
-        for weights in model.graph.initializer:
-            if weights.data_type == onnx.TensorProto.FLOAT and len(weights.dims) > 1:  # as spectra and positions
-                cast = onnx.helper.make_node("Cast", [f"{weights.name}_half"], [weights.name], to=weights.data_type)
-                model.graph.node.insert(0, cast)
-                halved = onnx.numpy_helper.to_array(weights).astype("float16")
-                weights.CopyFrom(onnx.numpy_helper.from_array(halved, *cast.input))
-    onnx.save(model, folder / GRAPH)
+    helper.set_model_props(model, about)
+    for format, folder in folders.items():
+        save_model(model, folder / GRAPH)
+        if format == "onnx-int8":
+            # unsigned: products with signed weights overflow 16 bits on a processor without VNNI
+            how = {"per_channel": True, "weight_type": QuantType.QUInt8, "nodes_to_exclude": others}
+            quantize_dynamic(model, folder / GRAPH, ["MatMul", "Conv"], **how)
+            small = load_model(folder / GRAPH)
+            for weights in small.graph.initializer:
+                if weights.data_type == TensorProto.FLOAT and len(weights.dims) > 1:  # as spectra and positions
+                    cast = helper.make_node("Cast", [f"{weights.name}_half"], [weights.name], to=weights.data_type)
+                    small.graph.node.insert(0, cast)
+                    weights.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weights).astype("f2"), *cast.input))
+            save_model(small, folder / GRAPH)

@@ -41,10 +41,10 @@ def interval(
     """Value of `metric` and the ends of its percentile bootstrap interval over utterances (Efron & Tibshirani 1993)."""
     (pairs,), classes = _pairs(table)
     rng, units = np.random.default_rng(seed), len(pairs)
-    times = (np.bincount(rng.integers(units, size=units), minlength=units) for _ in range(resamples))
-    draws = _metric(np.stack([each @ pairs for each in times]), classes, metric)
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2]).tolist()
-    return score(table, metric), low, high
+    drawn = rng.integers(units, size=(resamples, units)) + units * np.arange(resamples)[:, None]
+    times = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
+    low, high = np.quantile(_metric(times @ pairs, classes, metric), [(1 - level) / 2, (1 + level) / 2]).tolist()
+    return float(_metric(pairs.sum(0), classes, metric)), low, high
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
@@ -58,7 +58,7 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
 
 def _pairs(*tables: pd.DataFrame) -> tuple[list[np.ndarray], int]:
     """Per table, its utterances' (by name) weights on (label, prediction), (utterances, classes^2); classes."""
-    names = pd.Index(sorted(set().union(*(set(t[c]) for t in tables for c in ("label", "prediction")))))
+    names = pd.Index(sorted(set().union(*(t[c].unique() for t in tables for c in ("label", "prediction")))))
     found = []
     for table in tables:
         utterance, units = pd.factorize(table["utterance"], sort=True)

@@ -51,8 +51,7 @@ def predict(
     recordings, "train" or "test"; prepare_inputs: (waves, lengths) -> the network's arguments. Raises ValueError where
     a logit is not finite: a network that diverged has no predictions.
     """
-    device = next(model.parameters()).device
-    was_training = model.training
+    device, was_training = next(model.parameters()).device, model.training
     model.eval()
     rows = []
     for utterance in utterances:

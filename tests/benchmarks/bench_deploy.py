@@ -96,9 +96,10 @@ def main() -> None:
         for name, (kind, config, extractor) in networks().items():
             kind(config).save_pretrained(folders[name] / "torch")
             extractor.save_pretrained(folders[name] / "torch")
-            for graph in ("ONNX", "int8"):
-                (folders[name] / graph).mkdir()
-                write_onnx(WaveClassifier(folders[name] / "torch"), folders[name] / graph, int8=graph == "int8")
+            graphs = {"onnx": folders[name] / "ONNX", "onnx-int8": folders[name] / "int8"}
+            for graph in graphs.values():
+                graph.mkdir()
+            write_onnx(WaveClassifier(folders[name] / "torch"), graphs)
         for threads in (1, 2):
             torch.set_num_threads(threads)
             for name, folder in folders.items():

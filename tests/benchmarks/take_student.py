@@ -91,7 +91,7 @@ def main() -> None:
             (fresh / path.name).write_bytes(path.read_bytes())
         classifier = WaveClassifier(run.folder / "model")
         half = open_model(fresh)
-        write_onnx(classifier, fresh, int8=True)
+        write_onnx(classifier, {"onnx-int8": fresh})
         graph = open_model(fresh)
         conditions = grid(experiment.noise.types, experiment.noise_settings.test_snr_db)
         tables = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from pathlib import Path
 
 import pytest
 from stand_in import NOTEBOOKS, Suite, write_corpus
@@ -10,13 +11,25 @@ from stand_in import NOTEBOOKS, Suite, write_corpus
 from ser_kd_utils.reproduce.plan import FIRST, LAST
 
 
-@pytest.fixture
-def suite(tmp_path) -> Suite:
-    suite = Suite(tmp_path)
-    write_corpus(tmp_path)
+def suite_in(root: Path) -> Suite:
+    suite = Suite(root)
+    write_corpus(root)
     for name in (FIRST, *NOTEBOOKS, *LAST):
         suite.notebook(name[:2])
     return suite
+
+
+@pytest.fixture
+def suite(tmp_path) -> Suite:
+    return suite_in(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def one_at_a_time(tmp_path_factory) -> dict[str, bytes]:
+    """What a suite records of two seeds, one notebook after the other: predictions by the record's name."""
+    suite = suite_in(tmp_path_factory.mktemp("alone"))
+    assert suite.run("--seeds", "0-1", "--ablations", "none", "--workers", "1").returncode == 0
+    return suite.recorded
 
 
 @pytest.fixture

@@ -120,6 +120,11 @@ class Suite:
         return json.loads(path.read_text()) if path.exists() else {}
 
     @property
+    def recorded(self) -> dict[str, bytes]:
+        """The predictions by the record's name."""
+        return {path.parent.name: path.read_bytes() for path in self.folder.glob("runs/*/predictions.parquet")}
+
+    @property
     def executed(self) -> list[str]:
         """What the stand-in notebooks did, in order."""
         path = self.results / "executed.txt"

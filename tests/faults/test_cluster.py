@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -15,6 +14,7 @@ from argparse import Namespace
 from pathlib import Path
 
 import pytest
+from prewarmed import Prewarmed
 from stand_in import record, wait_for
 
 from ser_kd_utils.methods.teacher.settings import TeacherSettings
@@ -30,20 +30,26 @@ if not Path(results, "killed.txt").exists():
 
 @pytest.fixture
 def scheduler():
-    """Starts a scheduler and workers as a user does on a cluster, in processes of their own: (address, process)."""
+    """Starts a scheduler and workers as a user does on a cluster, in processes of their own: (address, process).
+
+    nanny: each worker has a process that starts it anew when it dies; before: a command that starts it.
+    """
     started = []
 
-    def start(*workers: list[str], before: tuple[str, ...] = ()):
+    def start(*workers: list[str], nanny: bool = False, before: tuple[str, ...] = ()):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
-        dask = [sys.executable, "-m", "dask"]
-        commands = [[*dask, "scheduler", "--host", "127.0.0.1", "--port", address.rpartition(":")[2], "--no-dashboard"]]
-        commands += [
-            [*before, *dask, "worker", address, "--nthreads", "1", "--no-dashboard", *more] for more in workers
-        ]
-        for command in commands:
-            started.append(subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True))
+        commands = [["scheduler", "--host", "127.0.0.1", "--port", address.rpartition(":")[2], "--no-dashboard"]]
+        one = ["worker", address, "--nthreads", "1", "--no-dashboard", "--nanny" if nanny else "--no-nanny"]
+        commands += [[*one, *more] for more in workers]
+        for what, *more in commands:
+            command = ["-m", "dask", what, *more]
+            if what == "worker" and (nanny or before):
+                whole = [*before, sys.executable, *command]
+                started.append(subprocess.Popen(whole, stderr=subprocess.DEVNULL, start_new_session=True))
+            else:
+                started.append(Prewarmed(command, os.environ, None, capture=True))
         return address, started[-len(commands)]
 
     yield start
@@ -53,14 +59,11 @@ def scheduler():
 
 
 @pytest.mark.parametrize("place", ["here", "on a cluster"])
-def test_two_at_a_time_leave_the_same_records_and_teachers_come_first(suite, scheduler, place):
-    assert suite.run("--seeds", "0-1", "--ablations", "none").returncode == 0
-    alone = {path.parent.name: path.read_bytes() for path in suite.folder.glob("runs/*/predictions.parquet")}
-    shutil.rmtree(suite.results)
+def test_two_at_a_time_leave_the_same_records_and_teachers_come_first(suite, one_at_a_time, scheduler, place):
     spread = ("--workers", "2") if place == "here" else ("--scheduler", scheduler([], [])[0])
     done = suite.run("--seeds", "0-1", "--ablations", "none", *spread)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert {path.parent.name: path.read_bytes() for path in suite.folder.glob("runs/*/predictions.parquet")} == alone
+    assert suite.recorded == one_at_a_time != {}
     for seed in "01":
         first = suite.executed.index(f"a 1 {seed}")
         assert all(first < suite.executed.index(f"{variant} 1 {seed}") for variant in ("e", "cnn-dkd", "mc-full"))
@@ -95,10 +98,9 @@ def test_each_of_several_runs_has_a_gpu_of_its_own(suite):
         suite.notebook(number, show.format(number))
     code = suite.command("reproduce", "--only", "04,06", "--workers", "2")
     code[2] = f"import torch; torch.cuda.device_count = lambda: {2}; {code[2]}"
-    done = subprocess.run(
-        code, capture_output=True, text=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": "3,5"}, timeout=120
-    )
-    assert done.returncode == 0 and torch.cuda.device_count() == 0, done.stdout + done.stderr
+    running = Prewarmed(code[1:], os.environ | {"CUDA_VISIBLE_DEVICES": "3,5"}, None, capture=True)
+    said = running.communicate(timeout=120)
+    assert running.returncode == 0 and torch.cuda.device_count() == 0, said
     assert {(suite.results / number).read_text().strip() for number in ("04", "06")} == {"3", "5"}
 
 
@@ -114,7 +116,7 @@ def test_a_run_whose_worker_is_killed_goes_to_another(suite, scheduler):
 
 def test_a_run_that_kills_each_worker_fails_alone(suite, scheduler):
     suite.notebook("02", ONCE_KILLED.replace("if not", "if True or not"), record("02"))
-    address, _ = scheduler([], [])
+    address, _ = scheduler([], [], nanny=True)
     done = suite.run("--only", "01,02,06", "--scheduler", address)
     assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr
     assert "02_noisy_student_distillation__fold-1__seed-0  failed: KilledWorker: Attempted to run task" in done.stdout
@@ -167,14 +169,15 @@ def test_processes_of_torchrun_share_each_batch(suite):
     given = ["train", "a", "--corpus", "manifest", "--data-root", str(suite.root / "corpus.csv")]
     for each in ("epochs=2", f"network={still!r}", "batch_size=12"):
         given += ["--set", f"teacher.{each}"]
-    plain = [sys.executable, "-m", "ser_kd_utils.cli"]
-    spread = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "ser_kd_utils.cli"]
+    plain = ["-m", "ser_kd_utils.cli"]
+    spread = ["-m", "torch.distributed.run", "--nproc-per-node", "2", *plain]
     found = {}
     for name, command in (("one", plain), ("two", spread)):
         results = suite.root / name
-        done = subprocess.run([*command, *given, "--results", str(results)], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("a: UA clean") == 1  # said by one of them
+        running = Prewarmed([*command, *given, "--results", str(results)], os.environ, None, capture=True)
+        out, error = running.communicate(timeout=300)
+        assert running.returncode == 0, error
+        assert out.count("a: UA clean") == 1  # said by one of them
         (path,) = results.glob("*/runs/*/run.json")
         found[name] = json.loads(path.read_text())
     assert [found[name]["processes"] for name in ("one", "two")] == [1, 2]
@@ -205,9 +208,10 @@ def test_the_slurm_example_submits_jobs_whose_workers_do_the_runs(suite, monkeyp
     )
     code = stand_in.partition("from ser_kd_utils.cli")[0]
     code += f"\nimport runpy\nsys.argv[0] = 'slurm.py'\nrunpy.run_path({example!r}, run_name='__main__')"
-    command = [sys.executable, "-c", code, "--partition", "gpu", "--memory", "1GB", "--", *given]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stdout + done.stderr
+    command = ["-c", code, "--partition", "gpu", "--memory", "1GB", "--", *given]
+    running = Prewarmed(command, os.environ, None, capture=True)
+    said = running.communicate(timeout=120)
+    assert running.returncode == 0, said
     assert suite.executed == ["a 1 0", "e 1 0"]
     job = (tmp_path / "job.sh").read_text()
     assert "#SBATCH -p gpu" in job and "#SBATCH --gres=gpu:1" in job and "--resources GPU=1" in job

@@ -90,6 +90,8 @@ NETWORKS = {
     "time tokens, CNN": (VariableTokenForAudioClassification, VariableTokenConfig, {**TOKENS, "tokens": "time"}),
 }
 
+IN_INT8 = ("whisper", "wav2vec2", "head fusion, mfcc", "variable tokens, log-mel")
+
 
 def save(name: str, folder: Path) -> Path:
     """A small random network whose logits differ from speech to speech, as a run saves it."""
@@ -120,10 +122,11 @@ def speech(shared_data):
 def pair(request, tmp_path_factory):
     """A network's folder, and that of its graph."""
     folder = tmp_path_factory.mktemp("network")
-    graph = folder / "graph"
-    graph.mkdir()
-    write_onnx(WaveClassifier(save(request.param, folder / "network")), graph)
-    return folder / "network", graph
+    formats = ["onnx", "onnx-int8"] if request.param in IN_INT8 else ["onnx"]
+    for format in formats:
+        (folder / format).mkdir()
+    write_onnx(WaveClassifier(save(request.param, folder / "network")), {each: folder / each for each in formats})
+    return folder / "network", folder / "onnx"
 
 
 def test_the_graph_equals_pytorch_on_speech_of_any_length(pair, speech):
@@ -157,16 +160,13 @@ def test_nothing_of_this_machine_is_in_the_graph(pair):
     assert open_model(pair[1]).labels == list(LABELS)
 
 
-@pytest.mark.parametrize("name", ["whisper", "wav2vec2", "head fusion, mfcc", "variable tokens, log-mel"])
-def test_int8_is_smaller_and_says_about_the_same(speech, tmp_path, name):
-    classifier, sizes, p = WaveClassifier(save(name, tmp_path / "network")), [], []
-    for int8 in (False, True):
-        folder = tmp_path / str(int8)
-        folder.mkdir()
-        write_onnx(classifier, folder, int8)
-        sizes.append((folder / "model.onnx").stat().st_size)
-        p.append(np.concatenate([open_model(folder).timeline(wave)[[*LABELS]] for wave in speech]))
-    graph = onnx.load(tmp_path / "True" / "model.onnx").graph
+@pytest.mark.parametrize("pair", IN_INT8, indirect=True)
+def test_int8_is_smaller_and_says_about_the_same(speech, pair):
+    folders, classifier = (pair[1], pair[1].with_name("onnx-int8")), WaveClassifier(pair[0])
+    sizes = [(folder / "model.onnx").stat().st_size for folder in folders]
+    models = map(open_model, folders)
+    p = [np.concatenate([model.timeline(wave)[[*LABELS]] for wave in speech]) for model in models]
+    graph = onnx.load(folders[1] / "model.onnx").graph
     kinds = Counter(node.op_type for node in graph.node)
     modules = [*classifier.modules()]
     linear = sum(isinstance(each, torch.nn.Linear) for each in modules)

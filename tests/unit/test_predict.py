@@ -40,7 +40,7 @@ def networks(tmp_path_factory):
     network.save_pretrained(folder / "torch")
     WhisperFeatureExtractor(chunk_length=3).save_pretrained(folder / "torch")
     (folder / "onnx").mkdir()
-    write_onnx(WaveClassifier(folder / "torch"), folder / "onnx")
+    write_onnx(WaveClassifier(folder / "torch"), {"onnx": folder / "onnx"})
     return folder
 
 
