@@ -232,6 +232,7 @@ def test_samples_that_changed_on_the_disk_are_not_trained_on(tmp_path):
         cache_audio(corpus)
 
 
+@pytest.mark.slow
 def test_the_cache_folder_holds_nothing_else_and_the_home_nothing_at_all(tmp_path):
     """Hugging Face's own caches stay out of the home folder, which a cluster may not let one write."""
     corpus = write_corpus(tmp_path / "c", {"a": integers(0, 3200)})

@@ -60,6 +60,7 @@ def test_log_filter_bank_is_the_formula(samples, step):
     assert log_filter_bank(waves[:, :600], step).shape == (2, 1, 40)
 
 
+@pytest.mark.slow
 def test_log_filter_bank_has_librosas_spectra_and_mel_scale(recording):
     emphasised = librosa.effects.preemphasis(recording[0].numpy(), coef=0.97, zi=[0])
     frames = librosa.util.frame(emphasised, frame_length=640, hop_length=160)  # (640, 197): 2 s are whole steps
@@ -71,6 +72,7 @@ def test_log_filter_bank_has_librosas_spectra_and_mel_scale(recording):
     np.testing.assert_allclose(log_filter_bank(recording.float())[0], wanted, rtol=0, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_mfcc_is_librosas(recording):
     silence = torch.zeros_like(recording)
     half_silent = noise(1) * (torch.arange(2 * RATE) < RATE)  # most of its frames 80 dB below the peak

@@ -123,6 +123,7 @@ def visit(encoder, tmp_path_factory):
     return Visit(dict(zip([*server.repositories, "another commit"], lines, strict=True)), server.asked, folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["plain", "coded"])
 def test_a_hub_name_gives_the_weights_of_its_commit(visit, encoder, name):
     assert visit.printed[f"lab/{name}"] == "loaded"
@@ -189,6 +190,7 @@ def test_a_pickle_in_a_folder_is_refused_unopened(encoder, tmp_path):
     assert sprung.exists()  # the trap works
 
 
+@pytest.mark.slow
 def test_the_conversion_that_the_refusal_names_works(encoder, tmp_path):
     pickled, folder = tmp_path / "pickled", tmp_path / "folder"
     pickled.mkdir()

@@ -642,6 +642,7 @@ def two_processes(tmp_path_factory):
     return [torch.load(folder / f"{number}.pt", weights_only=True) for number in range(2)]
 
 
+@pytest.mark.slow
 def test_processes_share_each_batch_and_learn_what_one_learns(two_processes, tmp_path):
     """Each takes half of every batch; gradients are averaged, those of what is learnt beside the network, too."""
     alone = shared(tmp_path / "run")
