@@ -179,8 +179,7 @@ def from_folds(by_fold: Sequence[float], seeds: int, test_train: float, draws: n
     The fold level is nan where there is one fold, and where all folds agree exactly: then there is no scatter to test
     against.
     """
-    by_fold = np.asarray(by_fold, dtype=float)
-    folds = len(by_fold)
+    folds = len(by_fold := np.asarray(by_fold, dtype=float))
     scatter = by_fold.std(ddof=1) if folds > 1 and np.ptp(by_fold) > 1e-9 else np.nan
     error = float(np.sqrt(1 / folds + test_train) * scatter)
     return Effect(float(by_fold.mean()), error, folds - 1, by_fold, seeds, draws)

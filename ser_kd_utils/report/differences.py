@@ -239,8 +239,7 @@ class Family:
         """Each of the known variants that has several seeds, seed against seed through the same test: what chance alone
         looks like. Protocols whose seed decides what is tested have no such pairs."""
         words = "seed against seed of one variant, tested as two are, mean over folds: what chance alone looks like; "
-        main = (run for run in self.runs if run.info["kind"] == "main")
-        fixed = [run for run in main if run.info["protocol"]["protocol"] != "random"]
+        fixed = [r for r in self.runs if r.info["kind"] == "main" and r.info["protocol"]["protocol"] != "random"]
 
         def lines() -> Iterator[Line]:
             for sample in (each for name in known for each in report.aligned(fixed, [name]).values()):

@@ -84,7 +84,8 @@ def write_published(runs: Sequence[records.Run], folder: Path) -> None:
 def _copy_notebooks(folder: Path, target: Path) -> None:
     """Each notebook as it was run on its first fold and seed, up to what was found in all evidence: that changes.
 
-    Papermill's notes are removed, and a folder of this machine is replaced by its parameter's name.
+    Papermill's notes are removed, and so is the plain text of what is there as HTML or a picture, too; a folder of this
+    machine is replaced by its parameter's name.
     """
     for path in sorted(folder.glob("notebooks/*.ipynb"), reverse=True):  # the first comes last
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -93,6 +94,9 @@ def _copy_notebooks(folder: Path, target: Path) -> None:
         content["cells"] = content["cells"][: next(ends, None)]
         for cell in content["cells"]:
             cell["metadata"] = {key: value for key, value in cell["metadata"].items() if key == "tags"}
+            for output in cell.get("outputs", ()):
+                if len(output.get("data", ())) > 1:
+                    output["data"].pop("text/plain", None)
         text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
         places = [name for name, value in given.items() if Path(str(value)).is_absolute()]
         for name in sorted(places, key=lambda name: -len(given[name])):

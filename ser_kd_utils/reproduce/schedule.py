@@ -153,8 +153,7 @@ def _on_worker(run: NotebookRun, options: Namespace) -> Outcome:
 
 def this_code() -> str:
     """Of the package as it is installed, and of the libraries it computes with."""
-    files = (path for kind in ("py", "toml", "csv") for path in sorted(PACKAGE.rglob(f"*.{kind}")))
-    sources = [path.read_text(encoding="utf-8") for path in files]
+    sources = [path.read_text("utf-8") for kind in ("py", "toml", "csv") for path in sorted(PACKAGE.rglob(f"*.{kind}"))]
     return digest([sources, records.environment()["versions"]])
 
 

@@ -243,7 +243,10 @@ def notebook(path: Path, root: Path) -> None:
     cell = {"cell_type": "code", "metadata": {"tags": ["parameters"], "papermill": {"duration": 1}}, "source": source}
     about = {"parameters": {"data_root": str(root), "noise_dir": f"{root}/noise", "fold": 1}, "output_path": str(path)}
     found = {"cell_type": "markdown", "metadata": {}, "source": ["## What we found\n", "\n", "In all evidence: ..."]}
-    cells = [cell | {"outputs": [], "execution_count": 1, "id": "a"}, found | {"id": "b"}, found | {"id": "c"}]
+    data = [{"text/html": "<table>", "text/plain": "a  b"}, {"text/plain": "3"}]
+    outputs = [{"output_type": "display_data", "metadata": {}, "data": each} for each in data]
+    outputs.append({"output_type": "stream", "name": "stdout", "text": "said"})
+    cells = [cell | {"outputs": outputs, "execution_count": 1, "id": "a"}, found | {"id": "b"}, found | {"id": "c"}]
     content = {"cells": cells, "metadata": {"papermill": about}, "nbformat": 4, "nbformat_minor": 5}
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(content))
@@ -261,6 +264,7 @@ def test_executed_notebooks_of_recorded_speech_are_published_without_the_machine
     (cell,) = content["cells"]  # what was found in all evidence changes with it
     assert content["metadata"] == {} and cell["metadata"] == {"tags": ["parameters"]}
     assert cell["source"] == ['data_root = "DATA_ROOT"\n', 'noise_dir = "NOISE_DIR"']
+    assert [output.get("data") for output in cell["outputs"]] == [{"text/html": "<table>"}, {"text/plain": "3"}, None]
     assert "[02_x](notebooks/02_x.ipynb)" in (published.parents[1] / "README.md").read_text()
 
 
