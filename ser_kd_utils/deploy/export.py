@@ -125,15 +125,15 @@ def write_onnx(classifier: WaveClassifier, folders: Mapping[str, Path]) -> None:
     about = {"ser-kd": json.dumps(classifier.about), "onnx.quant.pre_process": "onnxruntime.quant"}
     helper.set_model_props(model, about)
     for format, folder in folders.items():
-        save_model(model, folder / GRAPH)
+        written = model
         if format == "onnx-int8":
             # unsigned: products with signed weights overflow 16 bits on a processor without VNNI
             how = {"per_channel": True, "weight_type": QuantType.QUInt8, "nodes_to_exclude": others}
             quantize_dynamic(model, folder / GRAPH, ["MatMul", "Conv"], **how)
-            small = load_model(folder / GRAPH)
-            for weights in small.graph.initializer:
+            written = load_model(folder / GRAPH)
+            for weights in written.graph.initializer:
                 if weights.data_type == TensorProto.FLOAT and len(weights.dims) > 1:  # as spectra and positions
                     cast = helper.make_node("Cast", [f"{weights.name}_half"], [weights.name], to=weights.data_type)
-                    small.graph.node.insert(0, cast)
+                    written.graph.node.insert(0, cast)
                     weights.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weights).astype("f2"), *cast.input))
-            save_model(small, folder / GRAPH)
+        save_model(written, folder / GRAPH)
