@@ -169,10 +169,10 @@ class Family:
                 yield Tested(use, self.premise(use.gate), whole, samples, effect_of(*samples, use.snrs))
 
     def tested(self, declared: Iterable[Comparison]) -> list[Tested]:
-        """Those of which both variants are recorded; other p than of claims are corrected for their number."""
+        """Those of which both variants are recorded; other p than of claims are corrected for both together."""
         found, claimed = [*self._tests(declared)], {each.use.key for each in self.claimed}
-        others = _corrected(each for each in found if each.use.key not in claimed)
-        p = {each.use.key: each.corrected for each in (*self.claimed, *others)}
+        others = _corrected([*self.claimed, *(each for each in found if each.use.key not in claimed)])
+        p = {each.use.key: each.corrected for each in (*others, *self.claimed)}
         return [each._replace(corrected=p[each.use.key]) for each in found]
 
     def differences(
@@ -308,7 +308,7 @@ def _cell(samples: Sequence[Sample], value: float | str, ends: Sequence[float] =
 
 
 def ledger(evidence: Mapping[str, Mapping[str, Mapping[str, Table]]]) -> Table:
-    """A line for each claim on each corpus of a profile and, where two of them have a test over folds, one for both.
+    """A line for each claim on each corpus on which its method ran, by profile, and one for two with a test over folds.
 
     evidence: all tables by profile, corpus and name; of recorded speech only, since synthetic speech supports no claim.
     """
@@ -322,7 +322,7 @@ def ledger(evidence: Mapping[str, Mapping[str, Mapping[str, Table]]]) -> Table:
         for profile, corpora in evidence.items():
             for name in (name for name, table in [*corpora.values()][0].items() if getattr(table, "family", None)):
                 families = {f"{corpus}-{profile}": tables[name].family for corpus, tables in corpora.items()}
-                found = {place: family.claimed for place, family in families.items()}
+                found = {place: family.claimed for place, family in families.items() if family.claimed}
                 found[f"pooled, {profile}"] = _pooled(sum(found.values(), []))
                 tested = {(each.use.claim, place): each.judged() for place in found for each in found[place]}
                 claims = {use.claim: use for family in families.values() for use in family.claims}

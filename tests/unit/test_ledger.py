@@ -86,6 +86,12 @@ def test_profiles_are_never_mixed_and_one_corpus_is_not_pooled(tmp_path):
     assert table["corpus-profile"].tolist() == ["emodb-tiny"] * 4 + ["ravdess-whisper"] * 4
 
 
+def test_a_method_that_did_not_run_on_a_corpus_has_no_lines_there(both):
+    alone = both | {"emodb": tables_of([])}
+    assert {*ledger({"tiny": alone}).frame["corpus-profile"]} == {"ravdess-tiny"}
+    assert not ledger({"tiny": {"emodb": tables_of([])}}).lines
+
+
 def test_what_keeps_a_pooled_claim_from_a_verdict(tmp_path):
     few = {
         "emodb": tables_of(recorded(tmp_path, "emodb", seeds=2)),
