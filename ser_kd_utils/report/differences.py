@@ -169,7 +169,7 @@ class Family:
                 yield Tested(use, self.premise(use.gate), whole, samples, effect_of(*samples, use.snrs))
 
     def tested(self, declared: Iterable[Comparison]) -> list[Tested]:
-        """Those of which both variants are recorded; other p than of claims are corrected for both together."""
+        """Those of which both variants are recorded; p of the others is corrected together with that of the claims."""
         found, claimed = [*self._tests(declared)], {each.use.key for each in self.claimed}
         others = _corrected([*self.claimed, *(each for each in found if each.use.key not in claimed)])
         p = {each.use.key: each.corrected for each in (*others, *self.claimed)}

@@ -525,7 +525,7 @@ def test_a_claim_has_one_p_wherever_it_stands(family):
     # what no claim is about is corrected for its table and the claims
     for others in (parts.loc[["gamma-10", "l1-only"]], compared.loc[["(c) - (b)"]]):
         expected = holm([*claimed["p"], *others["p"]])[len(claimed) :]
-        np.testing.assert_allclose(others["p (Holm)"], expected, atol=2e-3)
+        np.testing.assert_allclose(others["p (Holm)"], expected, atol=1e-3)
 
 
 def test_near_is_another_claim_than_better(tmp_path):
